@@ -1,0 +1,1 @@
+"""Image sets: tensorflow-datasets, embedded photographs, folders, arrays, noise."""

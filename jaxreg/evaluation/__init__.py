@@ -1,0 +1,1 @@
+"""The protocol, the harness that follows it, and its reports."""

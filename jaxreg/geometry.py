@@ -1,0 +1,185 @@
+"""Rigid transforms of the image plane, and the one convention they all follow.
+
+x runs right and y runs down; pixel ``(0, 0)`` is the centre of the top-left pixel. A transform
+``(tx, ty, theta)`` (pixels, pixels, degrees) rotates about the image centre
+``c = ((W - 1) / 2, (H - 1) / 2)`` and then shifts::
+
+    p' = R(theta) (p - c) + c + t,    R = [[cos, -sin], [sin, cos]]  on (x, y)
+
+Because y runs down, a positive ``theta`` turns the picture clockwise on the screen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+Shape = tuple[int, ...]
+
+
+def wrap_degrees(theta: ArrayLike) -> jax.Array:
+    """The same angle in [-180, 180).
+
+    >>> float(wrap_degrees(190.0))
+    -170.0
+    """
+    theta = jnp.asarray(theta, jnp.float32)
+    turns = jax.lax.stop_gradient(jnp.floor((theta + 180.0) / 360.0))
+    return theta - 360.0 * turns
+
+
+def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of an angle in degrees, exact at multiples of 90.
+
+    Exactness matters: a quarter turn must move pixels onto pixels, not next to them.
+
+    >>> [float(v) for v in cos_sin_degrees(90.0)]
+    [0.0, 1.0]
+    """
+    theta = jnp.asarray(theta, jnp.float32)
+    quarter = jax.lax.stop_gradient(jnp.round(theta / 90.0))
+    rest = jnp.deg2rad(theta - 90.0 * quarter)
+    cos, sin = jnp.cos(rest), jnp.sin(rest)
+    turn = quarter.astype(jnp.int32) % 4
+    odd, behind = turn % 2 == 1, turn >= 2
+    cos, sin = jnp.where(odd, -sin, cos), jnp.where(odd, cos, sin)
+    # Adding 0.0 turns a negative zero into a plain one.
+    return jnp.where(behind, -cos, cos) + 0.0, jnp.where(behind, -sin, sin) + 0.0
+
+
+def image_centre(shape: Shape) -> tuple[float, float]:
+    """Centre ``(x, y)`` of an image whose shape starts with ``(H, W)``.
+
+    >>> image_centre((32, 48))
+    (23.5, 15.5)
+    """
+    return (shape[1] - 1) / 2, (shape[0] - 1) / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RigidTransform:
+    """A rotation about the image centre followed by a shift; a pytree.
+
+    Fields are scalars, or arrays of one shared shape for a batch of transforms (every method
+    then works on the whole batch).
+
+    Attributes:
+      tx: shift to the right, in pixels.
+      ty: shift down, in pixels.
+      theta: rotation in degrees, clockwise on the screen.
+
+    >>> t = RigidTransform(tx=2.0, ty=-1.0, theta=90.0)
+    >>> round_trip = t.compose(t.inverse())
+    >>> float(round_trip.tx), float(round_trip.ty), float(round_trip.theta)
+    (0.0, 0.0, 0.0)
+    """
+
+    tx: ArrayLike
+    ty: ArrayLike
+    theta: ArrayLike
+
+    @classmethod
+    def identity(cls, batch_shape: Shape = ()) -> RigidTransform:
+        """The transform that moves nothing, repeated to ``batch_shape``."""
+        zero = jnp.zeros(batch_shape, jnp.float32)
+        return cls(zero, zero, zero)
+
+    @classmethod
+    def from_array(cls, parameters: ArrayLike) -> RigidTransform:
+        """From an array whose last axis holds ``(tx, ty, theta)``."""
+        parameters = jnp.asarray(parameters)
+        if parameters.ndim == 0 or parameters.shape[-1] != 3:
+            raise ValueError(
+                f"parameters must end in an axis of 3 (tx, ty, theta), got shape {parameters.shape}"
+            )
+        return cls(parameters[..., 0], parameters[..., 1], parameters[..., 2])
+
+    def as_array(self) -> jax.Array:
+        """``(..., 3)`` float32 array of ``(tx, ty, theta)``."""
+        fields = (self.tx, self.ty, self.theta)
+        return jnp.stack([jnp.asarray(f, jnp.float32) for f in fields], axis=-1)
+
+    @classmethod
+    def from_matrix(cls, matrix: ArrayLike, shape: Shape) -> RigidTransform:
+        """The transform that a matrix in pixel coordinates stands for; inverse of `matrix`.
+
+        Args:
+          matrix: ``(..., 3, 3)`` or ``(..., 2, 3)``, rigid: its 2x2 block a rotation. A block with
+            a scale or shear besides gives the angle of its nearest rotation.
+          shape: the image's shape, starting with ``(H, W)``.
+
+        >>> t = RigidTransform(3.0, -2.0, 30.0)
+        >>> back = RigidTransform.from_matrix(t.matrix((32, 32)), (32, 32))
+        >>> round(float(back.tx), 4), round(float(back.theta), 4)
+        (3.0, 30.0)
+        """
+        m = jnp.asarray(matrix, jnp.float32)
+        if m.shape[-2:] not in ((3, 3), (2, 3)):
+            raise ValueError(f"matrix must be (..., 3, 3) or (..., 2, 3), got shape {m.shape}")
+        cx, cy = image_centre(shape)
+        theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
+        cos, sin = cos_sin_degrees(theta)
+        tx = m[..., 0, 2] - cx + cos * cx - sin * cy
+        ty = m[..., 1, 2] - cy + sin * cx + cos * cy
+        return cls(tx, ty, wrap_degrees(theta))
+
+    def matrix(self, shape: Shape) -> jax.Array:
+        """``(..., 3, 3)`` matrix on homogeneous pixel coordinates ``(x, y, 1)``.
+
+        ``cv2.warpAffine(fixed, T.matrix(fixed.shape)[:2], (W, H))`` and
+        ``skimage.transform.warp(fixed, inverse(T.matrix(fixed.shape)))`` warp as `jaxreg.warp`
+        does.
+
+        Args:
+          shape: the image's shape, starting with ``(H, W)``; it fixes the centre of rotation.
+        """
+        cx, cy = image_centre(shape)
+        cos, sin = cos_sin_degrees(self.theta)
+        dx = cx + self.tx - cos * cx + sin * cy
+        dy = cy + self.ty - sin * cx - cos * cy
+        zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
+        rows = [[cos, -sin, dx], [sin, cos, dy], [zero, zero, one]]
+        return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+    def inverse(self) -> RigidTransform:
+        """The transform that undoes this one."""
+        cos, sin = cos_sin_degrees(self.theta)
+        tx, ty = jnp.asarray(self.tx), jnp.asarray(self.ty)
+        return RigidTransform(
+            -cos * tx - sin * ty, sin * tx - cos * ty, wrap_degrees(-jnp.asarray(self.theta))
+        )
+
+    def compose(self, first: RigidTransform) -> RigidTransform:
+        """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``."""
+        cos, sin = cos_sin_degrees(self.theta)
+        tx, ty = jnp.asarray(first.tx), jnp.asarray(first.ty)
+        return RigidTransform(
+            cos * tx - sin * ty + self.tx,
+            sin * tx + cos * ty + self.ty,
+            wrap_degrees(jnp.asarray(self.theta) + jnp.asarray(first.theta)),
+        )
+
+    def apply(self, points: ArrayLike, shape: Shape) -> jax.Array:
+        """Where points of the fixed image lie in the moving one.
+
+        Args:
+          points: ``(..., 2)`` array of ``(x, y)`` in pixels. For a batch of transforms, either
+            one set of points ``(P, 2)`` for all or ``batch_shape + (P, 2)``.
+          shape: the image's shape, starting with ``(H, W)``.
+
+        >>> t = RigidTransform(0.0, 0.0, 90.0)
+        >>> [float(v) for v in t.apply([0.0, 0.0], (32, 32))]  # the top-left corner goes top-right
+        [31.0, 0.0]
+        """
+        points = jnp.asarray(points, jnp.float32)
+        cx, cy = image_centre(shape)
+        cos, sin = cos_sin_degrees(self.theta)
+        tx, ty = jnp.asarray(self.tx), jnp.asarray(self.ty)
+        if cos.ndim and points.ndim > 1:  # line the batch up against the axis of points
+            cos, sin, tx, ty = (v[..., None] for v in (cos, sin, tx, ty))
+        x, y = points[..., 0] - cx, points[..., 1] - cy
+        return jnp.stack([cos * x - sin * y + cx + tx, sin * x + cos * y + cy + ty], axis=-1)

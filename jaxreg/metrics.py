@@ -1,0 +1,41 @@
+"""Errors of an estimate and the paper's training loss, Eqs. 2 to 5."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxreg.geometry import RigidTransform
+
+LAMBDA = 17.0  # the paper's weight of the translation loss
+
+
+def translation_error(estimate: RigidTransform, truth: RigidTransform) -> jax.Array:
+    """L1 distance of the two shifts, in pixels (the summand of Eq. 2)."""
+    return jnp.abs(jnp.asarray(estimate.tx) - truth.tx) + jnp.abs(
+        jnp.asarray(estimate.ty) - truth.ty
+    )
+
+
+def rotation_error(estimate: ArrayLike, truth: ArrayLike) -> jax.Array:
+    """Circular absolute difference of two angles in degrees, in [0, 180] (Eqs. 3 and 4).
+
+    >>> float(rotation_error(-180.0, 180.0))
+    0.0
+    >>> float(rotation_error(170.0, -170.0))
+    20.0
+    """
+    difference = jnp.abs(jnp.asarray(estimate, jnp.float32) - jnp.asarray(truth, jnp.float32))
+    difference = jnp.mod(difference, 360.0)
+    return jnp.where(difference > 180.0, 360.0 - difference, difference)
+
+
+def paper_loss(
+    estimate: RigidTransform, truth: RigidTransform, translation_weight: float = LAMBDA
+) -> jax.Array:
+    """Mean of ``lambda * translation error + rotation error`` over a batch (Eq. 5)."""
+    return jnp.mean(
+        translation_weight * translation_error(estimate, truth)
+        + rotation_error(estimate.theta, truth.theta)
+    )

@@ -1,0 +1,73 @@
+"""Self-supervised pairs, made on the device: draw a transform, warp the image by it.
+
+All randomness comes from an explicit key, so that a training step or an evaluation can be
+repeated bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.interpolation import Interpolation
+from jaxreg.warping import warp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A batch of image pairs with their true transforms.
+
+    Attributes:
+      fixed: ``(N, H, W, C)`` float32, intensities in 0..255.
+      moving: the same, ``moving = warp(fixed, transform)``.
+      transform: N transforms.
+    """
+
+    fixed: jax.Array
+    moving: jax.Array
+    transform: RigidTransform
+
+
+def draw_transforms(key: jax.Array, count: int, max_shift: float) -> RigidTransform:
+    """Transforms uniform on ``[-max_shift, max_shift]^2`` pixels and [-180, 180) degrees."""
+    x_key, y_key, angle_key = jax.random.split(key, 3)
+    return RigidTransform(
+        jax.random.uniform(x_key, (count,), minval=-max_shift, maxval=max_shift),
+        jax.random.uniform(y_key, (count,), minval=-max_shift, maxval=max_shift),
+        jax.random.uniform(angle_key, (count,), minval=-180.0, maxval=180.0),
+    )
+
+
+def warp_pairs(
+    images: jax.Array, transform: RigidTransform, interpolation: Interpolation = "linear"
+) -> Pairs:
+    """The pairs of N images ``(N, H, W, C)`` and N transforms, zeros outside (the paper's)."""
+    fixed = images.astype(jnp.float32)
+    moving = jax.vmap(lambda image, t: warp(image, t, interpolation))(fixed, transform)
+    return Pairs(fixed, moving, transform)
+
+
+def draw_pairs(
+    key: jax.Array,
+    images: jax.Array,
+    count: int,
+    max_shift: float,
+    interpolation: Interpolation = "linear",
+) -> Pairs:
+    """Draw images from a set, with repetition, and transform each at random.
+
+    Args:
+      key: a JAX random key; the same key gives the same pairs.
+      images: ``(N, H, W, C)`` uint8, resident on the device.
+      count: how many pairs.
+      max_shift: translations are uniform on ``[-max_shift, max_shift]`` pixels.
+      interpolation: how the moving image is rendered.
+    """
+    image_key, transform_key = jax.random.split(key)
+    index = jax.random.randint(image_key, (count,), 0, images.shape[0])
+    transform = draw_transforms(transform_key, count, max_shift)
+    return warp_pairs(images[index], transform, interpolation)

@@ -1,0 +1,57 @@
+"""How well two images agree once aligned."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.result import Registration
+from jaxreg.warping import overlap, warp
+
+# An answer of a method that has no measure of its own certainty is trusted from this score on, if
+# at least this part of the moving image is seen in the fixed one.
+TRUSTED_SCORE = 0.5
+TRUSTED_OVERLAP = 0.2
+
+
+def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
+    """Normalised cross-correlation of ``(H, W, C)`` images over an ``(H, W)`` mask.
+
+    Each channel's mean is removed; the channels share one sum. Zero where either has no texture.
+    """
+    weight = mask.astype(jnp.float32)[..., None]
+    count = jnp.maximum(weight.sum(), 1.0)
+    a = (a - (weight * a).sum((0, 1)) / count) * weight
+    b = (b - (weight * b).sum((0, 1)) / count) * weight
+    energy = (a * a).sum() * (b * b).sum()
+    return jnp.where(energy > 1e-6, (a * b).sum() / jnp.sqrt(jnp.maximum(energy, 1e-6)), 0.0)
+
+
+def overlap_ncc(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> jax.Array:
+    """Correlation of ``warp(fixed, transform)`` and ``moving`` over their overlap.
+
+    Args:
+      fixed: ``(H, W, C)``.
+      moving: the same shape.
+      transform: from fixed to moving.
+    """
+    return masked_ncc(warp(fixed, transform), moving, overlap(fixed.shape, transform))
+
+
+def judge(
+    fixed: jax.Array, moving: jax.Array, transform: RigidTransform, found: jax.Array | None = None
+) -> Registration:
+    """The `Registration` of a batch of transforms from a method that measures nothing else.
+
+    Args:
+      fixed: ``(N, H, W, C)``.
+      moving: the same shape.
+      transform: N transforms.
+      found: ``(N,)`` bool, False where the method has no answer. Default: all True.
+    """
+    score = jax.vmap(overlap_ncc)(fixed, moving, transform)
+    share = jax.vmap(lambda t: overlap(fixed.shape[1:], t).mean())(transform)
+    found = jnp.ones(score.shape, bool) if found is None else found
+    success = found & (score >= TRUSTED_SCORE) & (share >= TRUSTED_OVERLAP)
+    return Registration(transform, jnp.where(found, score, 0.0), success, None, found)
