@@ -1,1 +1,1 @@
-"""What jaxreg is compared with, plugged into its harness through the `jaxreg.methods` entry points."""
+"""What jaxreg is compared with: plug-ins of its harness, found by entry points."""

@@ -1,0 +1,102 @@
+"""Rigid transforms against OpenCV, closed forms and group laws."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.metrics import rotation_error
+from tests.tolerances import FLOAT32_DEGREES, FLOAT32_PIXELS
+
+SHAPE = (24, 40)
+shifts = st.floats(-50, 50, width=32)
+angles = st.floats(-720, 720, width=32)
+transforms = st.builds(RigidTransform, shifts, shifts, angles)
+points = st.lists(st.tuples(shifts, shifts), min_size=1, max_size=4).map(np.float32)
+
+
+def assert_same(a, b):
+    np.testing.assert_allclose(a.tx, b.tx, atol=FLOAT32_PIXELS)
+    np.testing.assert_allclose(a.ty, b.ty, atol=FLOAT32_PIXELS)
+    np.testing.assert_allclose(rotation_error(a.theta, b.theta), 0, atol=FLOAT32_DEGREES)
+
+
+@given(transforms)
+@settings(deadline=None)
+def test_matrix_is_opencvs(t):
+    centre = ((SHAPE[1] - 1) / 2, (SHAPE[0] - 1) / 2)
+    expected = cv2.getRotationMatrix2D(centre, -float(t.theta), 1.0)  # OpenCV turns the other way
+    expected[:, 2] += t.tx, t.ty
+    np.testing.assert_allclose(t.matrix(SHAPE)[:2], expected, atol=FLOAT32_PIXELS)
+
+
+@given(transforms, points)
+@settings(deadline=None)
+def test_inverse_undoes(t, p):
+    back = t.inverse().apply(t.apply(p, SHAPE), SHAPE)
+    np.testing.assert_allclose(back, p, atol=FLOAT32_PIXELS)
+    assert_same(t.compose(t.inverse()), RigidTransform(0.0, 0.0, 0.0))
+
+
+@given(transforms, transforms, points)
+@settings(deadline=None)
+def test_compose_applies_the_argument_first(second, first, p):
+    one_by_one = second.apply(first.apply(p, SHAPE), SHAPE)
+    np.testing.assert_allclose(
+        second.compose(first).apply(p, SHAPE), one_by_one, atol=FLOAT32_PIXELS
+    )
+
+
+@given(transforms)
+@settings(deadline=None)
+def test_matrix_round_trip(t):
+    back = RigidTransform.from_matrix(t.matrix(SHAPE), SHAPE)
+    assert_same(back, RigidTransform(t.tx, t.ty, wrap_degrees(t.theta)))
+
+
+def test_sign_conventions():
+    # 90 degrees turns the right-pointing axis into the down-pointing one: clockwise on the screen.
+    centre = np.float32([[19.5, 11.5]])
+    right = centre + np.float32([[3, 0]])
+    turned = RigidTransform(0.0, 0.0, 90.0).apply(right, SHAPE)
+    np.testing.assert_array_equal(turned, centre + np.float32([[0, 3]]))
+    shifted = RigidTransform(2.0, -1.0, 0.0).apply(centre, SHAPE)
+    np.testing.assert_array_equal(shifted, centre + np.float32([[2, -1]]))
+
+
+@pytest.mark.parametrize("quarter", range(-8, 9))
+def test_quarter_turns_are_exact(quarter):
+    cos, sin = cos_sin_degrees(90.0 * quarter)
+    assert (float(cos), float(sin)) == [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter % 4]
+
+
+def test_angles_wrap_into_the_half_open_circle():
+    np.testing.assert_array_equal(
+        wrap_degrees(np.float32([-180, 180, 540, 0, 179.5])), [-180, -180, -180, 0, 179.5]
+    )
+
+
+def test_batches_and_transformations():
+    batch = RigidTransform.from_array(np.random.default_rng(0).normal(size=(5, 3)))
+    p = np.float32([[0, 0], [3, 4]])
+    together = batch.apply(p, SHAPE)
+    one_by_one = jax.jit(jax.vmap(lambda t: t.apply(p, SHAPE)))(batch)
+    assert together.shape == (5, 2, 2)
+    np.testing.assert_allclose(together, one_by_one, atol=FLOAT32_PIXELS)
+    assert batch.matrix(SHAPE).shape == (5, 3, 3)
+    # d(x')/d(theta) at the point one pixel right of the centre is 0, d(y')/d(theta) is pi / 180.
+    gradient = jax.jacobian(
+        lambda theta: RigidTransform(0.0, 0.0, theta).apply(jnp.array([20.5, 11.5]), SHAPE)
+    )(0.0)
+    np.testing.assert_allclose(gradient, [0, np.pi / 180], atol=FLOAT32_PIXELS)
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match="axis of 3"):
+        RigidTransform.from_array(np.zeros(4))
+    with pytest.raises(ValueError, match=r"\(\.\.\., 2, 3\), got shape \(2, 2\)"):
+        RigidTransform.from_matrix(np.eye(2), SHAPE)

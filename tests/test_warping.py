@@ -1,0 +1,135 @@
+"""The warp against OpenCV, SciPy, PyTorch's conventions and exact cases."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import skimage.transform
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.interpolation import INTERPOLATIONS
+from jaxreg.warping import overlap, pixel_grid, sample, warp
+from tests.tolerances import FLOAT32_INTENSITY, OPENCV_WARP
+
+OPENCV_FLAG = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+
+
+def image(shape=(32, 32, 3), sigma=1.5, seed=0):
+    noise = np.random.default_rng(seed).uniform(0, 255, shape)
+    smooth = scipy.ndimage.gaussian_filter(noise, (sigma, sigma) + (0,) * (len(shape) - 2))
+    return smooth.astype(np.float32)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+@pytest.mark.parametrize("shape", [(32, 32), (33, 20, 3), (24, 40, 1)])
+def test_agrees_with_opencv(interpolation, shape):
+    t = RigidTransform(2.3, -1.7, 33.0)
+    picture = image(shape)
+    expected = cv2.warpAffine(
+        picture,
+        np.asarray(t.matrix(shape))[:2],
+        shape[1::-1],
+        flags=OPENCV_FLAG[interpolation],
+    ).reshape(shape)
+    np.testing.assert_allclose(warp(picture, t, interpolation), expected, atol=OPENCV_WARP)
+
+
+def test_agrees_with_scikit_image():
+    t = RigidTransform(-3.1, 0.4, -101.0)
+    inverse_map = np.linalg.inv(np.asarray(t.matrix((32, 32)), np.float64))
+    expected = skimage.transform.warp(image(), inverse_map, order=1, mode="constant")
+    # Its zeros start at the rim, ours blend over one pixel, as OpenCV's do: compare the inside.
+    inside = np.asarray(overlap((32, 32), t))
+    np.testing.assert_allclose(
+        np.asarray(warp(image(), t))[inside], expected[inside], atol=FLOAT32_INTENSITY
+    )
+
+
+def test_spline_agrees_with_scipy():
+    points = np.random.default_rng(1).uniform(3, 28, (200, 2)).astype(np.float32)
+    picture = image((32, 32))
+    expected = scipy.ndimage.map_coordinates(picture, points.T[::-1], order=3, mode="mirror")
+    np.testing.assert_allclose(sample(picture, points, "spline"), expected, atol=FLOAT32_INTENSITY)
+
+
+@pytest.mark.parametrize("size", [8, 31, 32])
+@pytest.mark.parametrize("quarter", [-2, -1, 0, 1, 2, 3])
+def test_quarter_turns_move_pixels_onto_pixels(size, quarter):
+    picture = image((size, size, 3), sigma=0)
+    turned = warp(picture, RigidTransform(0.0, 0.0, 90.0 * quarter))
+    np.testing.assert_array_equal(turned, np.rot90(picture, -quarter))
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, 0), (0, -5), (-7, 2), (40, 0)])
+def test_whole_pixels_shift_exactly(dx, dy):
+    picture = image((24, 32), sigma=0)
+    padded = np.pad(picture, 50)
+    expected = np.roll(padded, (dy, dx), (0, 1))[50:-50, 50:-50]
+    moved = warp(picture, RigidTransform(float(dx), float(dy), 0.0))
+    np.testing.assert_array_equal(moved, expected)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_kernels_reproduce_a_ramp(interpolation):
+    x, y = np.moveaxis(np.asarray(pixel_grid((32, 32))), -1, 0)
+    points = np.random.default_rng(2).uniform(10, 21, (100, 2)).astype(np.float32)
+    values = sample(3 * x - 2 * y, points, interpolation)
+    np.testing.assert_allclose(
+        values, 3 * points[:, 0] - 2 * points[:, 1], atol=0.02 if interpolation == "spline" else 0.5
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float64, bool])
+def test_takes_any_real_dtype(dtype):
+    picture = (image((16, 16)) > 120).astype(dtype)
+    assert warp(picture, RigidTransform.identity()).dtype == jnp.float32
+    np.testing.assert_array_equal(warp(picture, RigidTransform.identity()), picture)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_gradients_agree_with_differences(interpolation):
+    picture = jnp.asarray(image())
+    weights = jnp.asarray(image(seed=3)) / 255
+
+    def value(parameters):
+        moved = warp(picture, RigidTransform.from_array(parameters), interpolation)
+        return jnp.vdot(weights[8:24, 8:24], moved[8:24, 8:24]) / 1000
+
+    at = jnp.array([0.73, -1.21, 17.3])
+    numeric = [
+        (value(at.at[i].add(h)) - value(at.at[i].add(-h))) / (2 * h)
+        for i, h in enumerate((0.01, 0.01, 0.03))
+    ]
+    np.testing.assert_allclose(jax.grad(value)(at), numeric, rtol=0.05, atol=0.02)
+
+
+def test_is_linear_in_the_image():
+    t = RigidTransform(1.3, 2.2, 48.0)
+    a, b = image(seed=4), image(seed=5)
+    np.testing.assert_allclose(
+        warp(2 * a - b, t), 2 * warp(a, t) - warp(b, t), atol=FLOAT32_INTENSITY
+    )
+
+
+def test_vmap_is_one_by_one():
+    pictures = np.stack([image(seed=s) for s in range(4)])
+    batch = RigidTransform.from_array(np.random.default_rng(0).normal(size=(4, 3)) * 5)
+    together = jax.jit(jax.vmap(warp))(pictures, batch)
+    for i in range(4):
+        t = jax.tree.map(lambda v, i=i: v[i], batch)
+        np.testing.assert_allclose(together[i], warp(pictures[i], t), atol=FLOAT32_INTENSITY)
+
+
+def test_overlap_is_where_a_white_image_stays_white():
+    t = RigidTransform(3.2, -4.6, 25.0)
+    white = np.asarray(warp(np.ones((32, 32)), t))
+    np.testing.assert_array_equal(np.asarray(overlap((32, 32), t)), white > 1 - 1e-3)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="linear, cubic, spline, got 'nearest'"):
+        warp(image(), RigidTransform.identity(), "nearest")
+    with pytest.raises(ValueError, match=r"got shape \(4, 32, 32, 3\).*vmap"):
+        warp(np.zeros((4, 32, 32, 3)), RigidTransform.identity())

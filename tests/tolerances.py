@@ -1,0 +1,11 @@
+"""Every numerical tolerance of the tests, in one place, with its reason."""
+
+# OpenCV 4 rounds warp coordinates to 1/32 px; on images of slope up to 255 a pixel that is 8 grey
+# levels at worst, and far less on the smooth images of the tests. OpenCV 5 is exact to rounding.
+OPENCV_WARP = 0.5
+# float32 rounding of intensities up to 255 after a few dozen operations.
+FLOAT32_INTENSITY = 2e-3
+# float32 rounding of pixel coordinates up to 512.
+FLOAT32_PIXELS = 2e-4
+# float32 rounding of angles up to 180 degrees.
+FLOAT32_DEGREES = 2e-4
