@@ -9,3 +9,5 @@ FLOAT32_INTENSITY = 2e-3
 FLOAT32_PIXELS = 2e-4
 # float32 rounding of angles up to 180 degrees.
 FLOAT32_DEGREES = 2e-4
+# float32 rounding of a network's activations in the order of 1, after sums over thousands of terms.
+FLOAT32_NETWORK = 2e-5

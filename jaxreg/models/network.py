@@ -1,0 +1,91 @@
+"""What every registration network is: two images in, a rigid transform out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxreg.geometry import RigidTransform, wrap_degrees
+from jaxreg.metrics import LAMBDA, paper_loss
+from jaxreg.pairs import Pairs
+
+
+class Network(nnx.Module):
+    """A network that estimates the transform of image pairs.
+
+    Attributes:
+      image_size: height and width of the images that it takes.
+    """
+
+    image_size: int
+
+    def __call__(self, fixed: jax.Array, moving: jax.Array) -> RigidTransform:
+        """Estimate the transforms of N pairs.
+
+        Args:
+          fixed: ``(N, image_size, image_size, 3)`` float32, intensities in 0..255.
+          moving: the same.
+
+        Returns:
+          N transforms, pixels of the images given and degrees in [-180, 180).
+        """
+        raise NotImplementedError
+
+    def loss(
+        self, pairs: Pairs, translation_weight: float = LAMBDA
+    ) -> tuple[jax.Array, RigidTransform]:
+        """Training loss of a batch (the paper's Eq. 5) and the estimates that it judges."""
+        estimate = self(pairs.fixed, pairs.moving)
+        return paper_loss(estimate, pairs.transform, translation_weight), estimate
+
+
+class NetworkConfig(Protocol):
+    """The settings that a network is built from: a frozen dataclass with JSON-able fields."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that the network takes."""
+        ...
+
+    def build(self, rngs: nnx.Rngs) -> Network:
+        """A fresh network; its weights are drawn from ``rngs.params``."""
+        ...
+
+
+def check_images(fixed: jax.Array, moving: jax.Array, image_size: int) -> None:
+    """Raise ValueError unless both are ``(N, image_size, image_size, 3)`` with one N."""
+    for name, images in (("fixed", fixed), ("moving", moving)):
+        if images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
+            raise ValueError(
+                f"{name} must be (N, {image_size}, {image_size}, 3) for this network, "
+                f"got shape {images.shape}"
+            )
+    if fixed.shape != moving.shape:
+        raise ValueError(
+            f"fixed and moving must hold as many images, got {fixed.shape[0]} and {moving.shape[0]}"
+        )
+
+
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Square images ``(N, S, S, C)`` to ``(N, size, size, C)``.
+
+    Shrinking by a whole factor takes the mean over blocks; any other size is bilinear, with
+    antialiasing when it shrinks. Pixel centres are aligned as in torch's
+    ``interpolate(align_corners=False)``.
+    """
+    n, side, _, channels = images.shape
+    if side == size:
+        return images
+    if side % size == 0:
+        factor = side // size
+        return images.reshape(n, size, factor, size, factor, channels).mean((2, 4))
+    return jax.image.resize(images, (n, size, size, channels), "linear", antialias=True)
+
+
+def transform_from_outputs(outputs: jax.Array, scale: tuple[float, float, float]) -> RigidTransform:
+    """N transforms from a network's ``(N, 3)`` outputs ``(tx, ty, theta)`` times ``scale``."""
+    scaled = outputs * jnp.asarray(scale, outputs.dtype)
+    return RigidTransform(scaled[:, 0], scaled[:, 1], wrap_degrees(scaled[:, 2]))
