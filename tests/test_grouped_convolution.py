@@ -1,0 +1,78 @@
+"""Grouped convolution: its values and gradients against XLA's native ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.models.grouped_convolution import convolution, grouped_convolution, kernel_gradient
+from tests.tolerances import FLOAT32_NETWORK
+
+# size, kernel, stride, padding, groups, inputs and outputs of a group
+CASES = [
+    ((8, 8), (3, 3), 1, ((1, 1), (1, 1)), 4, 2, 2),
+    ((8, 8), (3, 3), 2, ((1, 1), (1, 1)), 4, 2, 2),
+    ((7, 10), (3, 3), 2, ((1, 1), (1, 1)), 2, 3, 5),
+    ((9, 8), (3, 2), 3, ((0, 2), (1, 0)), 3, 1, 4),
+    ((6, 6), (1, 1), 1, ((0, 0), (0, 0)), 8, 2, 1),
+    ((2, 2), (3, 3), 1, ((1, 1), (1, 1)), 32, 2, 2),
+    ((1, 1), (3, 3), 2, ((1, 1), (1, 1)), 2, 2, 2),
+    ((6, 5), (3, 3), 1, ((1, 1), (1, 1)), 1, 4, 3),
+]
+
+
+def arrays(case):
+    size, kernel, _, _, groups, inputs, outputs = case
+    rng = np.random.default_rng(0)
+    return (
+        jnp.asarray(rng.normal(size=(3, *size, groups * inputs)), jnp.float32),
+        jnp.asarray(rng.normal(size=(*kernel, inputs, groups * outputs)), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_the_native_ones(case):
+    _, _, stride, padding, groups, _, _ = case
+    images, kernel = arrays(case)
+
+    @jax.jit
+    def both(images, kernel):
+        ours, our_vjp = jax.vjp(
+            lambda x, k: grouped_convolution(x, k, stride, padding, groups), images, kernel
+        )
+        native, native_vjp = jax.vjp(
+            lambda x, k: convolution(x, k, stride, padding, groups), images, kernel
+        )
+        weights = jnp.cos(jnp.arange(native.size, dtype=jnp.float32)).reshape(native.shape)
+        by_taps = kernel_gradient(images, weights, kernel.shape, stride, padding, groups)
+        return (
+            (ours, *our_vjp(weights), by_taps),
+            (native, *native_vjp(weights), native_vjp(weights)[1]),
+        )
+
+    for ours, native in zip(*both(images, kernel), strict=True):
+        assert ours.shape == native.shape
+        np.testing.assert_allclose(ours, native, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
+
+
+def test_works_without_jit_and_under_vmap():
+    case = CASES[0]
+    images, kernel = arrays(case)
+
+    def loss(images, kernel):
+        return jnp.sum(jnp.sin(grouped_convolution(images, kernel, *case[2:5])))
+
+    expected = jax.jit(jax.grad(loss, 1))(images, kernel)
+    np.testing.assert_allclose(jax.grad(loss, 1)(images, kernel), expected, atol=FLOAT32_NETWORK)
+    one_by_one = jax.vmap(jax.grad(loss, 1), (0, None))(images[:, None], kernel)
+    np.testing.assert_allclose(one_by_one.sum(0), expected, atol=5 * FLOAT32_NETWORK)
+
+
+def test_groups_do_not_mix():
+    images, kernel = arrays(CASES[0])
+    changed = images.at[..., 0].add(1.0)
+    moved = grouped_convolution(changed, kernel, *CASES[0][2:5]) - grouped_convolution(
+        images, kernel, *CASES[0][2:5]
+    )
+    assert np.abs(moved[..., :2]).max() > 0.1
+    np.testing.assert_array_equal(moved[..., 2:], 0)
