@@ -1,1 +1,9 @@
-"""Image sets: tensorflow-datasets, embedded photographs, folders, arrays, noise."""
+"""Image sources: one interface, uint8 arrays in memory.
+
+Importing this package loads neither OpenCV nor tensorflow-datasets nor scikit-image.
+"""
+
+from jaxreg.data.photos import photographs
+from jaxreg.data.sources import load_images
+
+__all__ = ["load_images", "photographs"]

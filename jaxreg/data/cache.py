@@ -1,0 +1,91 @@
+"""Decoded image sets kept on disk, so that the second start is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import logging
+
+
+def user_folder() -> pathlib.Path:
+    """Where a program may keep what it can make again: ``$XDG_CACHE_HOME/jaxreg``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "jaxreg"
+
+
+def cached(
+    folders: Sequence[pathlib.Path],
+    stem: str,
+    fingerprint: str,
+    shape: tuple[int, ...],
+    build: Callable[[], np.ndarray],
+) -> np.ndarray:
+    """A uint8 array from the first folder that has it, else built and kept for the next time.
+
+    The file is ``<stem>-<fingerprint>.npy``: an array of another fingerprint is never taken. It is
+    written under another name and renamed when whole, and older ones of the same stem are
+    removed. A damaged file is built anew.
+
+    Args:
+      folders: where to look, and to write: the first that can be written.
+      stem: what the array is, such as "train-32".
+      fingerprint: changes with whatever the array was made from.
+      shape: of the array; a file of another shape counts as damaged.
+      build: makes the array.
+    """
+    name = f"{stem}-{fingerprint}.npy"
+    for folder in folders:
+        array = _read(folder / name, shape)
+        if array is not None:
+            return array
+    array = build()
+    for folder in folders:
+        try:
+            _write(folder, name, array)
+        except OSError as error:
+            logging.info("Cannot keep %s in %s: %s", name, folder, error)
+            continue
+        for old in folder.glob(f"{stem}-*.npy"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+        break
+    else:
+        logging.warning("No folder can be written to keep %s; it is decoded at every start", stem)
+    return array
+
+
+def _read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, EOFError) as error:
+        logging.warning("Passing over the damaged cache %s: %s", path, error)
+        return None
+    if array.shape != shape or array.dtype != np.uint8:
+        logging.warning("Passing over the cache %s of shape %s", path, array.shape)
+        return None
+    return array
+
+
+def _write(folder: pathlib.Path, name: str, array: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.stat().st_mode & 0o222:  # root could write, against the owner's wish
+        raise PermissionError(f"{folder} is read-only")
+    handle, part = tempfile.mkstemp(suffix=".part", prefix=f".{name}.", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)  # mkstemp's 0600 would hide it from the set's other users
+        os.replace(part, folder / name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
