@@ -1,0 +1,60 @@
+"""``python -m jaxreg.train``: train a network, or go on with a run that was cut off.
+
+Without flags the quick start is run into ``runs/quickstart``. Any field of the configuration is
+set by its name, ``--batch_size=64`` or ``--network.hidden=512``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from jaxreg.training.configs import CONFIGS
+from jaxreg.training.loop import Interrupted, NonFiniteError, train
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("config", "quickstart", f"One of {', '.join(CONFIGS)}.", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "The run's folder; default runs/CONFIG.", flag_values=FLAGS)
+flags.DEFINE_bool("help", False, "Say what can be set.", short_name="h", flag_values=FLAGS)
+
+
+def _help(config: str) -> str:
+    from jaxreg.training.fields import flat_fields
+
+    lines = [__doc__ or "", FLAGS.get_help(), f"fields, with their values in {config}:"]
+    lines += [f"  --{name}={value}" for name, value in flat_fields(CONFIGS[config]).items()]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 done, 1 non-finite, 2 a mistake of the user's, 128 + n after signal n."""
+    try:
+        FLAGS.unparse_flags()
+        _, *overrides = FLAGS(argv, known_only=True)
+        if FLAGS.config not in CONFIGS:
+            raise ValueError(f"config must be one of {', '.join(CONFIGS)}, got {FLAGS.config!r}")
+        if FLAGS.help:
+            print(_help(FLAGS.config))
+            return 0
+        config = CONFIGS[FLAGS.config].override(overrides)
+        train(config, FLAGS.workdir or f"runs/{FLAGS.config}")
+    except NonFiniteError as error:
+        return _failed(error, 1)
+    except Interrupted as error:
+        return _failed(error, 128 + error.signal)
+    except KeyboardInterrupt:
+        return _failed("interrupted before there was anything new to save", 130)
+    except (flags.Error, ValueError, FileNotFoundError) as error:
+        return _failed(error, 2)
+    return 0
+
+
+def _failed(message: object, status: int) -> int:
+    print(f"jaxreg.train: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,73 @@
+"""The images of a run, resident on the device, and the pairs drawn from them in each step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxreg import data as sources
+from jaxreg.disturbances import Disturbance, disturb
+from jaxreg.pairs import Pairs, draw_pairs
+from jaxreg.scenes import draw_scene_pairs, draw_tiles
+from jaxreg.training.configs import TrainConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What pairs are drawn from; a pytree, handed to the compiled step as an argument.
+
+    Attributes:
+      pictures: ``(N, H, W, 3)`` uint8; on the host until they are placed.
+      tiles: ``(M, S, S, 3)`` uint8 places of photographs for scene pairs, or None.
+    """
+
+    pictures: jax.Array | np.ndarray
+    tiles: jax.Array | np.ndarray | None = None
+
+
+def load_training_images(config: TrainConfig) -> Images:
+    """The training images, on the host."""
+    tiles = None
+    if config.scene_pairs:
+        photographs = sources.photographs("train")
+        tiles = draw_tiles(
+            photographs, config.scene_tiles, config.image_size, config.max_shift, config.seed
+        )
+    return Images(_pool(config.data, "train", config.image_size), tiles)
+
+
+def load_held_out_images(config: TrainConfig) -> np.ndarray:
+    """The images of the evaluation pairs, uint8 ``(N, H, W, 3)``."""
+    return _pool(config.eval_data or config.data, "test", config.image_size)
+
+
+def _pool(names: tuple[str, ...], split: str, size: int) -> np.ndarray:
+    sets = [sources.load_images(name, split, size) for name in names]
+    return sets[0] if len(sets) == 1 else np.concatenate(sets)
+
+
+def draw_batch(key: jax.Array, images: Images, config: TrainConfig) -> Pairs:
+    """The pairs of one step: scene pairs first, then pictures warped with zeros outside."""
+    picture_key, scene_key, disturbance_key = jax.random.split(key, 3)
+    parts = []
+    if config.scene_pairs:
+        tiles = jnp.asarray(images.tiles)
+        parts.append(
+            draw_scene_pairs(
+                scene_key, tiles, config.scene_pairs, config.image_size, config.max_shift
+            )
+        )
+    if config.scene_pairs < config.batch_size:
+        count = config.batch_size - config.scene_pairs
+        pictures = jnp.asarray(images.pictures)
+        parts.append(
+            draw_pairs(picture_key, pictures, count, config.max_shift, config.interpolation)
+        )
+    pairs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if len(parts) > 1 else parts[0]
+    if config.disturbance != Disturbance():
+        pairs = disturb(disturbance_key, pairs, config.disturbance, random_strength=True)
+    return pairs

@@ -1,0 +1,276 @@
+"""Checkpoints of a run, and trained networks from their folder. The only module that knows orbax.
+
+A working folder holds ``config.json`` and ``checkpoints/STEP/``. A checkpoint is written under
+another name and takes its own when complete, and carries a checksum of every array: one that is
+half-written or damaged is noticed, and passed over for the one before it. Weights, statistics,
+average and optimiser lie apart, so that using a network reads no more than it needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxreg.training.configs import TrainConfig, changed_fields
+from jaxreg.training.devices import data_mesh
+from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
+from jaxreg.training.trained import TrainedNetwork
+
+CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
+_PARTS = ("weights", "statistics", "average", "optimizer")
+_KEPT = 2
+_CONCURRENT_GB = 1  # how much of the state is on its way to or from the disk at once
+
+# What reading a damaged checkpoint raises, from tensorstore, JSON and our own checks.
+_DAMAGE = (ValueError, KeyError, TypeError, OSError, AssertionError)
+
+
+class CheckpointError(ValueError):
+    """A folder that holds no usable checkpoint, or belongs to another run."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint could not be read and an older one is used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: the step, and the loss on the held-out pairs."""
+
+    step: int = -1
+    loss: float = float("inf")
+
+
+def settle_config(workdir: Path, config: TrainConfig) -> None:
+    """Write the configuration into a working folder, or hold it against the one that is there.
+
+    Raises:
+      CheckpointError: the folder belongs to a run whose weights would have come out differently;
+        the fields that differ are named.
+    """
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        changes = changed_fields(read_config(workdir), config)
+        if changes:
+            raise CheckpointError(
+                f"{workdir} holds a run of another configuration ({'; '.join(changes)}): "
+                "give its own fields, or another --workdir"
+            )
+    elif (workdir / CHECKPOINT_FOLDER).exists():
+        raise CheckpointError(f"{workdir} holds checkpoints without a {CONFIG_FILE}")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        os.replace(unfinished, path)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration of a working folder; CheckpointError if it holds none."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        what = "does not exist" if not folder.exists() else f"holds no {CONFIG_FILE}"
+        raise CheckpointError(f"{folder} {what}: it is no folder of a jaxreg.train run")
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+class CheckpointStore:
+    """The checkpoints of one working folder, the newest two kept."""
+
+    def __init__(self, workdir: Path, read_only: bool = False):
+        self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else _KEPT,
+                # In the background a save would need a copy of the state: its arrays are donated.
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            ),
+            item_handlers={part: _array_handler() for part in _PARTS}
+            | {"about": ocp.JsonCheckpointHandler()},
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, state: TrainState, best: Best, config: TrainConfig) -> None:
+        """Write a checkpoint of this state, unless its step has one, and drop the oldest."""
+        step = int(state.step)
+        if step in self.steps():
+            return
+        parts = {part: _flat(getattr(state, part)) for part in _PARTS}
+        parts = {part: arrays for part, arrays in parts.items() if arrays}
+        about = {
+            "step": step,
+            "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+            "key_type": str(jax.random.key_impl(state.key)),
+            "best": dataclasses.asdict(best) if best.step >= 0 else None,
+            "config": config.to_dict(),
+            "checksums": {part: _checksums(arrays) for part, arrays in parts.items()},
+        }
+        items: dict[str, Any] = {p: ocp.args.PyTreeSave(arrays) for p, arrays in parts.items()}
+        self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
+        self._manager.wait_until_finished()
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Best] | None:
+        """The newest whole checkpoint, or None if there is none at all.
+
+        Args:
+          abstract: shapes, dtypes and shardings to restore to.
+
+        Newer ones that turn out damaged are passed over with a warning, and removed once an older
+        one is read, to make room for the same step to come.
+
+        Raises:
+          CheckpointError: there are checkpoints and none can be read.
+        """
+        found = self._first_whole(lambda step: self._read_state(step, abstract))
+        if found is None:
+            return None
+        step, result = found
+        for newer in self.steps():
+            if newer > step:
+                self._manager.delete(newer)
+        return result
+
+    def restore_network(self, abstract: TrainState) -> tuple[int, Tree, Tree]:
+        """Step, weights and statistics of the newest whole checkpoint, and nothing else read.
+
+        The weights are their moving average where the run keeps one.
+        """
+        part = "average" if jax.tree.leaves(abstract.average) else "weights"
+
+        def read(step: int) -> tuple[Tree, Tree]:
+            parts = {name: getattr(abstract, name) for name in (part, "statistics")}
+            trees, _ = self._read(step, parts)
+            return trees[part], trees["statistics"]
+
+        found = self._first_whole(read)
+        if found is None:
+            raise CheckpointError(
+                f"{self._folder.parent} holds no checkpoint yet: the run has not saved one"
+            )
+        return found[0], *found[1]
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._manager.close()
+
+    def _first_whole(self, read: Any) -> Any:
+        """``(step, read(step))`` of the newest step that can be read; None without any step."""
+        failures = []
+        for step in self.steps():
+            try:
+                result = read(step)
+            except _DAMAGE as error:
+                failures.append(f"step {step}: {str(error).splitlines()[0][:200]}")
+                continue
+            for failure in failures:
+                warnings.warn(
+                    f"damaged checkpoint passed over ({failure}); using step {step}",
+                    DamagedCheckpointWarning,
+                    stacklevel=4,
+                )
+            return step, result
+        if failures:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder} can be read ({'; '.join(failures)})"
+            )
+        return None
+
+    def _read_state(self, step: int, abstract: TrainState) -> tuple[TrainState, Best]:
+        trees, about = self._read(step, {part: getattr(abstract, part) for part in _PARTS})
+        key = jax.random.wrap_key_data(jnp.uint32(about["key"]), impl=about["key_type"])
+        small = {"step": np.asarray(about["step"], np.int32), "key": key}
+        small = {k: jax.device_put(v, getattr(abstract, k).sharding) for k, v in small.items()}
+        best = Best(**about["best"]) if about["best"] else Best()
+        return TrainState(**small, **trees), best
+
+    def _read(self, step: int, abstract: dict[str, Tree]) -> tuple[dict[str, Tree], dict]:
+        """The named parts of a checkpoint, held against their checksums, and what is said of it."""
+        wanted = {part: _flat(tree) for part, tree in abstract.items()}
+        items: dict[str, Any] = {
+            part: ocp.args.PyTreeRestore(
+                item=arrays, restore_args=ocp.checkpoint_utils.construct_restore_args(arrays)
+            )
+            for part, arrays in wanted.items()
+            if arrays
+        }
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
+        )
+        about = restored["about"]
+        trees = dict(abstract)
+        for part in items:
+            if _checksums(restored[part]) != about["checksums"][part]:
+                raise ValueError(f"the checksums of its {part} do not match")
+            leaves = [restored[part][name] for name in wanted[part]]
+            trees[part] = jax.tree.unflatten(jax.tree.structure(abstract[part]), leaves)
+        return trees, about
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(
+        use_compression=False,  # float weights hardly shrink, and it costs most of the time
+        save_concurrent_gb=_CONCURRENT_GB,
+        restore_concurrent_gb=_CONCURRENT_GB,
+    )
+
+
+def _flat(tree: Tree) -> dict[str, Any]:
+    """The arrays of a pytree by path, such as ``0.mu.lstm.kernel``, in the tree's order."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
+    """CRC-32 of the bytes of each array."""
+    local = {name: np.asarray(array.addressable_data(0)) for name, array in arrays.items()}
+    return {
+        name: zlib.crc32(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        for name, array in local.items()
+    }
+
+
+def load_network(folder: str | os.PathLike) -> TrainedNetwork:
+    """The trained network of a working folder, from that folder alone.
+
+    The newest whole checkpoint is used, and the moving average of the weights where there is one;
+    the optimiser's state is not read.
+
+    Args:
+      folder: the ``--workdir`` of a `jaxreg.train` run, also one still running.
+
+    Raises:
+      CheckpointError: (a ValueError) it is no such folder, or has no usable checkpoint yet.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not (folder / CHECKPOINT_FOLDER).exists():
+        raise CheckpointError(f"{folder} holds no checkpoint yet: the run has not saved one")
+    store = CheckpointStore(folder, read_only=True)
+    try:
+        mesh = data_mesh(batch_size=1)
+        step, weights, statistics = store.restore_network(abstract_state(config, mesh))
+    finally:
+        store.close()
+    structure, _, _ = network_structure(config)
+    return TrainedNetwork(config, step, structure, weights, statistics)

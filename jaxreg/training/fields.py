@@ -1,0 +1,170 @@
+"""Frozen dataclasses of settings: from and to plain dictionaries, and from the command line.
+
+The type hints of the fields are the only schema there is. A field that does not exist, or a value
+of the wrong type, is refused with what is known named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from jaxreg.models import NETWORKS, NetworkConfig, network_from_dict, network_to_dict
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The settings as JSON-able values; a nested dataclass becomes a nested dictionary."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) in NETWORKS.values():
+            value = network_to_dict(value)
+        elif dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        result[field.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """The dataclass ``kind`` from what `to_dict` wrote; fields left out take their defaults.
+
+    Raises:
+      ValueError: for an unknown field or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    arguments = {}
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(f"unknown field {name!r}{_suggestion(name, names)}")
+        arguments[name] = _checked(name, hints[name], value)
+    return kind(**arguments)
+
+
+def flat_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings by dotted name, the nested ones as ``network.hidden``.
+
+    >>> from jaxreg.models.lstm import LSTMConfig
+    >>> flat_fields(LSTMConfig(), "network.")["network.hidden"]
+    3000
+    """
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        if dataclasses.is_dataclass(value):
+            result |= flat_fields(value, name + ".")
+        else:
+            result[name] = value
+    return result
+
+
+def override(config: Any, arguments: Sequence[str]) -> Any:
+    """A copy of ``config`` with command-line arguments such as ``--batch_size=64`` applied.
+
+    Nested fields are written with a dot, ``--network.hidden=512``; ``--network=compact`` takes
+    another network with its default settings. Tuples are written with commas. The last of two
+    values for one field wins.
+
+    Raises:
+      ValueError: for an argument of another form, an unknown field or a value of the wrong type.
+    """
+    for argument in arguments:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise ValueError(f"expected --field=value, got {argument!r}")
+        config = _replace(config, name, name.split("."), text, list(flat_fields(config)))
+    return config
+
+
+def _replace(config: Any, full: str, path: list[str], text: str, known: Iterable[str]) -> Any:
+    names = [field.name for field in dataclasses.fields(config)]
+    if path[0] not in names:
+        raise ValueError(f"unknown field {full!r}{_suggestion(full, list(known))}")
+    old = getattr(config, path[0])
+    kind = typing.get_type_hints(type(config))[path[0]]
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            settings = _dataclass_in(kind)
+            if settings is None:
+                raise ValueError(f"unknown field {full!r}: {path[0]!r} has no fields of its own")
+            old = settings()
+        new = _replace(old, full, path[1:], text, known)
+    elif kind is NetworkConfig:
+        new = network_from_dict({"network": text})
+    else:
+        new = _parsed(full, kind, text)
+    return dataclasses.replace(config, **{path[0]: new})
+
+
+def _parsed(name: str, kind: Any, text: str) -> Any:
+    """The value that ``text`` spells in the type ``kind``."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", ""):
+            return _checked(name, kind, None)
+        return _parsed(name, next(a for a in inner if a is not type(None)), text)
+    if origin is tuple:
+        parts = [part for part in text.split(",") if part]
+        item = [inner[0]] * len(parts) if inner[-1] is Ellipsis else list(inner)
+        if len(item) != len(parts):
+            raise ValueError(f"{name} takes {len(item)} values with commas, got {text!r}")
+        return tuple(_parsed(name, k, part) for k, part in zip(item, parts, strict=True))
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise _wrong_type(name, kind, text) from None
+    return _checked(name, kind, text)
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """``value`` if it is of the type ``kind``, after what JSON does to tuples and dataclasses."""
+    if kind is NetworkConfig:
+        return network_from_dict(value) if isinstance(value, dict) else value
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    settings = _dataclass_in(kind)
+    if settings is not None and isinstance(value, dict):
+        return from_dict(settings, value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _checked(name, next(a for a in inner if a is not type(None)), value)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, inner))}, got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        items = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_checked(name, k, v) for k, v in zip(items, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(kind, type) or type(value) is not kind:
+        raise _wrong_type(name, kind, value)
+    return value
+
+
+def _dataclass_in(kind: Any) -> type | None:
+    """The dataclass that a type hint such as ``Disturbance | None`` allows."""
+    for option in (kind, *typing.get_args(kind)):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
+    return None
+
+
+def _wrong_type(name: str, kind: Any, value: Any) -> ValueError:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return ValueError(f"{name} must be {words.get(kind, kind)}, got {value!r}")
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    endings = [k for k in known if k.split(".")[-1] == name]
+    near = endings or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}" if hint else f"; known: {', '.join(known)}"

@@ -1,0 +1,335 @@
+"""The training loop: the host's part, which only counts, logs and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxreg.pairs import Pairs
+from jaxreg.training.batches import Images, load_held_out_images, load_training_images
+from jaxreg.training.checkpoint import (
+    Best,
+    CheckpointError,
+    CheckpointStore,
+    load_network,
+    settle_config,
+)
+from jaxreg.training.configs import TrainConfig
+from jaxreg.training.devices import agreed, data_mesh, place
+from jaxreg.training.heldout import (
+    Errors,
+    constant_predictor,
+    errors_of,
+    held_out_pairs,
+    make_estimate,
+)
+from jaxreg.training.logs import MetricsLog
+from jaxreg.training.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    fresh_state,
+    learning_rate_schedule,
+)
+from jaxreg.training.step import DispatchReport, compile_dispatch
+
+SUMMARY_FILE = "summary.json"
+_EXAMPLES = 6
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or its gradient is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to leave; the state is saved.
+
+    Attributes:
+      signal: the signal's number.
+    """
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.signal = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """How a run ended.
+
+    Attributes:
+      step: steps done.
+      trained: errors of the network on the held-out pairs.
+      constant: errors of the best constant answer on the same pairs.
+      best: the best evaluation of the run.
+      seconds: time spent in steps, over all starts.
+    """
+
+    step: int
+    trained: Errors
+    constant: Errors
+    best: Best
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"after {self.step} steps: trained {self.trained}; best constant {self.constant} "
+            f"({self.trained.translation / self.constant.translation:.0%} and "
+            f"{self.trained.rotation / self.constant.rotation:.0%} of it)"
+        )
+
+
+def train(config: TrainConfig, workdir: str | Path) -> Summary:
+    """Train a network, or go on with a run that was cut off.
+
+    Args:
+      config: the configuration; that of the folder's run if it holds one.
+      workdir: the run's folder. Gets ``config.json``, ``checkpoints/``, ``metrics.csv``,
+        ``tensorboard/``, ``examples.png``, ``curve.png`` and ``summary.json``.
+
+    Raises:
+      CheckpointError: the folder belongs to a run of another configuration, or nothing in it can
+        be read.
+      NonFiniteError: loss or gradient became non-finite; the last good state is saved.
+      Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+      ValueError, FileNotFoundError: an image source is not usable.
+    """
+    workdir = Path(workdir)
+    settle_config(workdir, config)
+    mesh = data_mesh(config.batch_size)
+    images = place(mesh, load_training_images(config))
+    pairs = held_out_pairs(config, load_held_out_images(config), mesh)
+    store = CheckpointStore(workdir)
+    try:
+        state, best = _start(config, mesh, store)
+        run = _Run(config, workdir, mesh, images, pairs, store, best)
+        with _signals() as arrived:
+            return run.go(state, arrived)
+    finally:
+        store.close()
+
+
+def _start(config: TrainConfig, mesh: Mesh, store: CheckpointStore) -> tuple[TrainState, Best]:
+    """The newest state on disk, or a fresh one."""
+    restored = store.restore(abstract_state(config, mesh))
+    if restored is not None:
+        _say(f"going on from step {int(restored[0].step)}")
+        return restored
+    if config.init_from:
+        source = load_network(config.init_from)
+        fresh = fresh_state(config, *source.arrays)
+        want, have = abstract_state(config, mesh), jax.eval_shape(lambda: fresh)
+        if jax.tree.map(np.shape, want) != jax.tree.map(np.shape, have):
+            raise CheckpointError(
+                f"init_from={config.init_from} holds {source.config.network}, "
+                f"whose weights do not fit {config.network}"
+            )
+        return place(mesh, fresh), Best()
+    return create_state(config, mesh), Best()
+
+
+def next_stop(step: int, config: TrainConfig) -> int:
+    """The step at which the dispatch that starts after ``step`` ends.
+
+    Stops depend on the step alone, so a resumed run makes the same ones. The first step is a stop
+    of its own: what is wrong shows early, and it is measured.
+
+    >>> from jaxreg.training.configs import CONFIGS
+    >>> config = CONFIGS["lstm_cifar10"].override(["--steps_per_dispatch=4", "--steps=10"])
+    >>> next_stop(0, config), next_stop(1, config), next_stop(8, config)
+    (1, 4, 10)
+    """
+    if step == 0:
+        return 1
+    every = (config.steps_per_dispatch, config.eval_every, config.save_every)
+    return min([(step // n + 1) * n for n in every] + [config.steps])
+
+
+class _Run:
+    """What stays the same from dispatch to dispatch, and the best evaluation so far."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: Path,
+        mesh: Mesh,
+        images: Images,
+        pairs: Pairs,
+        store: CheckpointStore,
+        best: Best,
+    ):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.images, self.pairs, self.store, self.best = images, pairs, store, best
+        self.estimate = make_estimate(config)
+        self.rate = learning_rate_schedule(config)
+        self.last: tuple[int, Errors] | None = None
+        self.saved_at = time.monotonic()
+
+    def go(self, state: TrainState, arrived: list[int]) -> Summary:
+        """From the state to the last step."""
+        config, step = self.config, int(state.step)
+        truth = self.pairs.transform
+        constant = errors_of(constant_predictor(truth), truth, config.translation_weight)
+        _say(
+            f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, "
+            f"{self.images.pictures.shape[0]:,} images, {self.mesh.size} "
+            f"{self.mesh.devices.flat[0].device_kind} device(s); best constant: {constant}"
+        )
+        log = MetricsLog(self.workdir, step) if jax.process_index() == 0 else None
+        try:
+            if step < config.steps:
+                state = self._steps(state, log, arrived)
+            summary = Summary(
+                int(state.step),
+                self._evaluated(state),
+                constant,
+                self.best,
+                log.seconds if log else 0.0,
+            )
+        finally:
+            if log:
+                log.close()
+        if log:
+            self._finish(state, summary)
+        return summary
+
+    def _steps(self, state: TrainState, log: MetricsLog | None, arrived: list[int]) -> TrainState:
+        config, step = self.config, int(state.step)
+        started = time.perf_counter()
+        dispatch = compile_dispatch(config, self.mesh, state, self.images)
+        _say(f"compiled in {time.perf_counter() - started:.1f} s")
+        bar = tqdm(
+            total=config.steps,
+            initial=step,
+            unit="step",
+            disable=jax.process_index() > 0,
+            dynamic_ncols=True,
+        )
+        with bar:
+            while step < config.steps:
+                self._leave_if_asked(state, arrived)
+                stop = next_stop(step, config)
+                started = time.perf_counter()
+                count = place(self.mesh, np.int32(stop - step))
+                state, report = dispatch(state, self.images, count)
+                report = jax.device_get(report)  # waits for the device
+                seconds = time.perf_counter() - started
+                if not report.finite:
+                    raise self._non_finite(state, report)
+                values = self._values(report, stop, stop - step)
+                if stop == 1 or stop % config.eval_every == 0 or stop == config.steps:
+                    errors = self._evaluated(state)
+                    values |= {f"eval_{k}": v for k, v in dataclasses.asdict(errors).items()}
+                    bar.write(f"step {stop}: held out {errors}")
+                if log:
+                    log.write(stop, values, seconds)
+                rate = (stop - step) / seconds
+                bar.set_postfix_str(
+                    f"{rate * config.batch_size:.0f} pairs/s, "
+                    f"{values['train_translation']:.3f} px, {values['train_rotation']:.2f} deg"
+                )
+                bar.update(stop - step)
+                step = stop
+                self._save_if_due(state, step)
+        return state
+
+    def _values(self, report: DispatchReport, stop: int, count: int) -> dict[str, float]:
+        sums = report.sums
+        return {
+            "train_loss": float(sums.loss) / count,
+            "train_translation": float(sums.translation) / count,
+            "train_rotation": float(sums.rotation) / count,
+            "gradient_norm": float(sums.gradient_norm) / count,
+            "learning_rate": float(self.rate(stop - 1)),
+        }
+
+    def _evaluated(self, state: TrainState) -> Errors:
+        """Errors on the held-out pairs at this step, measured once."""
+        step = int(state.step)
+        if self.last is None or self.last[0] != step:
+            estimate = self.estimate(state, self.pairs)
+            errors = errors_of(estimate, self.pairs.transform, self.config.translation_weight)
+            self.last = (step, errors)
+            if errors.loss < self.best.loss:
+                self.best = Best(step, errors.loss)
+        return self.last[1]
+
+    def _save(self, state: TrainState) -> None:
+        self.store.save(state, self.best, self.config)
+        self.saved_at = time.monotonic()
+
+    def _save_if_due(self, state: TrainState, step: int) -> None:
+        late = agreed(time.monotonic() - self.saved_at > 60 * self.config.save_minutes)
+        if late or step % self.config.save_every == 0 or step == self.config.steps:
+            self._save(state)
+
+    def _leave_if_asked(self, state: TrainState, arrived: list[int]) -> None:
+        if agreed(bool(arrived)):
+            number = arrived[0] if arrived else signal.SIGTERM
+            self._save(state)
+            raise Interrupted(
+                number,
+                f"{signal.Signals(number).name}: saved at step {int(state.step)} in "
+                f"{self.workdir}; the same command goes on from there",
+            )
+
+    def _non_finite(self, state: TrainState, report: DispatchReport) -> NonFiniteError:
+        good = int(state.step)
+        self._save(state)
+        return NonFiniteError(
+            f"non-finite at step {good + 1}: loss {float(report.last.loss)}, gradient norm "
+            f"{float(report.last.gradient_norm)}; the state after step {good} is saved in "
+            f"{self.workdir}. A lower learning_rate or a clip_norm may help, in another workdir"
+        )
+
+    def _finish(self, state: TrainState, summary: Summary) -> None:
+        """Pictures and the summary, on disk."""
+        from jaxreg.training.pictures import write_curve, write_examples
+
+        count = min(_EXAMPLES, self.config.eval_pairs)
+        few = jax.tree.map(lambda x: x[:count], self.pairs)
+        write_examples(self.workdir / "examples.png", few, self.estimate(state, few))
+        write_curve(self.workdir / "curve.png", self.workdir, summary.constant)
+        text = json.dumps(dataclasses.asdict(summary), indent=2)
+        (self.workdir / SUMMARY_FILE).write_text(text + "\n")
+        _say(f"checkpoint, metrics and pictures: {self.workdir}")
+        _say(str(summary))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT acts at once."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived  # Python delivers signals to the main thread alone
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _say(f"{signal.Signals(number).name}: saving after the steps under way")
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text)

@@ -1,0 +1,73 @@
+"""Pictures of a run: examples as in the paper's Fig. 3, and the loss curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.pairs import Pairs
+from jaxreg.training.heldout import Errors
+from jaxreg.training.logs import read_metrics
+from jaxreg.warping import warp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend
+    return figure
+
+
+def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
+    """One row a pair: original, transformed, aligned (the original warped by the estimate).
+
+    Pixels are enlarged without smoothing, so that they can be seen.
+    """
+    aligned = jax.vmap(warp)(pairs.fixed, estimate)
+    count = pairs.fixed.shape[0]
+    figure = _figure(6.0, 2.1 * count)
+    axes = figure.subplots(count, 3, squeeze=False)
+    truths = np.asarray(pairs.transform.as_array())
+    answers = np.asarray(estimate.as_array())
+    for row, truth, answer, images in zip(
+        axes, truths, answers, zip(pairs.fixed, pairs.moving, aligned, strict=True), strict=True
+    ):
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(np.asarray(image).clip(0, 255).astype(np.uint8), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        for axis, values in ((row[1], truth), (row[2], answer)):
+            axis.set_xlabel("{:.1f}, {:.1f} px, {:.0f}°".format(*values), fontsize=8)
+    for axis, title in zip(axes[0], ("original", "transformed", "aligned"), strict=True):
+        axis.set_title(title)
+    figure.savefig(path, dpi=100)
+
+
+def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
+    """Training and held-out errors by step, from the metrics on disk."""
+    rows = read_metrics(workdir)
+    figure = _figure(9.0, 3.2)
+    axes = figure.subplots(1, 3)
+    titles = {"loss": "loss", "translation": "translation, px", "rotation": "rotation, degrees"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for split, style in (("train", "-"), ("eval", "o-")):
+            texts = [(int(row["step"]), row[f"{split}_{name}"]) for row in rows]
+            points = [(step, float(text)) for step, text in texts if text]
+            if points:
+                label = "training" if split == "train" else "held out"
+                axis.plot(*zip(*points, strict=True), style, markersize=3, label=label)
+        axis.axhline(getattr(constant, name), color="grey", linestyle=":", label="constant")
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.set_yscale("log")
+    axes[0].legend()
+    figure.savefig(path, dpi=100)
