@@ -79,10 +79,9 @@ def _blur(image: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
         length = image.shape[axis]
         pad = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
         padded = jnp.pad(image, pad, mode="symmetric")
-        image = sum(
-            kernel[k] * jax.lax.slice_in_dim(padded, k, k + length, axis=axis)
-            for k in range(2 * radius + 1)
-        )
+        image = jnp.zeros_like(image)
+        for k in range(2 * radius + 1):
+            image += kernel[k] * jax.lax.slice_in_dim(padded, k, k + length, axis=axis)
     return image
 
 

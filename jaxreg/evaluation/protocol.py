@@ -26,7 +26,7 @@ import difflib
 import functools
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ _MODIFIERS: dict[str, tuple[str, Callable[[Suite, float | None], Suite]]] = {
     ),
     "bicubic": ("never", _bicubic),
     "jpeg": ("may", _jpeg),
-    "shift": ("must", lambda suite, r: dataclasses.replace(suite, max_shift=r)),
+    "shift": ("must", lambda suite, r: dataclasses.replace(suite, max_shift=r or 0.0)),
 }
 
 
@@ -295,7 +295,8 @@ def _through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
     result = np.empty_like(images)
     for k, image in enumerate(np.clip(np.rint(images), 0, 255).astype(np.uint8)):
         _, code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        result[k] = cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
+        decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        result[k] = np.asarray(decoded)[..., ::-1]
     return result
 
 
@@ -318,6 +319,7 @@ def build_suite(
     if pairs < 1:
         raise ValueError(f"pairs must be 1 or more, got {pairs}")
     source = load_source(suite) if source is None else source
+    pictures: Iterator[np.ndarray]
     if isinstance(source, np.ndarray):
         pictures = (source[i] for i in _draw_images(source, pairs, seed))
     else:

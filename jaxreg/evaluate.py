@@ -1,0 +1,136 @@
+"""Measure methods of registration on suites of image pairs.
+
+    python -m jaxreg.evaluate --suites=cifar10,scene32+noise10 --methods=direct,fft,runs/lstm
+
+prints a table, and writes all figures to --out (JSON) and every pair's answer to a CSV file of the
+same name. Suites: see jaxreg.evaluation.protocol. Methods: see jaxreg.methods.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+
+def _flags() -> flags.FlagValues:
+    """A set of flags of its own, so that others' flags may have the same names."""
+    values = flags.FlagValues()
+    flags.DEFINE_list("suites", ["photos32"], "Suites to measure on.", flag_values=values)
+    flags.DEFINE_list("methods", ["direct"], "Methods to measure.", flag_values=values)
+    flags.DEFINE_string("out", "results.json", "Where the figures go.", flag_values=values)
+    flags.DEFINE_integer("pairs", 3840, "Pairs of each suite.", 1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of images, transforms and noise.", 0, flag_values=values)
+    flags.DEFINE_integer("batch_size", 256, "Pairs a call.", 1, flag_values=values)
+    flags.DEFINE_bool("no_timing", False, "Leave out the timing.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
+    """Suites, their sources and the methods, by name; ValueError or OSError if one is missing."""
+    from jaxreg.evaluation.protocol import load_source, parse_suite
+    from jaxreg.methods import find_method
+
+    for name in ("suites", "methods"):
+        if not options[name].value:
+            raise ValueError(f"--{name} is empty")
+    suites = {name: parse_suite(name) for name in options.suites}
+    out = Path(options.out)
+    if out.suffix == ".csv":
+        raise ValueError(f"--out={out}: the figures are JSON; the CSV file goes beside it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise ValueError(f"--out={out} cannot be written")
+    methods = {name: find_method(name) for name in options.methods}
+    load = functools.cache(lambda source, size, scene, suite: load_source(suite))
+    sources = {}
+    for name, suite in suites.items():
+        plain = parse_suite(name.partition("+")[0])  # disturbed suites share their images
+        sources[name] = load(suite.source, suite.size, suite.scene, plain)
+    return suites, sources, methods
+
+
+def run(
+    suites: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    methods: Mapping[str, Any],
+    options: flags.FlagValues,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure every method on every suite; both files are written anew after each.
+
+    Returns:
+      The figures of each suite and method, and why each of the others could not be measured.
+    """
+    from tqdm import tqdm
+
+    from jaxreg.evaluation.harness import evaluate, figures, measure_time
+    from jaxreg.evaluation.protocol import build_suite
+    from jaxreg.evaluation.report import provenance, write_json, write_rows
+
+    origin = provenance(seed=options.seed, pairs=options.pairs, batch_size=options.batch_size)
+    results: list[dict[str, Any]] = []
+    raw: list[Any] = []
+    failures: list[str] = []
+    total = len(suites) * len(methods) * options.pairs
+    with tqdm(total=total, unit="pair", disable=None) as bar:
+        for suite_name, suite in suites.items():
+            bar.set_description(f"{suite_name}: making pairs")
+            data = build_suite(suite, options.pairs, options.seed, sources[suite_name])
+            for name, estimator in methods.items():
+                bar.set_description(f"{suite_name}: {name}")
+                try:
+                    rows = evaluate(estimator, data, options.batch_size, name, bar.update)
+                    result = figures(rows)
+                    if not options.no_timing:
+                        result["time"] = measure_time(estimator, data)
+                except ValueError as error:  # a network for another image size, say
+                    failures.append(f"{name} on {suite_name}: {_one_line(error)}")
+                    continue
+                raw.append(rows)
+                results.append(result)
+                write_json(options.out, results, origin)
+                write_rows(Path(options.out).with_suffix(".csv"), raw)
+    return results, failures
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
+    options = _flags()
+    try:
+        rest = options(list(sys.argv if argv is None else argv))
+        if options.help:
+            print(f"{__doc__}\n{options.get_help()}")
+            return 0
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        prepared = _prepare(options)
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"jaxreg.evaluate: {_one_line(error)}", file=sys.stderr)
+        return 2
+    from jaxreg.evaluation.report import text_table
+
+    try:
+        results, failures = run(*prepared, options)
+    except KeyboardInterrupt:
+        print(f"\njaxreg.evaluate: stopped; what was done is in {options.out}", file=sys.stderr)
+        return 130
+    if results:
+        print(text_table(results))
+        print(f"\nfigures: {options.out}   raw rows: {Path(options.out).with_suffix('.csv')}")
+    for failure in failures:
+        print(f"jaxreg.evaluate: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

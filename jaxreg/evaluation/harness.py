@@ -1,0 +1,296 @@
+"""Measuring an estimator on the pairs of a suite.
+
+`evaluate` asks the estimator about every pair and keeps every answer, as `Rows`. `figures` turns
+rows, fresh or read back from disk, into the numbers of a table. Only `measure_time` needs the
+estimator itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
+from jaxreg.result import Estimator, Registration
+
+PARAMETERS = ("tx", "ty", "theta")
+_COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+_THROUGHPUT_BATCHES = (1, 16, 64, 256, 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What one method answered to the N pairs of one suite; one row a pair.
+
+    Attributes:
+      suite: as `parse_suite` takes it.
+      method: as `jaxreg.methods.find_method` takes it.
+      condition: ``(N,)`` int.
+      truth: ``(N, 3)`` true (tx, ty, theta).
+      estimate: ``(N, 3)`` the answer; meaningless where not ``found``.
+      score: ``(N,)``.
+      success: ``(N,)`` bool.
+      found: ``(N,)`` bool; an answer that is not finite counts as none.
+      variance: ``(N, 3)`` predicted variances, or None.
+      bound: ``(N, 3)`` Cramér-Rao variances, or None.
+    """
+
+    suite: str
+    method: str
+    condition: np.ndarray
+    truth: np.ndarray
+    estimate: np.ndarray
+    score: np.ndarray
+    success: np.ndarray
+    found: np.ndarray
+    variance: np.ndarray | None = None
+    bound: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """The fields of a batch's `Registration` as arrays of one row a pair."""
+
+    estimate: np.ndarray
+    score: np.ndarray
+    success: np.ndarray
+    found: np.ndarray
+    variance: np.ndarray | None
+
+
+def _checked_answer(answer: Registration, batch: int, count: int, method: str) -> _Answer:
+    """The first ``count`` answers to a batch."""
+    if not isinstance(answer, Registration):
+        raise ValueError(f"method {method} must return a Registration, got {type(answer).__name__}")
+    estimate = np.asarray(answer.transform.as_array())
+    if estimate.shape != (batch, 3):
+        raise ValueError(
+            f"method {method} must return {batch} transforms for {batch} pairs, "
+            f"got fields of shape {estimate.shape[:-1]}"
+        )
+    variance = None
+    if answer.covariance is not None:
+        variance = np.diagonal(np.asarray(answer.covariance), axis1=-2, axis2=-1)[:count]
+    return _Answer(
+        estimate[:count],
+        np.broadcast_to(np.asarray(answer.score, np.float32), batch)[:count],
+        np.broadcast_to(np.asarray(answer.success, bool), batch)[:count],
+        np.broadcast_to(np.asarray(answer.found, bool), batch)[:count],
+        variance,
+    )
+
+
+def evaluate(
+    estimator: Estimator,
+    data: SuiteData,
+    batch_size: int = 256,
+    method: str = "method",
+    progress: Callable[[int], Any] | None = None,
+) -> Rows:
+    """Ask an estimator about every pair of a suite.
+
+    Args:
+      estimator: a function from batches of pairs to `Registration`; need not be jittable.
+      data: the pairs.
+      batch_size: pairs at once. The last batch is filled up by repeating its last pair, so that
+        the estimator always sees one shape; those answers are dropped.
+      method: the estimator's name.
+      progress: called with the number of pairs done after each batch.
+
+    Raises:
+      ValueError: the estimator returns something else than one answer a pair.
+    """
+    pairs = len(data.fixed)
+    batch_size = min(batch_size, pairs)
+    answers = []
+    for start in range(0, pairs, batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), pairs - 1)
+        fixed, moving = data.fixed[index], data.moving[index]
+        answer = estimator(fixed, moving)  # type: ignore[arg-type]
+        count = min(batch_size, pairs - start)
+        answers.append(_checked_answer(answer, batch_size, count, method))
+        if progress is not None:
+            progress(count)
+    estimate = np.concatenate([a.estimate for a in answers])
+    variances = [a.variance for a in answers if a.variance is not None]
+    return Rows(
+        suite=data.suite.name,
+        method=method,
+        condition=data.condition,
+        truth=data.truth,
+        estimate=estimate,
+        score=np.concatenate([a.score for a in answers]),
+        success=np.concatenate([a.success for a in answers]),
+        found=np.concatenate([a.found for a in answers]) & np.isfinite(estimate).all(-1),
+        variance=np.concatenate(variances) if variances else None,
+        bound=data.bound,
+    )
+
+
+def parameter_errors(rows: Rows) -> np.ndarray:
+    """``(N, 3)`` float64 signed errors of (tx, ty, theta), the angle's in [-180, 180)."""
+    estimate = np.where(rows.found[:, None], rows.estimate, 0.0).astype(np.float64)
+    errors = estimate - rows.truth
+    errors[:, 2] = (errors[:, 2] + 180.0) % 360.0 - 180.0
+    return errors
+
+
+def _spread(values: np.ndarray, condition: np.ndarray) -> dict[str, float | None]:
+    """Mean, spread (standard deviation of the condition means), median, 95th percentile."""
+    if not values.size:
+        return dict.fromkeys(("mean", "spread", "median", "p95"))
+    counts = np.bincount(condition)
+    means = np.bincount(condition, values)[counts > 0] / counts[counts > 0]
+    return {
+        "mean": float(values.mean()),
+        "spread": float(means.std()),
+        "median": float(np.median(values)),
+        "p95": float(np.percentile(values, 95)),
+    }
+
+
+def _rate(hits: np.ndarray) -> float | None:
+    return float(hits.mean()) if hits.size else None
+
+
+def risk_coverage(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
+    """How the share of wrong answers falls when only the surest are kept.
+
+    Answers are kept in the order of ``success``, then ``score``; equal ones count as in random
+    order (Geifman and El-Yaniv, 2017, arXiv:1705.08500).
+
+    Returns:
+      ``area`` under the curve of risk against coverage (0 is perfect), and ``risk`` at several
+      coverages, as ``{"0.5": ..., ...}``.
+    """
+    order = np.lexsort((-np.nan_to_num(score, nan=-np.inf), ~success))
+    keys = np.stack([success, np.nan_to_num(score, nan=-np.inf)], -1)[order]
+    new = np.r_[True, (keys[1:] != keys[:-1]).any(-1)]
+    group = np.cumsum(new) - 1
+    share = np.bincount(group, wrong[order]) / np.bincount(group)
+    kept = np.arange(1, len(wrong) + 1)
+    risk = np.cumsum(share[group]) / kept
+    at = [max(1, math.ceil(c * len(wrong))) - 1 for c in _COVERAGES]
+    return {
+        "area": float(risk.mean()),
+        "risk": {f"{c:g}": float(risk[i]) for c, i in zip(_COVERAGES, at, strict=True)},
+    }
+
+
+def _by_parameter(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(PARAMETERS, values.tolist(), strict=True))
+
+
+def calibration(errors: np.ndarray, variance: np.ndarray) -> dict[str, Any] | None:
+    """Mean of error^2 / predicted variance of each parameter: 1 when the covariance is right.
+
+    Pairs without a finite positive variance are left out; ``pairs`` says how many were used.
+    """
+    usable = (np.isfinite(variance) & (variance > 0)).all(-1)
+    if not usable.any():
+        return None
+    ratio = (errors[usable] ** 2 / variance[usable]).mean(0)
+    return {"pairs": int(usable.sum()), **_by_parameter(ratio)}
+
+
+def cramer_rao_ratio(errors: np.ndarray, bound: np.ndarray) -> dict[str, Any] | None:
+    """RMSE of each parameter over the root of the mean bound: 1 is the best there can be.
+
+    Pairs that do not determine the transform (an infinite bound) are left out.
+    """
+    usable = np.isfinite(bound).all(-1)
+    if not usable.any():
+        return None
+    ratio = np.sqrt((errors[usable] ** 2).mean(0) / bound[usable].astype(np.float64).mean(0))
+    return {"pairs": int(usable.sum()), **_by_parameter(ratio)}
+
+
+def figures(rows: Rows) -> dict[str, Any]:
+    """Every number of a table's row but the time.
+
+    Errors are those of the answered pairs. Rates are in [0, 1], None where there is nothing to
+    count:
+
+    - ``no_answer``, ``gross`` (answered, but rotation off by more than 5 degrees or translation by
+      more than `Suite.gross_pixels`) and their sum ``failure``, of all pairs;
+    - ``rejected``: ``success`` is False, of all pairs;
+    - ``flagged_failures``: the same, of the failures (answered or not); ``flagged_gross``, of the
+      gross errors; ``rejected_good``, of the answers that are not gross.
+    """
+    errors = parameter_errors(rows)
+    translation, rotation = np.abs(errors[:, :2]).sum(-1), np.abs(errors[:, 2])
+    wrong = (rotation > GROSS_DEGREES) | (translation > parse_suite(rows.suite).gross_pixels)
+    found, success = rows.found, rows.success & rows.found
+    gross, good = found & wrong, found & ~wrong
+    return {
+        "suite": rows.suite,
+        "method": rows.method,
+        "pairs": len(found),
+        "answered": int(found.sum()),
+        "translation": _spread(translation[found], rows.condition[found]),
+        "rotation": _spread(rotation[found], rows.condition[found]),
+        "no_answer": _rate(~found),
+        "gross": _rate(gross),
+        "failure": _rate(~good),
+        "rejected": _rate(~success),
+        "flagged_failures": _rate(~success[~good]),
+        "flagged_gross": _rate(~success[gross]),
+        "rejected_good": _rate(~success[good]),
+        "risk_coverage": risk_coverage(rows.score, success, ~good),
+        "calibration": None
+        if rows.variance is None
+        else calibration(errors[good], rows.variance[good]),
+        "cramer_rao": None
+        if rows.bound is None
+        else cramer_rao_ratio(errors[good], rows.bound[good]),
+    }
+
+
+def _seconds(estimator: Estimator, fixed: np.ndarray, moving: np.ndarray) -> float:
+    """One call: NumPy images in, NumPy parameters out, the device waited for."""
+    start = time.perf_counter()
+    answer = estimator(fixed, moving)  # type: ignore[arg-type]
+    jax.block_until_ready(answer)
+    np.asarray(answer.transform.as_array())
+    return time.perf_counter() - start
+
+
+def measure_time(
+    estimator: Estimator, data: SuiteData, repeats: int = 50, budget: float = 5.0
+) -> dict[str, float | int]:
+    """Seconds to register one pair, and pairs a second at the best batch size.
+
+    Args:
+      estimator: what to time.
+      data: pairs to time it on; each call gets other ones.
+      repeats: calls for one pair, after warm-up; their median counts.
+      budget: seconds for the calls with one pair, and for those of each batch size; slow methods
+        are called less often, and not with batches that would take longer.
+    """
+    pairs = len(data.fixed)
+
+    def timed(batch: int, repeats: int) -> float:
+        def images(k: int) -> tuple[np.ndarray, np.ndarray]:
+            index = (np.arange(batch) + k * batch) % pairs
+            return data.fixed[index], data.moving[index]
+
+        _seconds(estimator, *images(0))  # compiles
+        warm = _seconds(estimator, *images(1))
+        calls = max(3, min(repeats, int(budget / max(warm, 1e-9))))
+        return float(np.median([_seconds(estimator, *images(k)) for k in range(2, 2 + calls)]))
+
+    single = timed(1, repeats)
+    best, best_batch = 1.0 / single, 1
+    for batch in _THROUGHPUT_BATCHES[1:]:
+        if batch > pairs or batch / best > budget / 2:
+            break
+        throughput = batch / timed(batch, 5)
+        if throughput > best:
+            best, best_batch = throughput, batch
+    return {"seconds": single, "pairs_per_second": best, "best_batch": best_batch}

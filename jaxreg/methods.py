@@ -1,0 +1,99 @@
+"""Finding a method of registration by name.
+
+A name is, in this order: a built-in method; a plug-in, which any installed package may add in the
+entry-point group ``jaxreg.methods``; the checkpoint folder of a trained network; or a user's own
+estimator as ``module:function``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+from typing import Any
+
+import jax
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.result import Estimator, Registration
+from jaxreg.similarity import judge
+
+GROUP = "jaxreg.methods"
+# Name -> where its estimator is; imported only when asked for.
+BUILT_IN = {
+    "constant": "jaxreg.methods:constant",
+    "direct": "jaxreg.registration:direct_estimator",
+}
+
+
+@jax.jit
+def constant(fixed: jax.Array, moving: jax.Array) -> Registration:
+    """The estimator that always answers "nothing moved": what any other has to beat."""
+    return judge(fixed, moving, RigidTransform.identity((fixed.shape[0],)))
+
+
+def method_names() -> list[str]:
+    """Names of all built-in methods and plug-ins, sorted."""
+    plug_ins = importlib.metadata.entry_points(group=GROUP)
+    return sorted({*BUILT_IN, *(plug_in.name for plug_in in plug_ins)})
+
+
+def _import(name: str, location: str) -> Any:
+    """The object at ``module:attribute``; ValueError says why there is none."""
+    module, _, attribute = location.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
+    return found
+
+
+def find_method(name: str) -> Estimator:
+    """The estimator with a name.
+
+    Args:
+      name: a built-in method or plug-in (`method_names`), a checkpoint folder, or
+        ``module:function``.
+
+    Returns:
+      A function from batches of fixed and moving images, float32 ``(N, H, W, C)`` with intensities
+      in 0..255, to their `Registration`.
+
+    Raises:
+      ValueError: there is no such method, or it cannot be loaded; says what there is.
+
+    >>> find_method("constant") is constant
+    True
+    """
+    if name in BUILT_IN:
+        estimator = _import(name, BUILT_IN[name])
+    elif plug_ins := importlib.metadata.entry_points(group=GROUP, name=name):
+        plug_in = next(iter(plug_ins))
+        estimator = _import(name, f"{plug_in.module}:{plug_in.attr}")
+    elif os.path.isdir(name):
+        estimator = _trained(name)
+    elif ":" in name and all(part.isidentifier() for part in name.replace(":", ".").split(".")):
+        estimator = _import(name, name)
+    else:
+        names = method_names()
+        near = " or ".join(difflib.get_close_matches(name, names, 3))
+        raise ValueError(
+            f"unknown method {name!r}{f', did you mean {near}?' if near else '.'} "
+            f"There are {', '.join(names)}, checkpoint folders, and module:function"
+        )
+    if not callable(estimator):
+        raise ValueError(f"method {name!r} is a {type(estimator).__name__}, not a function")
+    return estimator
+
+
+def _trained(folder: str) -> Estimator:
+    """The estimator of the network in a checkpoint folder."""
+    try:
+        from jaxreg.training.checkpoint import load_network
+
+        return load_network(folder).estimate
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"method {folder!r} is not a usable checkpoint folder: {error}") from error
