@@ -1,0 +1,229 @@
+"""The paper's classic FFT approach: phase correlation against every whole degree.
+
+The fixed image is rotated by each of 360 whole degrees about its centre (bilinear, zeros outside),
+and the shift from each rotated copy to the moving image is read off the peak of their phase
+correlation (Kuglin and Hines, 1975). The highest peak of all wins. A transform of
+`jaxreg.geometry` rotates first and shifts afterwards, so that angle and shift of that peak are
+``theta`` and ``(tx, ty)`` as they are.
+
+The paper leaves some choices open. With these its numbers come out (0.50 px on random images, 0.36
+degrees at 32x32 and 0.25 at 96x96; 1.45 px and 8.0 degrees on CIFAR-10): the fixed image is the one
+that turns (with the moving one, the error on CIFAR-10 is 2.1 px), both are reduced to grey (three
+channels are better), the mean stays in, there is neither window nor padding, and the criterion is
+the height of the phase-correlation peak. Everything that improves on it is an argument.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxreg.geometry import RigidTransform, Shape, wrap_degrees
+from jaxreg.result import Registration
+from jaxreg.similarity import judge, masked_ncc
+from jaxreg.warping import overlap, warp
+
+Channels = Literal["grey", "all"]
+Peak = Literal["phase", "ncc"]
+
+# Weights of red, green and blue in grey: ITU-R BT.601, what cv2.cvtColor and PIL use.
+GREY = (0.299, 0.587, 0.114)
+# Cross-power below this share of the largest counts as empty: its phase is rounding.
+_EMPTY = 1e-12
+# Rotated copies are large: so many of their pixels at a time is what `fft` works on.
+_PIXELS_AT_ONCE = 2**24
+# The least part of the moving image that an overlap must hold for its correlation to count.
+_LEAST_OVERLAP = 0.25
+
+
+def phase_correlation(
+    fixed: jax.Array,
+    moving: jax.Array,
+    *,
+    angles: int = 360,
+    channels: Channels = "grey",
+    remove_mean: bool = False,
+    window: bool = False,
+    padding: int = 0,
+    peak: Peak = "phase",
+    subpixel: bool = False,
+) -> RigidTransform:
+    """Register one pair by a sweep of phase correlations; works under ``jit`` and ``vmap``.
+
+    Args:
+      fixed: ``(H, W, C)``.
+      moving: the same shape.
+      angles: how many angles, evenly over [-180, 180) degrees.
+      channels: ``"grey"`` correlates the grey images; ``"all"`` sums the correlations of the
+        channels.
+      remove_mean: subtract each channel's mean first, so that the black corners of a rotated
+        copy lie on the mean and no longer outline the picture.
+      window: multiply both images by a Hann window first.
+      padding: pixels of zeros around both images before anything is rotated. It keeps the corners
+        of the rotated copies and resolves shifts beyond half the image.
+      peak: how the winner is chosen among the angles: ``"phase"`` by the height of its
+        phase-correlation peak, ``"ncc"`` by the normalised cross-correlation of the overlap once
+        the copy is shifted by that peak.
+      subpixel: refine shift and angle by parabolas through the peak and its neighbours; without
+        it the shift is in whole pixels, the angle in whole steps.
+
+    Returns:
+      The transform from fixed to moving: the shift in ``[-size / 2, size / 2)`` of the padded
+      image, theta in [-180, 180).
+
+    Raises:
+      ValueError: shapes that do not fit, or an unknown option.
+    """
+    _check(fixed.shape, moving.shape, angles, padding, channels, peak)
+    a, b = (_prepare(image, channels, remove_mean, window, padding) for image in (fixed, moving))
+    theta = jnp.asarray(np.arange(angles) * 360.0 / angles - 180.0, jnp.float32)
+    copies = jax.vmap(lambda t: warp(a, RigidTransform(0.0, 0.0, t)))(theta)
+    surfaces = _phase_surfaces(copies, b)
+    heights = surfaces.reshape(angles, -1)
+    cell = heights.argmax(axis=1)
+    if peak == "phase":
+        value = heights.max(axis=1)
+    else:
+        shift = _signed_shift(cell, b.shape)
+        value = jax.vmap(_shifted_ncc, in_axes=(0, 0, 0, 0, None, None))(
+            copies, theta, *shift, b, padding
+        )
+    best = value.argmax()
+    tx, ty = (v.astype(jnp.float32) for v in _signed_shift(cell[best], b.shape))
+    if not subpixel:
+        return RigidTransform(tx, ty, theta[best])
+    dx, dy = _parabola_shift(surfaces[best], cell[best])
+    turn = _parabola(value[best - 1], value[best], value[(best + 1) % angles])
+    return RigidTransform(tx + dx, ty + dy, wrap_degrees(theta[best] + turn * 360.0 / angles))
+
+
+@functools.partial(jax.jit, static_argnames=("pairs_at_once", "options"))
+def _sweep(fixed: jax.Array, moving: jax.Array, pairs_at_once: int, options: tuple) -> Registration:
+    register = functools.partial(phase_correlation, **dict(options))
+    transform = jax.lax.map(
+        lambda pair: register(*pair), (fixed, moving), batch_size=min(pairs_at_once, len(fixed))
+    )
+    return judge(fixed, moving, transform)
+
+
+def fft(
+    fixed: jax.Array, moving: jax.Array, *, pairs_at_once: int | None = None, **options
+) -> Registration:
+    """The paper's FFT baseline as an estimator: `phase_correlation` over a batch.
+
+    Args:
+      fixed: ``(N, H, W, C)`` float32, intensities in 0..255.
+      moving: the same shape.
+      pairs_at_once: how many pairs are swept together; bounds the memory. Default: one on a CPU,
+        whose caches it suits; elsewhere what fits about half a GiB.
+      **options: keyword arguments of `phase_correlation`.
+
+    >>> import numpy as np
+    >>> fixed = np.random.default_rng(0).uniform(0, 255, (1, 16, 16, 3)).astype(np.float32)
+    >>> moving = np.roll(fixed, (2, -3), axis=(1, 2))
+    >>> r = fft(fixed, moving)
+    >>> float(r.transform.tx[0]), float(r.transform.ty[0]), float(r.transform.theta[0])
+    (-3.0, 2.0, 0.0)
+    """
+    fixed, moving = jnp.asarray(fixed, jnp.float32), jnp.asarray(moving, jnp.float32)
+    if fixed.ndim != 4 or fixed.shape != moving.shape:
+        raise ValueError(
+            "fixed and moving must be batches (N, H, W, C) of one shape, "
+            f"got {fixed.shape} and {moving.shape}"
+        )
+    if pairs_at_once is None:
+        pixels = options.get("angles", 360) * fixed.shape[1] * fixed.shape[2]
+        on_cpu = jax.default_backend() == "cpu"
+        pairs_at_once = 1 if on_cpu else max(1, _PIXELS_AT_ONCE // pixels)
+    return _sweep(fixed, moving, pairs_at_once, tuple(sorted(options.items())))
+
+
+def _check(
+    fixed: Shape, moving: Shape, angles: int, padding: int, channels: str, peak: str
+) -> None:
+    if len(fixed) != 3 or fixed != moving:
+        raise ValueError(
+            f"fixed and moving must be (H, W, C) of one shape, got {fixed} and {moving}; "
+            "for a batch use jax.vmap(phase_correlation) or baselines.phase_correlation.fft"
+        )
+    if angles < 1 or padding < 0:
+        raise ValueError(
+            f"angles must be at least 1 and padding at least 0, got {angles} and {padding}"
+        )
+    if channels not in ("grey", "all"):
+        raise ValueError(f"channels must be 'grey' or 'all', got {channels!r}")
+    if channels == "grey" and fixed[-1] not in (1, 3):
+        raise ValueError(
+            f"channels='grey' takes images of 1 or 3 channels, got {fixed[-1]}; "
+            "channels='all' takes any"
+        )
+    if peak not in ("phase", "ncc"):
+        raise ValueError(f"peak must be 'phase' or 'ncc', got {peak!r}")
+
+
+def _prepare(
+    image: jax.Array, channels: Channels, remove_mean: bool, window: bool, padding: int
+) -> jax.Array:
+    image = jnp.asarray(image, jnp.float32)
+    if channels == "grey" and image.shape[-1] == 3:
+        image = jnp.sum(image * jnp.asarray(GREY, jnp.float32), axis=-1, keepdims=True)
+    if remove_mean:
+        image = image - image.mean((0, 1))
+    if window:
+        rows, columns = (np.hanning(n + 2)[1:-1].astype(np.float32) for n in image.shape[:2])
+        image = image * (rows[:, None] * columns)[..., None]
+    return jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+
+
+def _phase_surfaces(copies: jax.Array, moving: jax.Array) -> jax.Array:
+    """``(A, H, W)`` phase correlations of ``(A, H, W, C)`` copies with ``(H, W, C)`` moving.
+
+    A peak at ``[y, x]`` says that moving is the copy rolled down by y and right by x.
+    """
+    # The transformed axes go last: the FFT library would otherwise transpose the stack itself.
+    spectra = jnp.fft.rfft2(jnp.moveaxis(copies, -1, 1))
+    power = jnp.fft.rfft2(jnp.moveaxis(moving, -1, 0)) * spectra.conj()
+    size = jnp.abs(power)
+    empty = size <= _EMPTY * size.max()
+    phase = jnp.where(empty, 0.0, power / jnp.where(empty, 1.0, size))
+    return jnp.fft.irfft2(phase.sum(axis=1), moving.shape[:2])
+
+
+def _signed_shift(cell: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
+    """The shift ``(x, y)`` in [-size / 2, size / 2) that a cell of a surface stands for."""
+    height, width = shape[:2]
+    y, x = jnp.divmod(cell, width)
+    return jnp.where(2 * x >= width, x - width, x), jnp.where(2 * y >= height, y - height, y)
+
+
+def _shifted_ncc(
+    copy: jax.Array, theta: jax.Array, tx: jax.Array, ty: jax.Array, moving: jax.Array, padding: int
+) -> jax.Array:
+    """Correlation of moving and the shifted copy, over what both of them show of the pictures."""
+    height, width = moving.shape[:2]
+    shifted = jnp.roll(copy, (ty, tx), axis=(0, 1))
+    y, x = jnp.arange(height) - ty, jnp.arange(width) - tx
+    wrapped = (((y < 0) | (y >= height))[:, None]) | ((x < 0) | (x >= width))
+    inner = (height - 2 * padding, width - 2 * padding)
+    transform = RigidTransform(tx.astype(jnp.float32), ty.astype(jnp.float32), theta)
+    mask = jnp.pad(overlap(inner, transform), padding) & ~wrapped
+    enough = mask.sum() >= _LEAST_OVERLAP * inner[0] * inner[1]
+    return jnp.where(enough, masked_ncc(shifted, moving, mask), -1.0)
+
+
+def _parabola(before: jax.Array, peak: jax.Array, after: jax.Array) -> jax.Array:
+    """Where, in [-0.5, 0.5], the parabola through three equally spaced values peaks."""
+    bend = before - 2.0 * peak + after
+    return jnp.where(bend < 0.0, jnp.clip(0.5 * (before - after) / bend, -0.5, 0.5), 0.0)
+
+
+def _parabola_shift(surface: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
+    height, width = surface.shape
+    y, x = jnp.divmod(cell, width)
+    dx = _parabola(surface[y, x - 1], surface[y, x], surface[y, (x + 1) % width])
+    dy = _parabola(surface[y - 1, x], surface[y, x], surface[(y + 1) % height, x])
+    return dx, dy
