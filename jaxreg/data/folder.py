@@ -13,7 +13,23 @@ from absl import logging
 from jaxreg.data.square import to_square
 
 SUFFIXES = frozenset(
-    ".bmp .dib .gif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    {
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
 # Part of the files that a folder without train/ and test/ gives to the test split.
 TEST_SHARE = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
+from importlib import metadata, resources
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def grey_deviation(images: np.ndarray) -> np.ndarray:
     Returns:
       ``(N,)`` float32.
     """
-    luma = np.float32([0.299, 0.587, 0.114])
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
     deviation = np.empty(len(images), np.float32)
     for start in range(0, len(images), 256):  # bounds the float copy
         part = slice(start, start + 256)
@@ -100,7 +100,7 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split: photos has train and test, got {split!r}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _read(name: str) -> np.ndarray:
     import cv2
 
@@ -108,13 +108,14 @@ def _read(name: str) -> np.ndarray:
     try:
         data = np.frombuffer(file.read_bytes(), np.uint8)
     except FileNotFoundError:
-        import skimage
-
         raise FileNotFoundError(
-            f"scikit-image {skimage.__version__} lacks the photograph {name}; "
-            "pip install 'scikit-image>=0.25,<0.27' has it"
+            f"the installed scikit-image {metadata.version('scikit-image')} lacks the photograph "
+            f"{name}; pip install 'scikit-image==0.26.*' has it"
         ) from None
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise ValueError(f"the photograph {file} is damaged; reinstall scikit-image")
+    picture = decoded[..., ::-1]
     picture.setflags(write=False)
     return picture
 

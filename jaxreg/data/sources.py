@@ -47,16 +47,11 @@ def load_images(source: str, split: str, size: int) -> np.ndarray:
     size = _checked_size(size)
     if source in _NAMED:
         return _NAMED[source](split, size)
-    prefix, colon, path = source.partition(":")
+    prefix, _, path = source.partition(":")
     if prefix in _PATHS:
         if not path:
             raise ValueError(f"source: {source!r} lacks its path; write {prefix}:PATH")
         return _PATHS[prefix](path, split, size)
-    if not source or (colon and "/" in path):
-        raise ValueError(
-            f"source: got {source!r}; write photos, random, folder:PATH, arrays:PATH or the name "
-            "of an image set of tensorflow-datasets, such as cifar10"
-        )
     return tfds.load(source, split, size)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from jaxreg.data.square import to_square
 # Part of the cache's fingerprint: raise it when the decoding below changes what it returns.
 _DECODING = 1
 _CHUNK = 512
+_NAME = re.compile(r"[A-Za-z_]\w*(/[\w.\-]+)?(:[\d.*]+)?")
 
 
 def load(name: str, split: str, size: int) -> np.ndarray:
@@ -62,6 +64,8 @@ def _prepared_builder(name: str) -> Any:
     """The builder of a set whose files are there, or an error that says what to do."""
     import tensorflow_datasets as tfds
 
+    if not _NAME.fullmatch(name):  # tfds looks for others, such as huggingface:NAME, on the network
+        raise ValueError(_unknown_set(name))
     # Given explicitly, as tfds reads the variable only when it is imported.
     data_dir = os.environ.get("TFDS_DATA_DIR") or None
     if data_dir is not None and not os.path.isdir(os.path.expanduser(data_dir)):
@@ -71,6 +75,9 @@ def _prepared_builder(name: str) -> Any:
             builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(_unknown_set(name)) from None
+    except (AssertionError, ValueError) as error:  # no such version or config
+        reason = str(error).rpartition('}": ')[2].strip()
+        raise ValueError(f"source: tensorflow-datasets refuses {name!r}: {reason}") from error
     if not builder.info.splits:
         builder = prepare.prepare(builder, name)
     return builder
@@ -80,8 +87,11 @@ def _unknown_set(name: str) -> str:
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
-    close = difflib.get_close_matches(name.lower().replace("-", ""), known, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "its catalogue has the names"
+    parts = [re.sub(r"\W", "", part) for part in re.split(r"[:/]", name.lower())]
+    close = [match for part in parts for match in difflib.get_close_matches(part, known)][:3]
+    hint = "its catalogue lists them: https://www.tensorflow.org/datasets/catalog"
+    if close:
+        hint = f"did you mean {', '.join(close)}?"
     return (
         f"source: tensorflow-datasets knows no set {name!r}; {hint} "
         "(other sources: photos, random, folder:PATH, arrays:PATH)"
