@@ -1,7 +1,7 @@
 """Checkpoints of a run, and trained networks from their folder. The only module that knows orbax.
 
 A working folder holds ``config.json`` and ``checkpoints/STEP/``. A checkpoint is written under
-another name and takes its own when complete, and carries a checksum of every array: one that is
+another name and takes its own when complete, and carries a checksum of every file: one that is
 half-written or damaged is noticed, and passed over for the one before it. Weights, statistics,
 average and optimiser lie apart, so that using a network reads no more than it needs.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 _PARTS = ("weights", "statistics", "average", "optimizer")
 _KEPT = 2
+_SEAL = "checksums.json"
+_BLOCK = 1 << 22
 _CONCURRENT_GB = 1  # how much of the state is on its way to or from the disk at once
-
-# What reading a damaged checkpoint raises, from tensorstore, JSON and our own checks.
-_DAMAGE = (ValueError, KeyError, TypeError, OSError, AssertionError)
 
 
 class CheckpointError(ValueError):
     """A folder that holds no usable checkpoint, or belongs to another run."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint's files are not as they were written."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -124,11 +128,12 @@ class CheckpointStore:
             "key_type": str(jax.random.key_impl(state.key)),
             "best": dataclasses.asdict(best) if best.step >= 0 else None,
             "config": config.to_dict(),
-            "checksums": {part: _checksums(arrays) for part, arrays in parts.items()},
         }
         items: dict[str, Any] = {p: ocp.args.PyTreeSave(arrays) for p, arrays in parts.items()}
         self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
         self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            _seal(self._folder / str(step))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Best] | None:
         """The newest whole checkpoint, or None if there is none at all.
@@ -180,8 +185,8 @@ class CheckpointStore:
         for step in self.steps():
             try:
                 result = read(step)
-            except _DAMAGE as error:
-                failures.append(f"step {step}: {str(error).splitlines()[0][:200]}")
+            except DamagedError as error:
+                failures.append(f"step {step}: {error}")
                 continue
             for failure in failures:
                 warnings.warn(
@@ -205,7 +210,7 @@ class CheckpointStore:
         return TrainState(**small, **trees), best
 
     def _read(self, step: int, abstract: dict[str, Tree]) -> tuple[dict[str, Tree], dict]:
-        """The named parts of a checkpoint, held against their checksums, and what is said of it."""
+        """The named parts of a checkpoint, once their files prove whole, and what is said of it."""
         wanted = {part: _flat(tree) for part, tree in abstract.items()}
         items: dict[str, Any] = {
             part: ocp.args.PyTreeRestore(
@@ -214,14 +219,13 @@ class CheckpointStore:
             for part, arrays in wanted.items()
             if arrays
         }
+        _check_seal(self._folder / str(step), {"about", *items})
         restored = self._manager.restore(
             step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
         )
         about = restored["about"]
         trees = dict(abstract)
         for part in items:
-            if _checksums(restored[part]) != about["checksums"][part]:
-                raise ValueError(f"the checksums of its {part} do not match")
             leaves = [restored[part][name] for name in wanted[part]]
             trees[part] = jax.tree.unflatten(jax.tree.structure(abstract[part]), leaves)
         return trees, about
@@ -241,13 +245,43 @@ def _flat(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    """CRC-32 of the bytes of each array."""
-    local = {name: np.asarray(array.addressable_data(0)) for name, array in arrays.items()}
-    return {
-        name: zlib.crc32(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-        for name, array in local.items()
-    }
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file below a checkpoint's folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL)
+    return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of a finished checkpoint: without them it counts as unfinished."""
+    text = json.dumps(_checksums(folder))
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, folder / _SEAL)
+
+
+def _check_seal(folder: Path, parts: Iterable[str]) -> None:
+    """Raise DamagedError unless all files of these parts are as they were written."""
+    try:
+        expected = json.loads((folder / _SEAL).read_text())
+    except FileNotFoundError:
+        raise DamagedError("it was never finished") from None
+    except ValueError:
+        raise DamagedError(f"{_SEAL} cannot be read") from None
+    for name, checksum in expected.items():
+        if name.split("/")[0] in parts:
+            path = folder / name
+            if not path.is_file():
+                raise DamagedError(f"{name} is missing")
+            if _checksum(path) != checksum:
+                raise DamagedError(f"{name} is not as it was written")
 
 
 def load_network(folder: str | os.PathLike) -> TrainedNetwork:

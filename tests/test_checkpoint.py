@@ -1,0 +1,224 @@
+"""Checkpoints: what comes back, and what becomes of damaged ones."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from jaxreg.training.checkpoint import (
+    Best,
+    CheckpointError,
+    CheckpointStore,
+    DamagedCheckpointWarning,
+    load_network,
+    read_config,
+    settle_config,
+)
+from jaxreg.training.devices import data_mesh
+from jaxreg.training.state import abstract_state, create_state
+from tests.training_support import (
+    TINY_LSTM,
+    assert_same_bits,
+    register_normed,
+    tiny_config,
+    write_images,
+)
+
+MESH = data_mesh(1)
+
+
+@pytest.fixture(autouse=True)
+def _normed(monkeypatch):
+    register_normed(monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(write_images(tmp_path))
+
+
+def at_step(state, step):
+    """The state with another step, and numbers that belong to that step alone."""
+
+    weights = jax.tree.map(lambda w: w + step, state.weights)
+    return dataclasses.replace(state, step=state.step * 0 + step, weights=weights)
+
+
+@pytest.fixture
+def run(tmp_path, config):
+    """A folder with checkpoints of steps 4 and 8, and the two states."""
+    folder = tmp_path / "run"
+    settle_config(folder, config)
+    store = CheckpointStore(folder)
+    states = {step: at_step(create_state(config, MESH), step) for step in (4, 8)}
+    for step, state in states.items():
+        store.save(state, Best(step, 1.5), config)
+    store.close()
+    return folder, states
+
+
+def restore(folder, config):
+    store = CheckpointStore(folder)
+    try:
+        return store.restore(abstract_state(config, MESH)), store.steps()
+    finally:
+        store.close()
+
+
+def test_a_state_comes_back_bit_for_bit(run, config):
+    folder, states = run
+    (state, best), steps = restore(folder, config)
+    assert_same_bits(state, states[8])
+    assert best == Best(8, 1.5)
+    assert steps == [8, 4]
+
+
+def test_two_are_kept(run, config):
+    folder, states = run
+    store = CheckpointStore(folder)
+    store.save(at_step(states[4], 12), Best(), config)
+    assert store.steps() == [12, 8]
+    store.close()
+    assert restore(folder, config)[0][1] == Best()
+
+
+def data_files(folder):
+    """The files of a checkpoint with numbers in them, the largest first."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 100]
+    return sorted(files, key=lambda p: (-p.stat().st_size, str(p)))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove])
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_damaged_newest_one_is_passed_over(run, config, damage, which):
+    folder, states = run
+    damage(data_files(folder / "checkpoints/8")[which])
+    with pytest.warns(DamagedCheckpointWarning, match="step 8.*using step 4"):
+        (state, _), steps = restore(folder, config)
+    assert_same_bits(state, states[4])
+    assert steps == [4]  # so that step 8 can be saved again
+
+
+def test_no_damage_to_any_file_goes_unnoticed_and_harms(run, config, tmp_path):
+    """Whatever file is cut: either the state is still right, or the one before is used."""
+    folder, states = run
+    files = [p.relative_to(folder) for p in (folder / "checkpoints/8").rglob("*") if p.is_file()]
+    for number, name in enumerate(files):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(folder, copy)
+        truncate(copy / name)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DamagedCheckpointWarning)
+            (state, _), _ = restore(copy, config)
+        assert_same_bits(state, states[int(state.step)])
+        shutil.rmtree(copy)
+
+
+def test_all_damaged_is_an_error_and_nothing_is_deleted(run, config):
+    folder, _ = run
+    for step in (4, 8):
+        truncate(data_files(folder / f"checkpoints/{step}")[0])
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* can be read \(step 8.*step 4"):
+        restore(folder, config)
+    assert (folder / "checkpoints/8").exists()
+
+
+def test_a_half_written_one_is_not_seen(run, config):
+    folder, states = run
+    whole = folder / "checkpoints/8"
+    whole.rename(folder / "checkpoints/8.orbax-checkpoint-tmp-123")
+    (state, _), _ = restore(folder, config)
+    assert_same_bits(state, states[4])
+
+
+def test_another_configuration_is_refused(run, config):
+    folder, _ = run
+    settle_config(folder, config)
+    settle_config(folder, config.override(["--steps=99", "--save_every=3"]))
+    assert read_config(folder).steps == 99
+    with pytest.raises(CheckpointError, match=r"batch_size: 8 -> 9; .*\bseed: 0 -> 1\b"):
+        settle_config(folder, config.override(["--seed=1", "--batch_size=9"]))
+
+    other = dataclasses.replace(config, network=TINY_LSTM)
+    with pytest.raises(CheckpointError, match=r"network: normed -> lstm"):
+        settle_config(folder, other)
+
+
+def test_load_network_uses_the_average_and_reads_no_optimiser(run, config):
+    folder, states = run
+    shutil.rmtree(folder / "checkpoints/8/optimizer")
+    shutil.rmtree(folder / "checkpoints/8/weights")
+    network = load_network(folder)
+    assert (network.step, network.config) == (8, config)
+    assert_same_bits(network.arrays, (states[8].average, states[8].statistics))
+
+
+def test_load_network_registers(run):
+    network = load_network(run[0])
+    rng = np.random.default_rng(0)
+    fixed, moving = rng.uniform(0, 255, (2, 3, 8, 8, 3)).astype(np.float32)
+    batch = network.estimate(fixed, moving)
+    assert batch.transform.tx.shape == batch.score.shape == batch.success.shape == (3,)
+    assert_same_bits(network.register_batch(fixed, moving), batch)
+    one = network.register(fixed[1], moving[1])
+    np.testing.assert_allclose(one.transform.theta, batch.transform.theta[1], rtol=1e-4)
+    assert one.score.shape == ()
+    grey = network.register(fixed[0, ..., 0].astype(np.uint8), moving[0, ..., 0].astype(np.uint8))
+    assert np.isfinite(grey.transform.as_array()).all()
+    assert "step=8" in repr(network)
+    assert network.parameter_count == 384 * 12 + 12 + 24 + 36 + 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((9, 8, 3), "fixed must be 8x8 with 1 or 3 channels"),
+        ((8, 8, 2), "fixed must be 8x8 with 1 or 3 channels"),
+        ((8,), r"an image must be \(H, W\) or \(H, W, C\), got shape \(8,\)"),
+    ],
+)
+def test_bad_images_are_named(run, shape, message):
+    network = load_network(run[0])
+    with pytest.raises(ValueError, match=message):
+        network.register(np.zeros(shape), np.zeros(shape))
+    with pytest.raises(ValueError, match="finite"):
+        network.register(np.full((8, 8), np.nan), np.zeros((8, 8)))
+
+
+def test_folders_without_a_network(tmp_path, config):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_network(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        load_network(tmp_path / "empty")
+    settle_config(tmp_path / "begun", config)
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        load_network(tmp_path / "begun")
+    (tmp_path / "begun/config.json").write_text('{"batch')
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_network(tmp_path / "begun")
+
+
+def test_the_configuration_is_plain_json(run, config):
+    text = json.loads((run[0] / "config.json").read_text())
+    assert text["network"] == {"network": "normed", "image_size": 8, "width": 12}
+    assert text["data"] == list(config.data)
