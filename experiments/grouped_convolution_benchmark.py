@@ -27,7 +27,8 @@ ROUNDS = flags.DEFINE_integer("rounds", 2, "Times that each step is timed.")
 
 def training_step(network: resnext.ResNeXt, images: jax.Array) -> Callable[[], object]:
     """A compiled step: loss, gradients, batch statistics and the updated weights."""
-    graph, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    graph = nnx.graphdef(network)
+    params, stats = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
 
     def loss(params: nnx.State, stats: nnx.State, images: jax.Array) -> tuple[jax.Array, nnx.State]:
         merged = nnx.merge(graph, params, stats, copy=True)

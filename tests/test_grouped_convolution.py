@@ -76,3 +76,16 @@ def test_groups_do_not_mix():
     )
     assert np.abs(moved[..., :2]).max() > 0.1
     np.testing.assert_array_equal(moved[..., 2:], 0)
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 2), ("cuda", 3)])
+def test_weight_gradient_is_native_except_on_cpu(platform, convolutions):
+    images, kernel = arrays(CASES[0])
+
+    def loss(images, kernel):
+        return jnp.sum(jnp.sin(grouped_convolution(images, kernel, *CASES[0][2:5])))
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    program = jax.export.export(gradient, platforms=[platform])(images, kernel).mlir_module()
+    assert program.count("stablehlo.convolution") == convolutions
+    assert ("stablehlo.dot_general" in program) == (platform == "cpu")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxreg.models import NETWORKS, network_from_dict, network_to_dict
 from jaxreg.models.lstm import LSTMConfig, TwoStepLSTM
 from jaxreg.models.network import resize
 from jaxreg.pairs import draw_pairs
+from tests.golden import random_weights as golden
 from tests.tolerances import FLOAT32_NETWORK
 
 
@@ -46,6 +48,27 @@ def test_equals_flax_recurrent_layers():
         expected = cell(expected)
     expected = expected[:, -1] @ lstm.kernel[...].T + lstm.bias[...]
     np.testing.assert_allclose(lstm(*steps), expected, atol=FLOAT32_NETWORK)
+
+
+def test_equals_torch():
+    size = golden.LSTM
+    lstm = TwoStepLSTM(size["inputs"], size["hidden"], size["layers"], rngs=nnx.Rngs(0))
+    gates = 4 * size["hidden"]
+    for i, layer in enumerate(lstm.layers):
+        inputs = layer.input_kernel.shape[1]
+        weights = {  # torch has two biases a gate
+            "input_kernel": golden.uniform(f"lstm.weight_ih_l{i}", (gates, inputs)),
+            "hidden_kernel": golden.uniform(f"lstm.weight_hh_l{i}", (gates, size["hidden"])),
+            "bias": golden.uniform(f"lstm.bias_ih_l{i}", (gates,))
+            + golden.uniform(f"lstm.bias_hh_l{i}", (gates,)),
+        }
+        for name, value in weights.items():
+            getattr(layer, name)[...] = jnp.asarray(value)
+    lstm.kernel[...] = jnp.asarray(golden.uniform("linear.weight", (3, size["hidden"])))
+    lstm.bias[...] = jnp.asarray(golden.uniform("linear.bias", (3,)))
+    steps = golden.uniform("steps", (2, size["count"], size["inputs"]))
+    values = np.load(pathlib.Path(golden.__file__).with_name("networks.npz"))
+    np.testing.assert_allclose(lstm(*steps), values["lstm/outputs"], atol=FLOAT32_NETWORK)
 
 
 def test_full_size_has_the_papers_parameters():

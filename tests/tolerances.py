@@ -11,3 +11,5 @@ FLOAT32_PIXELS = 2e-4
 FLOAT32_DEGREES = 2e-4
 # float32 rounding of a network's activations in the order of 1, after sums over thousands of terms.
 FLOAT32_NETWORK = 2e-5
+# float32 rounding through 53 convolutions whose activations reach 15.
+RESNEXT = 1e-4

@@ -11,11 +11,13 @@ from typing import Any
 
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.models.network import Network, NetworkConfig
+from jaxreg.models.siamese import ResNeXtConfig
 
 __all__ = ["NETWORKS", "Network", "NetworkConfig", "network_from_dict", "network_to_dict"]
 
 NETWORKS: dict[str, type] = {
     "lstm": LSTMConfig,
+    "resnext": ResNeXtConfig,
 }
 
 

@@ -16,6 +16,18 @@ from jaxreg.pairs import Pairs
 class Network(nnx.Module):
     """A network that estimates the transform of image pairs.
 
+    Networks are nnx modules, built in training mode; call ``eval()`` before estimating with one.
+    Weights are `nnx.Param`; a network with batch normalisation also has `nnx.BatchStat`, which a
+    call in training mode updates. A pure training step merges with ``copy=True`` and hands the
+    new statistics on::
+
+        graph, params, rest = nnx.split(network, nnx.Param, ...)
+
+        def loss(params, rest, pairs):
+            merged = nnx.merge(graph, params, rest, copy=True)
+            value, estimate = merged.loss(pairs)
+            return value, (estimate, nnx.split(merged, nnx.Param, ...)[2])
+
     Attributes:
       image_size: height and width of the images that it takes.
     """
