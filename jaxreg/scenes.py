@@ -128,7 +128,8 @@ def draw_scene_pairs(
         )
     tile_key, transform_key = jax.random.split(key)
     index = jax.random.randint(tile_key, (count,), 0, tiles.shape[0])
-    return scene_pairs(tiles[index], draw_transforms(transform_key, count, max_shift), size)
+    tiles = jnp.asarray(tiles)[index]
+    return scene_pairs(tiles, draw_transforms(transform_key, count, max_shift), size)
 
 
 def _is_flat(tile: np.ndarray, size: int) -> bool:

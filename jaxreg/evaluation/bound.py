@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform
 
+# Grey levels that all pixels together change by rounding alone, for one pixel or degree.
+_ROUNDING = 1e-2
+
 
 def cramer_rao(
     view: Callable[[RigidTransform], jax.Array],
@@ -44,6 +47,6 @@ def cramer_rao(
     determinant = 1.0 + 2.0 * a * b * c - a * a - b * b - c * c
     # The cofactors of a symmetric matrix of unit diagonal: the diagonal of its inverse.
     cofactors = 1.0 - jnp.stack([c * c, b * b, a * a])
-    solvable = (determinant > 1e-5) & jnp.all(length > 0.0)
+    solvable = (determinant > 1e-5) & jnp.all(length > _ROUNDING)
     variance = cofactors / jnp.maximum(determinant, 1e-5) / jnp.maximum(length, 1e-12) ** 2
     return jnp.where(solvable, 2.0 * noise**2 * variance, jnp.inf)

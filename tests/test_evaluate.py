@@ -1,0 +1,95 @@
+"""The command: results on disk, and clear refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jaxreg.data
+from jaxreg.evaluate import main
+from jaxreg.evaluation.harness import figures
+from jaxreg.evaluation.report import read_rows
+from jaxreg.methods import constant
+
+
+@pytest.fixture(autouse=True)
+def sources(monkeypatch):
+    def load_images(source, split, size):
+        if source == "cifar10":
+            raise FileNotFoundError("cifar10 is not prepared;\nset TFDS_DATA_DIR")
+        return np.random.default_rng(0).integers(0, 256, (40, size, size, 3), np.uint8)
+
+    monkeypatch.setattr(jaxreg.data, "load_images", load_images)
+
+
+def run(*arguments):
+    return main(["evaluate", *arguments])
+
+
+def only_32(fixed, moving):
+    if fixed.shape[1] != 32:
+        raise ValueError(f"images must be 32x32, got {fixed.shape[1]}x{fixed.shape[2]}")
+    return constant(fixed, moving)
+
+
+def test_results_are_printed_and_written(tmp_path, capsys):
+    out = tmp_path / "new" / "results.json"
+    assert run(
+        "--suites=random32,random32+noise5",
+        "--methods=constant",
+        "--pairs=30",
+        "--batch_size=16",
+        "--no_timing",
+        f"--out={out}",
+    ) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "random32+noise5" in printed
+    document = json.loads(out.read_text())
+    assert document["provenance"]["seed"] == 0
+    assert document["provenance"]["pairs"] == 30
+    assert [r["suite"] for r in document["results"]] == ["random32", "random32+noise5"]
+    assert document["results"][1]["cramer_rao"] is None  # no pair is right
+    back = [figures(r) for r in read_rows(out.with_suffix(".csv"))]
+    assert json.loads(json.dumps(back)) == document["results"]
+
+
+def test_timing_is_part_of_a_row(tmp_path):
+    out = tmp_path / "r.json"
+    assert run("--suites=random@8", "--methods=constant", "--pairs=3", f"--out={out}") == 0
+    assert json.loads(out.read_text())["results"][0]["time"]["seconds"] > 0
+
+
+def test_a_method_that_refuses_a_suite_does_not_stop_the_others(tmp_path, capsys):
+    out = tmp_path / "r.json"
+    methods = "--methods=tests.test_evaluate:only_32,constant"
+    assert run("--suites=random@16", methods, "--pairs=4", "--no_timing", f"--out={out}") == 2
+    assert "only_32 on random@16: images must be 32x32, got 16x16" in capsys.readouterr().err
+    assert [r["method"] for r in json.loads(out.read_text())["results"]] == ["constant"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suites=rndom32"], "unknown suite 'rndom32', did you mean random32?"),
+        (["--methods=constnt"], "unknown method 'constnt', did you mean constant?"),
+        (["--suites=cifar10"], "cifar10 is not prepared; set TFDS_DATA_DIR"),
+        (["--suits=random32"], "Unknown command line flag 'suits'"),
+        (["--pairs=0"], "--pairs=0"),
+        (["--pairs=many"], "--pairs=many"),
+        (["--suites="], "--suites is empty"),
+        (["random32"], "unexpected argument 'random32'"),
+        (["--out=x.csv"], "the figures are JSON"),
+        (["--out=."], "cannot be written"),
+    ],
+)
+def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("--suites=random32", "--methods=constant", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_lists_the_flags(capsys):
+    assert run("--help") == 0
+    assert "--suites" in capsys.readouterr().out

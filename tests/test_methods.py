@@ -1,0 +1,55 @@
+"""Finding methods by name."""
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+
+from jaxreg import methods
+from jaxreg.methods import find_method, method_names
+
+
+@pytest.fixture
+def plug_in(monkeypatch):
+    point = importlib.metadata.EntryPoint("mine", "jaxreg.methods:constant", methods.GROUP)
+    broken = importlib.metadata.EntryPoint("broken", "no_such_module:f", methods.GROUP)
+
+    def entry_points(group, name=None):
+        assert group == methods.GROUP
+        return [p for p in (point, broken) if name in (None, p.name)]
+
+    monkeypatch.setattr(methods.importlib.metadata, "entry_points", entry_points)
+
+
+def test_constant_answers_nothing_moved():
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
+    answer = find_method("constant")(images, images)
+    np.testing.assert_array_equal(answer.transform.as_array(), np.zeros((2, 3)))
+    np.testing.assert_allclose(answer.score, 1, atol=1e-5)
+
+
+def test_plug_ins_and_functions(plug_in):
+    assert find_method("mine") is methods.constant
+    assert find_method("jaxreg.methods:constant") is methods.constant
+    assert {"mine", "direct", "constant"} <= set(method_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("constnt", r"unknown method 'constnt', did you mean constant\? There are .*direct"),
+        ("zzz", r"unknown method 'zzz'\. There are .*checkpoint folders, and module:function"),
+        ("no_such_module:f", "cannot be loaded: No module named 'no_such_module'"),
+        ("jaxreg.methods:nothing", "cannot be loaded: .*has no attribute 'nothing'"),
+        ("jaxreg.methods:GROUP", "is a str, not a function"),
+        ("broken", "'broken' cannot be loaded: No module named"),
+    ],
+)
+def test_unknown_methods_are_named(plug_in, name, message):
+    with pytest.raises(ValueError, match=message):
+        find_method(name)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="not a usable checkpoint folder"):
+        find_method(str(tmp_path))
