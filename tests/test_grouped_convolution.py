@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from jaxreg.models.grouped_convolution import convolution, grouped_convolution, kernel_gradient
 from tests.tolerances import FLOAT32_NETWORK
@@ -86,6 +87,6 @@ def test_weight_gradient_is_native_except_on_cpu(platform, convolutions):
         return jnp.sum(jnp.sin(grouped_convolution(images, kernel, *CASES[0][2:5])))
 
     gradient = jax.jit(jax.grad(loss, (0, 1)))
-    program = jax.export.export(gradient, platforms=[platform])(images, kernel).mlir_module()
+    program = export.export(gradient, platforms=[platform])(images, kernel).mlir_module()
     assert program.count("stablehlo.convolution") == convolutions
     assert ("stablehlo.dot_general" in program) == (platform == "cpu")
