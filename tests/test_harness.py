@@ -103,6 +103,14 @@ def test_gross_errors(spec, gross):
     assert f["rejected"] == 0.5
 
 
+def test_every_answer_to_unrelated_images_is_wrong():
+    success = np.array([True, False, False, False])
+    f = figures(rows(np.zeros((4, 3)), "cifar10+unrelated", success=success))
+    assert f["gross"] == 1
+    assert f["flagged_gross"] == 0.75
+    assert f["rejected_good"] is None
+
+
 def test_no_answer_for_half():
     def half(fixed, moving):
         found = np.arange(len(moving)) % 2 == 0

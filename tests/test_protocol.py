@@ -83,6 +83,7 @@ def test_specs(spec, field, value):
         ("cifar10+jpeg101", "quality from 1 to 100"),
         ("cifar10+occlusion200", "in \\[0, 1\\], got 2.0"),
         ("scene32+bicubic", "does not go with scenes"),
+        ("scene32+unrelated", "may overlap"),
         ("photos@4", "size 8 or more"),
     ],
 )
@@ -156,7 +157,12 @@ def test_disturbed_suites_hold_the_same_pairs(spec, monkeypatch):
 
 def test_bounds_only_where_noise_is_all_there_is():
     assert parse_suite("scene32+noise10+shift8").bounded
-    for spec in ("scene32", "cifar10+noise10+gain", "cifar10+noise10+jpeg", "cifar10+blur"):
+    for spec in (
+        "scene32",
+        "cifar10+noise10+gain",
+        "cifar10+noise10+unrelated",
+        "cifar10+noise5+jpeg",
+    ):
         assert not parse_suite(spec).bounded
 
 
@@ -165,6 +171,12 @@ def test_scenes_have_no_black_corners():
     outside = np.asarray(warp(np.ones((32, 32)), RigidTransform.from_array(data.truth[0]))) < 0.5
     assert outside.any()
     assert data.moving[0][outside].mean() > 50
+
+
+def test_unrelated_pairs_show_different_pictures():
+    plain, mixed = (build_suite(f"cifar10{s}", pairs=5, seed=0) for s in ("", "+unrelated"))
+    np.testing.assert_array_equal(mixed.fixed, plain.fixed)
+    np.testing.assert_array_equal(mixed.moving, plain.moving[[4, 0, 1, 2, 3]])
 
 
 def test_jpeg_is_opencvs():

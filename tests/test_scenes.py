@@ -8,7 +8,14 @@ import scipy.ndimage
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_coefficients
-from jaxreg.scenes import draw_scene_pairs, draw_tiles, render_view, scene_pairs, tile_side
+from jaxreg.scenes import (
+    draw_scene_pairs,
+    draw_tiles,
+    fixed_view,
+    render_view,
+    scene_pairs,
+    tile_side,
+)
 from jaxreg.warping import overlap, warp
 from tests.tolerances import FLOAT32_INTENSITY
 
@@ -54,6 +61,7 @@ def test_both_views_agree_with_scipy(parameters):
 def test_quarter_turns_and_whole_pixels_move_pixels_onto_pixels(size):
     coefficients = spline_coefficients(jnp.asarray(photograph(), jnp.float32))
     fixed = render_view(coefficients, RigidTransform.identity(), size)
+    np.testing.assert_allclose(fixed_view(coefficients, size), fixed, atol=FLOAT32_INTENSITY)
     turned = render_view(coefficients, RigidTransform(0.0, 0.0, 90.0), size)
     np.testing.assert_allclose(turned, np.rot90(fixed, -1), atol=FLOAT32_INTENSITY)
     # Content moves by T: two right and one up; new scene enters at the left and below.

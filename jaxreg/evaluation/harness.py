@@ -225,7 +225,8 @@ def figures(rows: Rows) -> dict[str, Any]:
     """
     errors = parameter_errors(rows)
     translation, rotation = np.abs(errors[:, :2]).sum(-1), np.abs(errors[:, 2])
-    wrong = (rotation > GROSS_DEGREES) | (translation > parse_suite(rows.suite).gross_pixels)
+    suite = parse_suite(rows.suite)
+    wrong = (rotation > GROSS_DEGREES) | (translation > suite.gross_pixels) | suite.unrelated
     found, success = rows.found, rows.success & rows.found
     gross, good = found & wrong, found & ~wrong
     return {

@@ -16,6 +16,7 @@ SOURCE@SIZE      any source of `jaxreg.data.load_images`, or ``scene``, at any s
 +bicubic         the moving image is rendered with the bicubic kernel (not scenes)
 +jpeg, +jpegQ    both images go through JPEG at quality 75 or Q
 +shiftR          translations up to R pixels
++unrelated       the moving image shows another picture: every answer is wrong (not scenes)
 ===============  ==================================================================================
 """
 
@@ -36,7 +37,7 @@ from jaxreg.disturbances import UNDISTURBED, Disturbance, disturb_pair
 from jaxreg.evaluation.bound import cramer_rao
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import Interpolation, spline_coefficients
-from jaxreg.scenes import iter_tiles, render_view
+from jaxreg.scenes import fixed_view, iter_tiles, render_view
 from jaxreg.warping import overlap, warp
 
 ROTATION_BINS = 24
@@ -63,6 +64,7 @@ class Suite:
       interpolation: how the moving image is rendered (scenes: always a supersampled spline).
       disturbance: what happens to the images.
       jpeg: quality of the JPEG compression of both images, or None.
+      unrelated: whether the two images show different pictures.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Suite:
     interpolation: Interpolation = "linear"
     disturbance: Disturbance = UNDISTURBED
     jpeg: int | None = None
+    unrelated: bool = False
 
     @property
     def gross_pixels(self) -> float:
@@ -83,7 +86,8 @@ class Suite:
     def bounded(self) -> bool:
         """Whether noise, and noise alone, disturbs the pairs, so that `cramer_rao` holds."""
         noise = self.disturbance.noise
-        return noise > 0 and self.disturbance == Disturbance(noise=noise) and self.jpeg is None
+        plain = self.jpeg is None and not self.unrelated
+        return plain and noise > 0 and self.disturbance == Disturbance(noise=noise)
 
 
 SUITES = {
@@ -112,6 +116,12 @@ def _bicubic(suite: Suite, _: float | None) -> Suite:
     return dataclasses.replace(suite, interpolation="cubic")
 
 
+def _unrelated(suite: Suite, _: float | None) -> Suite:
+    if suite.scene:
+        raise ValueError("unrelated does not go with scenes: two of them may overlap")
+    return dataclasses.replace(suite, unrelated=True)
+
+
 def _jpeg(suite: Suite, quality: float | None) -> Suite:
     if quality is not None and not (1 <= quality <= 100 and quality == int(quality)):
         raise ValueError(f"jpeg takes a whole quality from 1 to 100, got {quality:g}")
@@ -130,6 +140,7 @@ _MODIFIERS: dict[str, tuple[str, Callable[[Suite, float | None], Suite]]] = {
     "bicubic": ("never", _bicubic),
     "jpeg": ("may", _jpeg),
     "shift": ("must", lambda suite, r: dataclasses.replace(suite, max_shift=r or 0.0)),
+    "unrelated": ("never", _unrelated),
 }
 
 
@@ -168,7 +179,7 @@ def parse_suite(spec: str) -> Suite:
         if match is None or word not in _MODIFIERS:
             raise ValueError(
                 f"suite {spec!r}: unknown disturbance {modifier!r}; there are "
-                "noiseS, gain, blur[S], occlusion[P], bicubic, jpeg[Q], shiftR"
+                "noiseS, gain, blur[S], occlusion[P], bicubic, jpeg[Q], shiftR, unrelated"
             )
         number = None if match.group(2) is None else float(match.group(2))
         takes, apply = _MODIFIERS[word]
@@ -275,7 +286,7 @@ def _make_batch(
         if suite.scene:
             coefficients = spline_coefficients(picture)
             view = functools.partial(render_view, coefficients, size=suite.size)
-            fixed = view(RigidTransform.identity())
+            fixed = fixed_view(coefficients, suite.size)
         else:
             view = functools.partial(warp, picture, interpolation=suite.interpolation)
             fixed = picture
@@ -344,4 +355,6 @@ def build_suite(
             bound[part] = made[2][:count]
     if suite.jpeg is not None:
         fixed, moving = _through_jpeg(fixed, suite.jpeg), _through_jpeg(moving, suite.jpeg)
+    if suite.unrelated:
+        moving = np.roll(moving, 1, axis=0)
     return SuiteData(suite, fixed, moving, parameters, condition, bound)
