@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         return _failed(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _failed("interrupted before there was anything new to save", 130)
-    except (flags.Error, ValueError, FileNotFoundError) as error:
+    except (flags.Error, ValueError, OSError, ImportError) as error:
         return _failed(error, 2)
     return 0
 

@@ -105,7 +105,7 @@ class CheckpointStore:
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
-                read_only=read_only,
+                save_root_metadata=False,
             ),
             item_handlers={part: _array_handler() for part in _PARTS}
             | {"about": ocp.JsonCheckpointHandler()},

@@ -17,6 +17,7 @@ from jaxreg.interpolation import Interpolation, check_interpolation
 from jaxreg.metrics import LAMBDA
 from jaxreg.models import NETWORKS, NetworkConfig
 from jaxreg.models.lstm import LSTMConfig
+from jaxreg.models.siamese import ResNeXtConfig
 from jaxreg.training import fields
 
 Schedule = Literal["constant", "cosine"]
@@ -54,7 +55,9 @@ class TrainConfig:
       eval_pairs: how many held-out pairs.
       save_every: steps between checkpoints.
       save_minutes: a checkpoint is also written after so many minutes without one.
-      init_from: folder of a trained network of the same shape whose weights to start from.
+      init_from: weights to start from: the folder of a trained network of the same shape, or for
+        ResNeXt what `jaxreg.models.pretrained.load_pretrained` takes (``imagenet``, or the path
+        of a torch state dict); empty for random ones.
     """
 
     network: NetworkConfig
@@ -176,13 +179,31 @@ _LSTM = TrainConfig(
     save_every=2000,
 )
 
+_RESNEXT = dataclasses.replace(
+    _LSTM,
+    network=ResNeXtConfig(output_scale=_SCALE_32),
+    batch_size=64,
+    steps=50_000,
+    init_from="imagenet",  # as in the paper
+)
+_AT_96: dict[str, Any] = {"data": ("stl10",), "max_shift": 15.0}
+
 CONFIGS: dict[str, TrainConfig] = {
     "lstm_cifar10": _LSTM,
     "lstm_stl10": dataclasses.replace(
         _LSTM,
         network=LSTMConfig(image_size=96, output_scale=_SCALE_96),
-        data=("stl10",),
-        max_shift=15.0,
+        **_AT_96,
+    ),
+    "resnext_fc_cifar10": _RESNEXT,
+    "resnext_lstm_cifar10": dataclasses.replace(
+        _RESNEXT, network=ResNeXtConfig("lstm", output_scale=_SCALE_32)
+    ),
+    "resnext_fc_stl10": dataclasses.replace(
+        _RESNEXT, network=ResNeXtConfig("fc", 96, _SCALE_96), **_AT_96
+    ),
+    "resnext_lstm_stl10": dataclasses.replace(
+        _RESNEXT, network=ResNeXtConfig("lstm", 96, _SCALE_96), **_AT_96
     ),
     "lstm_cifar10_paper": dataclasses.replace(
         _LSTM,

@@ -14,6 +14,7 @@ from types import FrameType
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -21,7 +22,6 @@ from jaxreg.pairs import Pairs
 from jaxreg.training.batches import Images, load_held_out_images, load_training_images
 from jaxreg.training.checkpoint import (
     Best,
-    CheckpointError,
     CheckpointStore,
     load_network,
     settle_config,
@@ -42,6 +42,8 @@ from jaxreg.training.state import (
     create_state,
     fresh_state,
     learning_rate_schedule,
+    network_structure,
+    split_network,
 )
 from jaxreg.training.step import DispatchReport, compile_dispatch
 
@@ -104,7 +106,7 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
         be read.
       NonFiniteError: loss or gradient became non-finite; the last good state is saved.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
-      ValueError, FileNotFoundError: an image source is not usable.
+      ValueError, OSError: an image source or ``init_from`` is not usable.
     """
     workdir = Path(workdir)
     settle_config(workdir, config)
@@ -127,17 +129,29 @@ def _start(config: TrainConfig, mesh: Mesh, store: CheckpointStore) -> tuple[Tra
     if restored is not None:
         _say(f"going on from step {int(restored[0].step)}")
         return restored
-    if config.init_from:
+    if not config.init_from:
+        return create_state(config, mesh), Best()
+    if _published(config.init_from):
+        from jaxreg.models.pretrained import load_pretrained
+
+        network = config.network.build(nnx.Rngs(config.seed))
+        _, *arrays = split_network(load_pretrained(network, config.init_from))
+    else:
         source = load_network(config.init_from)
-        fresh = fresh_state(config, *source.arrays)
-        want, have = abstract_state(config, mesh), jax.eval_shape(lambda: fresh)
-        if jax.tree.map(np.shape, want) != jax.tree.map(np.shape, have):
-            raise CheckpointError(
+        _, *expected = network_structure(config)
+        arrays = [*source.arrays]
+        if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, arrays):
+            raise ValueError(
                 f"init_from={config.init_from} holds {source.config.network}, "
                 f"whose weights do not fit {config.network}"
             )
-        return place(mesh, fresh), Best()
-    return create_state(config, mesh), Best()
+    _say(f"weights from {config.init_from}")
+    return place(mesh, fresh_state(config, *arrays)), Best()
+
+
+def _published(source: str) -> bool:
+    """Whether this names published weights rather than a run's folder."""
+    return source == "imagenet" or source.endswith((".safetensors", ".pth", ".pt"))
 
 
 def next_stop(step: int, config: TrainConfig) -> int:

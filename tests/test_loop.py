@@ -1,0 +1,316 @@
+"""The loop: same bits however it is cut up, stops where it must, logs what happened."""
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.metrics import rotation_error
+from jaxreg.training import loop
+from jaxreg.training.batches import Images, draw_batch, load_training_images
+from jaxreg.training.checkpoint import CheckpointError, CheckpointStore, load_network
+from jaxreg.training.configs import CONFIGS
+from jaxreg.training.devices import data_mesh, place
+from jaxreg.training.heldout import constant_predictor
+from jaxreg.training.loop import NonFiniteError, next_stop, train
+from jaxreg.training.state import abstract_state, create_state
+from jaxreg.training.step import compile_dispatch
+from tests.training_support import (
+    TINY_LSTM,
+    assert_same_bits,
+    register_normed,
+    tiny_config,
+    write_images,
+)
+
+MESH = data_mesh(1)
+
+
+@pytest.fixture(autouse=True)
+def _normed(monkeypatch):
+    register_normed(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source, tmp_path_factory):
+    """A finished run: its configuration, folder and summary."""
+    with pytest.MonkeyPatch.context() as patch:
+        register_normed(patch)
+        config = tiny_config(source)
+        folder = tmp_path_factory.mktemp("whole")
+        yield config, folder, train(config, folder)
+
+
+def final_state(folder, config):
+    store = CheckpointStore(folder, read_only=True)
+    try:
+        return store.restore(abstract_state(config, MESH))
+    finally:
+        store.close()
+
+
+def rows(folder):
+    """The rows of the metrics without the times."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in r.items() if k != "seconds"} for r in csv.DictReader(file)]
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted):
+    _, folder, summary = uninterrupted
+    for name in ("config.json", "metrics.csv", "examples.png", "curve.png", "summary.json"):
+        assert (folder / name).stat().st_size > 100
+    assert list((folder / "tensorboard").iterdir())
+    assert [int(r["step"]) for r in rows(folder)] == [1, 4, 6, 8, 12]
+    assert [int(r["step"]) for r in rows(folder) if r["eval_loss"]] == [1, 6, 12]
+    assert summary.step == 12
+    assert json.loads((folder / "summary.json").read_text())["trained"]["loss"] == pytest.approx(
+        summary.trained.loss
+    )
+    assert summary.best.loss <= summary.trained.loss
+    assert "best constant" in str(summary)
+
+
+def test_the_loaded_network_is_the_one_evaluated(uninterrupted):
+    from jaxreg.training.batches import load_held_out_images
+    from jaxreg.training.heldout import errors_of, held_out_pairs
+
+    config, folder, summary = uninterrupted
+    pairs = held_out_pairs(config, load_held_out_images(config), MESH)
+    answer = load_network(folder).estimate(pairs.fixed, pairs.moving)
+    errors = errors_of(answer.transform, pairs.transform, config.translation_weight)
+    assert errors.loss == pytest.approx(summary.trained.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("together", [1, 12])
+def test_grouping_of_steps_changes_no_bit(uninterrupted, tmp_path, together):
+    config, folder, _ = uninterrupted
+    other = config.override(
+        ["--save_every=12", "--eval_every=5", f"--steps_per_dispatch={together}"]
+    )
+    train(other, tmp_path)
+    assert_same_bits(final_state(tmp_path, other)[0], final_state(folder, config)[0])
+
+
+@pytest.mark.parametrize("leaves_after", [1, 9])
+def test_a_killed_run_goes_on_bit_for_bit(uninterrupted, tmp_path, monkeypatch, leaves_after):
+    """The run dies right after a dispatch, without a word to anyone."""
+    config, folder, _ = uninterrupted
+    config = config.override(["--steps_per_dispatch=1"])
+    write = loop.MetricsLog.write
+
+    def die(self, step, values, seconds):
+        write(self, step, values, seconds)
+        if step == leaves_after:
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MetricsLog, "write", die)
+        with pytest.raises(SystemExit):
+            train(config, tmp_path)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("9,cut sho")
+    train(config, tmp_path)
+    state, best = final_state(tmp_path, config)
+    whole, whole_best = final_state(folder, config)
+    assert_same_bits(state, whole)
+    assert best == whole_best
+    assert [int(r["step"]) for r in rows(tmp_path)] == list(range(1, 13))
+    evaluated = [[r for r in rows(f) if r["eval_loss"]] for f in (folder, tmp_path)]
+    for column in ("eval_loss", "eval_translation", "eval_rotation"):
+        assert [r[column] for r in evaluated[0]] == [r[column] for r in evaluated[1]]
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_but_no_bits(uninterrupted, tmp_path):
+    config, folder, _ = uninterrupted
+    train(config.override(["--steps=8"]), tmp_path)
+    biggest = max((tmp_path / "checkpoints/8").rglob("*"), key=lambda p: p.stat().st_size)
+    biggest.write_bytes(biggest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="step 8.*using step 4"):
+        train(config, tmp_path)
+    assert_same_bits(final_state(tmp_path, config)[0], final_state(folder, config)[0])
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted):
+    config, folder, summary = uninterrupted
+    before = rows(folder)
+    again = train(config, folder)
+    assert (again.trained, again.best) == (summary.trained, summary.best)
+    assert rows(folder) == before
+
+
+def test_another_configuration_is_refused(uninterrupted):
+    config, folder, _ = uninterrupted
+    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.001 -> 0\.1"):
+        train(config.override(["--learning_rate=0.1"]), folder)
+
+
+def test_it_learns(source, tmp_path):
+    config = tiny_config(
+        source, steps=400, learning_rate=3e-3, eval_every=400, save_every=400, data=(source,)
+    )
+    config = config.override(["--steps_per_dispatch=100", "--max_shift=3"])
+    summary = train(config, tmp_path)
+    first, last = rows(tmp_path)[0], rows(tmp_path)[-1]
+    assert float(last["train_loss"]) < 0.8 * float(first["train_loss"])
+    assert summary.trained.loss < summary.constant.loss
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_non_finite_stops_with_the_step_and_keeps_the_last_good_state(
+    source, tmp_path, monkeypatch, average
+):
+    config = tiny_config(source, average_decay=average)
+    good = config.override(["--steps=6"])
+    train(good, tmp_path / "good")
+
+    def poisoned(key, images, settings):
+        pairs = draw_batch(key, images, settings)
+        bad = jax.random.key_data(key)[0] == jax.random.key_data(bad_key)[0]
+        return jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), pairs)
+
+    bad_key = jax.random.fold_in(create_state(config, MESH).key, 6)
+    monkeypatch.setattr("jaxreg.training.step.draw_batch", poisoned)
+    with pytest.raises(NonFiniteError, match=r"at step 7: loss nan.*after step 6 is saved"):
+        train(config, tmp_path / "bad")
+    kept = final_state(tmp_path / "bad", config)[0]
+    assert int(kept.step) == 6
+    assert_same_bits(kept, final_state(tmp_path / "good", good)[0])
+
+
+def test_starts_from_another_runs_weights(uninterrupted, source, tmp_path):
+    _, folder, _ = uninterrupted
+    other = tiny_config(source, steps=1, learning_rate=1e-12, init_from=str(folder))
+    train(other, tmp_path / "next")
+    started = final_state(tmp_path / "next", other)[0]
+    np.testing.assert_allclose(
+        started.weights["first"]["kernel"],
+        load_network(folder).arrays[0]["first"]["kernel"],
+        atol=1e-11,
+    )
+    misfit = tiny_config(source, network=TINY_LSTM, init_from=str(folder))
+    with pytest.raises(ValueError, match="do not fit"):
+        train(misfit, tmp_path / "misfit")
+
+
+def test_stops_cover_every_step():
+    config = CONFIGS["lstm_cifar10"].override(
+        ["--steps=50", "--steps_per_dispatch=7", "--eval_every=10", "--save_every=15"]
+    )
+    step, stops = 0, []
+    while step < config.steps:
+        step = next_stop(step, config)
+        stops.append(step)
+    assert stops[0] == 1
+    assert stops[-1] == 50
+    assert {10, 15, 20, 30, 40, 45} <= set(stops)
+    assert max(b - a for a, b in itertools.pairwise(stops)) <= 7
+
+
+def test_scene_pairs_and_disturbances_join_the_batch(source):
+    config = tiny_config(source, scene_share=0.25, scene_tiles=3)
+    config = config.override(["--disturbance.noise=10"])
+    images = load_training_images(config)
+    assert images.tiles.shape[0] == 3
+    pairs = jax.jit(draw_batch, static_argnums=2)(jax.random.key(0), images, config)
+    assert pairs.fixed.shape == pairs.moving.shape == (8, 8, 8, 3)
+    clean = config.override(["--disturbance.noise=0"])
+    undisturbed = draw_batch(jax.random.key(0), images, clean)
+    assert_same_bits(pairs.transform, undisturbed.transform)
+    noise = np.asarray(pairs.fixed - undisturbed.fixed).std((1, 2, 3))
+    assert (noise > 0.05).sum() >= 6
+    assert noise.max() < 13
+    # Only warped pictures have the exact zeros of what lies outside.
+    zeros = (np.asarray(undisturbed.moving) == 0).all(-1).any((1, 2))
+    assert not zeros[:2].any()
+    assert zeros[2:].any()
+
+
+def test_the_constant_predictor_is_the_best_constant():
+    rng = np.random.default_rng(0)
+    truth = RigidTransform(*jnp.asarray(rng.normal(170, 40, (3, 200)), jnp.float32))
+    best = constant_predictor(truth)
+    error = rotation_error(best.theta, truth.theta).mean()
+    for angle in range(0, 360, 7):
+        assert error <= rotation_error(float(angle), truth.theta).mean() + 1e-4
+    assert float(best.tx[0]) == pytest.approx(np.median(truth.tx), rel=1e-5)
+
+
+def test_images_are_an_argument_and_the_state_is_donated(source):
+    config = tiny_config(source)
+    images = place(MESH, Images(np.zeros((5, 8, 8, 3), np.uint8)))
+    state = create_state(config, MESH)
+    program = compile_dispatch(config, MESH, state, images)
+    new, report = program(state, images, place(MESH, np.int32(3)))
+    assert int(new.step) == 3
+    assert bool(report.finite)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.weights))
+
+
+DEVICES_SCRIPT = """
+import sys
+import jax, numpy as np, pytest
+from jaxreg.training.batches import load_training_images
+from jaxreg.training.checkpoint import Best, CheckpointStore
+from jaxreg.training.devices import data_mesh, place
+from jaxreg.training.state import abstract_state, create_state
+from jaxreg.training.step import compile_dispatch
+from pathlib import Path
+from tests.training_support import register_normed, tiny_config
+
+register_normed(pytest.MonkeyPatch())
+config = tiny_config(sys.argv[1])
+assert len(jax.devices()) == 8
+losses = []
+for count in (8, 1):
+    mesh = data_mesh(config.batch_size)
+    assert mesh.size == 8
+    if count == 1:
+        mesh = jax.sharding.Mesh(mesh.devices[:1], mesh.axis_names)
+    state = create_state(config, mesh)
+    images = place(mesh, load_training_images(config))
+    program = compile_dispatch(config, mesh, state, images)
+    state, report = program(state, images, place(mesh, np.int32(1)))
+    losses.append([float(report.sums.loss), float(report.sums.gradient_norm)])
+    if count == 8:
+        assert ("all-reduce" in program.as_text()), "the work is not spread"
+        store = CheckpointStore(Path(sys.argv[2]))
+        store.save(state, Best(), config)
+        store.close()
+print(*losses[0], *losses[1])
+"""
+
+
+def test_eight_devices_do_as_one_and_their_checkpoint_restores_on_one(source, tmp_path):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", DEVICES_SCRIPT, source, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    loss, norm, one_loss, one_norm = map(float, result.stdout.split())
+    assert loss == pytest.approx(one_loss, rel=1e-5)
+    assert norm == pytest.approx(one_norm, rel=1e-4)
+    state, _ = final_state(tmp_path, tiny_config(source))
+    assert int(state.step) == 1
+    assert len(state.weights["first"]["kernel"].devices()) == 1

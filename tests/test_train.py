@@ -1,0 +1,153 @@
+"""The command line: every named configuration takes a step, mistakes are told in one line."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxreg import train as command
+from jaxreg.models import NETWORKS
+from jaxreg.training.batches import Images
+from jaxreg.training.checkpoint import CheckpointStore
+from jaxreg.training.configs import CONFIGS
+from jaxreg.training.devices import data_mesh, place
+from jaxreg.training.state import abstract_state, create_state
+from jaxreg.training.step import compile_dispatch
+from tests.training_support import assert_same_bits, write_images
+
+REPOSITORY = Path(__file__).parent.parent
+# Small networks of each kind, to take a step with a configuration made for a large one.
+REDUCED = {
+    "lstm": {"hidden": 8, "layers": 1},
+    "resnext": {"hidden": 8, "layers": 1, "blocks": (1, 1, 1, 1)},
+    "compact": {},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_named_configuration_takes_a_step(name):
+    config = CONFIGS[name]
+    kind = next(k for k, v in NETWORKS.items() if type(config.network) is v)
+    network = dataclasses.replace(config.network, **REDUCED[kind])
+    config = dataclasses.replace(
+        config, network=network, batch_size=min(config.batch_size, 2), scene_tiles=2
+    )
+    mesh = data_mesh(config.batch_size)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, config.image_size, config.image_size, 3), np.uint8)
+    tiles = rng.integers(0, 256, (2, 400, 400, 3), np.uint8) if config.scene_pairs else None
+    state, images = create_state(config, mesh), place(mesh, Images(pictures, tiles))
+    program = compile_dispatch(config, mesh, state, images)
+    state, report = program(state, images, place(mesh, np.int32(1)))
+    assert int(state.step) == 1
+    assert bool(report.finite)
+    assert 0 < float(report.sums.loss) < 1e5
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"), size=32)
+
+
+def arguments(source, workdir, *more):
+    return [
+        "train",
+        "--config=lstm_cifar10_paper",
+        f"--workdir={workdir}",
+        f"--data={source}",
+        "--network.hidden=4",
+        "--network.layers=1",
+        "--batch_size=4",
+        "--steps=6",
+        "--eval_pairs=8",
+        "--steps_per_dispatch=3",
+        *more,
+    ]
+
+
+def test_trains_into_the_workdir(source, tmp_path, capsys):
+    assert command.main(arguments(source, tmp_path / "run")) == 0
+    assert (tmp_path / "run/checkpoints/6").exists()
+    assert "after 6 steps: trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batchsize=4"], "unknown field 'batchsize'; did you mean batch_size?"),
+        (["--batch_size=x"], "batch_size must be a whole number, got 'x'"),
+        (["--config=lstm_cifar"], "config must be one of"),
+        (["stray"], "expected --field=value, got 'stray'"),
+        (["--data=arrays:/nowhere.npz"], "/nowhere.npz"),
+        (["--init_from=/nowhere"], "/nowhere does not exist"),
+        (["--init_from=/nowhere.safetensors"], "no such file"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(source, tmp_path, capsys, more, message):
+    assert command.main(arguments(source, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxreg.train: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_help_names_the_fields(capsys):
+    assert command.main(["train", "--config=lstm_cifar10", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--network." in text
+    assert "lstm_cifar10" in text
+
+
+def test_non_finite_is_status_one(source, tmp_path, capsys):
+    status = command.main(arguments(source, tmp_path, "--learning_rate=1e38", "--steps=50"))
+    assert status == 1
+    assert "non-finite at step" in capsys.readouterr().err
+
+
+MANY = ["--steps=4000", "--save_every=500", "--eval_every=4000", "--steps_per_dispatch=20"]
+
+
+def final_state(source, workdir):
+    config = CONFIGS["lstm_cifar10_paper"].override(arguments(source, workdir, *MANY)[3:])
+    store = CheckpointStore(workdir, read_only=True)
+    try:
+        return store.restore(abstract_state(config, data_mesh(config.batch_size)))[0]
+    finally:
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source, tmp_path_factory):
+    """The last state of a run of `MANY` steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert command.main(arguments(source, folder, *MANY)) == 0
+    return final_state(source, folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signalled_process_goes_on_to_the_same_weights(source, tmp_path, uninterrupted, number):
+    run = [sys.executable, "-m", "jaxreg.train", *arguments(source, tmp_path, *MANY)[1:]]
+    process = subprocess.Popen(
+        run, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoints/500/checksums.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert f"{number.name}: saved at step" in error
+        assert "Traceback" not in out + error
+    assert command.main(arguments(source, tmp_path, *MANY)) == 0
+    state = final_state(source, tmp_path)
+    assert int(state.step) == 4000
+    assert_same_bits(state, uninterrupted)
