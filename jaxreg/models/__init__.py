@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.models.network import Network, NetworkConfig
 from jaxreg.models.siamese import ResNeXtConfig
@@ -18,6 +19,7 @@ __all__ = ["NETWORKS", "Network", "NetworkConfig", "network_from_dict", "network
 NETWORKS: dict[str, type] = {
     "lstm": LSTMConfig,
     "resnext": ResNeXtConfig,
+    "compact": CompactConfig,
 }
 
 
