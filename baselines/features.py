@@ -6,7 +6,7 @@ the inliers. Where keypoints, matches or inliers do not suffice there is no answ
 False.
 
 `sift`, `surf`, `orb` and `akaze` are the paper's: native size and the library's own defaults. The
-``_x4`` variants enlarge both images four times first and lower the thresholds, which lets all of
+``_x4`` variants enlarge both images four times first and lower the thresholds, which lets
 them find keypoints in images of 32x32.
 
 OpenCV's wheels leave SURF out (a build flag from the days of its patent). Where it is missing
@@ -21,18 +21,15 @@ from collections.abc import Callable
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 from mahotas.features import surf as mahotas_surf
 
-from jaxreg.geometry import RigidTransform, Shape
+from baselines.loop import from_matrix, register_each, to_grey
+from jaxreg.geometry import Shape
 from jaxreg.result import Registration
-from jaxreg.similarity import judge
 
 # A detector: from a uint8 grey image to (K, 2) points (x, y) in its pixels and K descriptors.
 Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-_judge = jax.jit(judge)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +80,7 @@ class FeatureMethod:
 
     def __call__(self, fixed: jax.Array, moving: jax.Array) -> Registration:
         """Register a batch ``(N, H, W, C)``, intensities in 0..255."""
-        answers = [
-            self.register(f, m) for f, m in zip(np.asarray(fixed), np.asarray(moving), strict=True)
-        ]
-        found = np.array([answer is not None for answer in answers], bool)
-        parameters = np.array([np.zeros(3) if a is None else a for a in answers], np.float32)
-        transform = RigidTransform.from_array(parameters.reshape(-1, 3))
-        return _judge(jnp.asarray(fixed), jnp.asarray(moving), transform, jnp.asarray(found))
+        return register_each(self.register, fixed, moving)
 
 
 def count_keypoints(method: FeatureMethod, images: np.ndarray) -> np.ndarray:
@@ -99,14 +90,6 @@ def count_keypoints(method: FeatureMethod, images: np.ndarray) -> np.ndarray:
     [0, 0]
     """
     return np.array([len(method.keypoints(image)[0]) for image in images], int)
-
-
-def to_grey(image: np.ndarray) -> np.ndarray:
-    """``(H, W)`` float32 of an image ``(H, W, C)`` with one or three channels."""
-    image = np.asarray(image, np.float32)
-    if image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(f"an image must be (H, W, 1) or (H, W, 3), got shape {image.shape}")
-    return image[..., 0] if image.shape[-1] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def match(fixed: np.ndarray, moving: np.ndarray, norm: int, ratio: float) -> np.ndarray:
@@ -167,7 +150,7 @@ def consensus(
     if inliers.sum() < least:
         return None
     rotation, shift = fit_rigid(fixed[inliers], moving[inliers])
-    return about_centre(rotation, shift, shape)
+    return from_matrix(np.column_stack([rotation, shift]), shape)
 
 
 def fit_rigid(fixed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,90 +170,102 @@ def fit_rigid(fixed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.nda
     return rotation, moving.mean(0) - rotation @ fixed.mean(0)
 
 
-def about_centre(rotation: np.ndarray, shift: np.ndarray, shape: Shape) -> np.ndarray:
-    """``(tx, ty, theta)`` about the image centre of ``p' = rotation p + shift``.
-
-    >>> about_centre(np.eye(2), np.array([3.0, -2.0]), (32, 32)).tolist()
-    [3.0, -2.0, 0.0]
-    """
-    centre = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
-    t = shift - centre + rotation @ centre
-    theta = np.rad2deg(np.arctan2(rotation[1, 0], rotation[0, 0]))
-    return np.array([t[0], t[1], -180.0 if theta == 180.0 else theta])
-
-
 @functools.cache
 def _built(build: Callable[[], Detector]) -> Detector:
     return build()
 
 
-def _opencv(create: Callable[..., cv2.Feature2D], **options) -> Detector:
-    feature = create(**options)
+def _opencv(create: str, *, pyramid: float = 0.0, **options) -> Detector:
+    """A detector of OpenCV; ``pyramid`` is the scale factor of one that needs correcting.
+
+    Its versions differ in which detectors are in the main module (AKAZE until 4, SIFT since 4.4).
+
+    ORB gives the points of a smaller level multiplied by its scale, which forgets that pixel
+    centres lie half a pixel inside: the points are off by ``(scale - 1) / 2``.
+    """
+    owner = cv2 if hasattr(cv2, create) else cv2.xfeatures2d
+    feature = getattr(owner, create)(**options)
 
     def detect(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keypoints, descriptors = feature.detectAndCompute(grey, None)
         if descriptors is None or not len(keypoints):
             return np.zeros((0, 2)), np.zeros((0, 1), np.uint8)
-        return np.array([k.pt for k in keypoints], np.float64), descriptors
+        points = np.array([k.pt for k in keypoints], np.float64)
+        if pyramid:
+            octaves = np.array([k.octave for k in keypoints])
+            points += ((pyramid**octaves - 1.0) / 2.0)[:, None]
+        return points, descriptors
 
     return detect
 
 
 def _sift() -> Detector:
-    return _opencv(cv2.SIFT_create)
+    return _opencv("SIFT_create")
 
 
 def _sift_x4() -> Detector:
-    return _opencv(cv2.SIFT_create, contrastThreshold=0.01, enable_precise_upscale=True)
+    # Without the precise upscale OpenCV's points are half a pixel off.
+    return _opencv(
+        "SIFT_create",
+        contrastThreshold=0.002,
+        edgeThreshold=40,
+        sigma=2.0,
+        enable_precise_upscale=True,
+    )
 
 
 def _orb() -> Detector:
-    return _opencv(cv2.ORB_create)
+    return _opencv("ORB_create")
 
 
 def _orb_x4() -> Detector:
-    return _opencv(cv2.ORB_create, nfeatures=1000, edgeThreshold=8, fastThreshold=5)
-
-
-def _akaze_create(**options) -> cv2.Feature2D:
-    # OpenCV 5 moved AKAZE into the contributed module.
-    owner = cv2 if hasattr(cv2, "AKAZE_create") else cv2.xfeatures2d
-    return owner.AKAZE_create(**options)
+    return _opencv("ORB_create", pyramid=1.2, scaleFactor=1.2, edgeThreshold=8, fastThreshold=2)
 
 
 def _akaze() -> Detector:
-    return _opencv(_akaze_create)
+    return _opencv("AKAZE_create")
 
 
 def _akaze_x4() -> Detector:
-    return _opencv(_akaze_create, threshold=1e-4)
+    return _opencv("AKAZE_create", threshold=1e-6)
 
 
 def _surf() -> Detector:
     try:
-        return _opencv(cv2.xfeatures2d.SURF_create)
+        return _opencv("SURF_create")
     except (AttributeError, cv2.error):
         return functools.partial(detect_mahotas_surf)
 
 
 def _surf_x4() -> Detector:
     try:
-        return _opencv(cv2.xfeatures2d.SURF_create, hessianThreshold=10.0)
+        return _opencv("SURF_create", hessianThreshold=10.0)
     except (AttributeError, cv2.error):
         return functools.partial(detect_mahotas_surf, threshold=0.01)
 
 
-def detect_mahotas_surf(grey: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
-    """SURF of the mahotas library: a `Detector`, with the options of ``mahotas.features.surf``."""
-    found = mahotas_surf.surf(grey, **options)
-    return found[:, 1::-1].astype(np.float64), found[:, 6:].astype(np.float32)
+def detect_mahotas_surf(
+    grey: np.ndarray, *, rim: int = 0, **options
+) -> tuple[np.ndarray, np.ndarray]:
+    """SURF of the mahotas library: a `Detector`.
+
+    Args:
+      grey: ``(H, W)`` uint8.
+      rim: pixels by which the image is continued first, by its mirror image; mahotas drops points
+        whose descriptor would reach outside.
+      **options: of ``mahotas.features.surf``.
+    """
+    found = mahotas_surf.surf(np.pad(grey, rim, mode="symmetric"), **options)
+    points = found[:, 1::-1].astype(np.float64) - rim
+    inside = np.all((points >= 0) & (points <= np.array(grey.shape[::-1]) - 1), axis=1)
+    return points[inside], found[inside, 6:].astype(np.float32)
 
 
 sift = FeatureMethod(_sift, cv2.NORM_L2)
 surf = FeatureMethod(_surf, cv2.NORM_L2)
 orb = FeatureMethod(_orb, cv2.NORM_HAMMING)
 akaze = FeatureMethod(_akaze, cv2.NORM_HAMMING)
-sift_x4 = FeatureMethod(_sift_x4, cv2.NORM_L2, enlarge=4, threshold=1.0)
-surf_x4 = FeatureMethod(_surf_x4, cv2.NORM_L2, enlarge=4, threshold=1.0)
-orb_x4 = FeatureMethod(_orb_x4, cv2.NORM_HAMMING, enlarge=4, threshold=1.0)
-akaze_x4 = FeatureMethod(_akaze_x4, cv2.NORM_HAMMING, enlarge=4, threshold=1.0)
+sift_x4 = FeatureMethod(_sift_x4, cv2.NORM_L2, enlarge=4, ratio=0.9, threshold=1.0)
+surf_x4 = FeatureMethod(_surf_x4, cv2.NORM_L2, enlarge=4, ratio=0.9, threshold=1.0)
+orb_x4 = FeatureMethod(_orb_x4, cv2.NORM_HAMMING, enlarge=4, ratio=0.85, threshold=1.0)
+akaze_x4 = FeatureMethod(_akaze_x4, cv2.NORM_HAMMING, enlarge=4, ratio=0.9, threshold=1.0)

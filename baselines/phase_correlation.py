@@ -205,7 +205,7 @@ def _shifted_ncc(
 ) -> jax.Array:
     """Correlation of moving and the shifted copy, over what both of them show of the pictures."""
     height, width = moving.shape[:2]
-    shifted = jnp.roll(copy, (ty, tx), axis=(0, 1))
+    shifted = jnp.roll(copy, jnp.stack([ty, tx]), axis=(0, 1))
     y, x = jnp.arange(height) - ty, jnp.arange(width) - tx
     wrapped = (((y < 0) | (y >= height))[:, None]) | ((x < 0) | (x >= width))
     inner = (height - 2 * padding, width - 2 * padding)

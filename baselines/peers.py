@@ -1,0 +1,288 @@
+"""Other libraries that register images, each as strong as its own interface allows.
+
+All are local methods or miss half a turn by themselves, so that each is given a search over the
+whole circle, and the best of its answers by the library's own criterion (or, where it has none, by
+the correlation of the overlap) is taken. All work on grey images.
+
+===============  ==============================================================================
+`simpleitk`      Euler2D, mean squares; exhaustive start, then descent on a cubic B-spline
+`ecc`            OpenCV's ``findTransformECC``; starts by phase correlation every 10 degrees
+`pystackreg`     StackReg's rigid body; starts every 15 degrees
+`skimage_polar`  scikit-image's recipe: polar Fourier magnitudes, then phase correlation
+===============  ==============================================================================
+
+SimpleITK and pystackreg come with ``pip install 'jaxreg[peers]'``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from baselines.loop import from_matrix, register_each, to_grey, to_matrix, wrap
+from jaxreg.result import Registration
+
+# The least part of the moving image that an overlap must hold for its correlation to count.
+_LEAST_OVERLAP = 0.2
+
+
+def simpleitk(fixed: jax.Array, moving: jax.Array) -> Registration:
+    """Register a batch ``(N, H, W, C)`` with SimpleITK.
+
+    The exhaustive optimiser tries 25 angles and 5 x 5 shifts up to 1/6 of the image on smoothed
+    images; its three best and distinct positions are refined on the images themselves, and the
+    least mean square wins.
+
+    Raises:
+      ImportError: SimpleITK is not installed.
+    """
+    return register_each(functools.partial(register_simpleitk, _sitk()), fixed, moving)
+
+
+def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
+    """Register a batch ``(N, H, W, C)`` with OpenCV's ``findTransformECC``.
+
+    Phase correlation of copies rotated every 10 degrees proposes starts; the three that correlate
+    best are refined over the pixels of the moving image that are not black. The moving image is
+    turned back by whole quarters first, as ECC converges below 90 degrees only.
+    """
+    return register_each(register_ecc, fixed, moving)
+
+
+def pystackreg(fixed: jax.Array, moving: jax.Array) -> Registration:
+    """Register a batch ``(N, H, W, C)`` with pystackreg's rigid body.
+
+    It takes no start, so that the moving image is turned back by every 15 degrees (its rim
+    repeated, not blackened), and twice more by the best answer so far.
+
+    Raises:
+      ImportError: pystackreg is not installed.
+    """
+    return register_each(
+        functools.partial(register_pystackreg, _package("pystackreg")), fixed, moving
+    )
+
+
+def skimage_polar(fixed: jax.Array, moving: jax.Array) -> Registration:
+    """Register a batch ``(N, H, W, C)`` with scikit-image's recipe.
+
+    The rotation between the polar pictures of the log magnitudes of both spectra, theta and theta +
+    180 degrees both tried; the shift by ``phase_cross_correlation``. As there is no scale to find
+    the radius is linear, not logarithmic.
+    """
+    return register_each(register_skimage_polar, fixed, moving)
+
+
+def register_simpleitk(
+    sitk: Any, fixed: np.ndarray, moving: np.ndarray, candidates: int = 3
+) -> np.ndarray | None:
+    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if SimpleITK gives up."""
+    images = [sitk.GetImageFromArray(to_grey(image)) for image in (fixed, moving)]
+    centre = [(fixed.shape[1] - 1) / 2, (fixed.shape[0] - 1) / 2]
+    best, least = None, np.inf
+    try:
+        for start in _itk_starts(sitk, images, centre, max(fixed.shape[:2]), candidates):
+            method, transform = _itk_method(sitk, centre, start, sitk.sitkBSpline)
+            method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 100, 0.5, 1e-8)
+            method.SetOptimizerScalesFromPhysicalShift()
+            method.Execute(*images)
+            if method.GetMetricValue() < least:
+                theta, tx, ty = transform.GetParameters()
+                best, least = np.array([tx, ty, wrap(np.rad2deg(theta))]), method.GetMetricValue()
+    except RuntimeError:  # ITK's exceptions, e.g. no overlap left
+        return best
+    return best
+
+
+def _itk_starts(
+    sitk: Any, images: list, centre: list[float], size: int, candidates: int
+) -> list[tuple[float, ...]]:
+    """The ``candidates`` best, mutually distant positions (rad, px, px) of an exhaustive search."""
+    angle_steps, shift_steps = 12, 2  # on either side of zero
+    turn, shift = np.pi / angle_steps, size / 12
+    shrink = max(1, round(size / 32))
+    method, _ = _itk_method(sitk, centre, (0.0, 0.0, 0.0), sitk.sitkLinear)
+    tried: list[tuple[float, tuple[float, ...]]] = []
+    method.AddCommand(
+        sitk.sitkIterationEvent,
+        lambda: tried.append((method.GetMetricValue(), method.GetOptimizerPosition())),
+    )
+    method.SetOptimizerAsExhaustive([angle_steps, shift_steps, shift_steps])
+    method.SetOptimizerScales([turn, shift, shift])
+    smooth = [sitk.SmoothingRecursiveGaussian(image, max(1.0, 0.7 * shrink)) for image in images]
+    method.Execute(sitk.Shrink(smooth[0], [shrink, shrink]), smooth[1])
+    chosen: list[tuple[float, ...]] = []
+    for _, (theta, x, y) in sorted(tried):
+        if all(
+            abs(wrap(np.rad2deg(theta - other[0]))) > np.rad2deg(1.5 * turn)
+            or abs(x - other[1]) + abs(y - other[2]) > 1.5 * shift
+            for other in chosen
+        ):
+            chosen.append((theta, x, y))
+        if len(chosen) == candidates:
+            break
+    return chosen
+
+
+def _itk_method(sitk: Any, centre: list[float], start: tuple, interpolator: int) -> tuple[Any, Any]:
+    transform = sitk.Euler2DTransform()
+    transform.SetCenter(centre)
+    transform.SetParameters(start)
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMeanSquares()
+    method.SetInterpolator(interpolator)
+    method.SetInitialTransform(transform, inPlace=True)
+    method.SetNumberOfThreads(1)  # at these sizes threads cost more than they bring
+    return method, transform
+
+
+def register_ecc(
+    fixed: np.ndarray, moving: np.ndarray, angles: int = 36, candidates: int = 3
+) -> np.ndarray | None:
+    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if ECC converges from no start."""
+    f, m = to_grey(fixed), to_grey(moving)
+    best, highest = None, -np.inf
+    step = 1 if f.shape[0] == f.shape[1] else 2  # only half a turn leaves an oblong shape
+    for start in _rotation_search(f, m, angles)[:candidates]:
+        quarters = step * int(np.rint(start[2] / (90 * step)))
+        turned = np.ascontiguousarray(np.rot90(m, quarters))
+        back = to_matrix(np.array([0.0, 0.0, -90.0 * quarters]), f.shape)
+        matrix = (back @ to_matrix(start, f.shape))[:2].astype(np.float32)
+        # Pixels next to black are blended with it.
+        seen = cv2.erode((turned > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+        try:
+            for blur in (5, 1):
+                value, matrix = cv2.findTransformECC(
+                    f,
+                    turned,
+                    matrix,
+                    cv2.MOTION_EUCLIDEAN,
+                    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-7),
+                    seen,
+                    blur,
+                )
+        except cv2.error:  # no convergence, or no texture
+            continue
+        if value > highest:
+            whole = np.linalg.inv(back) @ np.vstack([matrix, [0.0, 0.0, 1.0]])
+            best, highest = from_matrix(whole, f.shape), value
+    return best
+
+
+def _rotation_search(fixed: np.ndarray, moving: np.ndarray, angles: int) -> list[np.ndarray]:
+    """``(tx, ty, theta)`` by ``cv2.phaseCorrelate`` for every angle, the best correlated first."""
+    size = fixed.shape[::-1]
+    window = cv2.createHanningWindow(size, cv2.CV_32F)
+    # phaseCorrelate multiplies its inputs by the window in place: it gets copies.
+    level = moving - moving.mean()
+    found = []
+    for theta in np.arange(angles) * 360.0 / angles - 180.0:
+        turn = to_matrix(np.array([0.0, 0.0, theta]), fixed.shape)[:2]
+        copy = cv2.warpAffine(fixed - fixed.mean(), turn, size)
+        (tx, ty), _ = cv2.phaseCorrelate(copy, level.copy(), window)
+        found.append(np.array([tx, ty, theta]))
+    return sorted(found, key=lambda t: -overlap_correlation(fixed, moving, t))
+
+
+def register_pystackreg(
+    package: Any, fixed: np.ndarray, moving: np.ndarray, angles: int = 24
+) -> np.ndarray | None:
+    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None for an image without texture."""
+    f, m = to_grey(fixed), to_grey(moving)
+    if f.std() == 0 or m.std() == 0:
+        return None
+    stackreg = package.StackReg(package.StackReg.RIGID_BODY)
+
+    def refine(start: np.ndarray) -> np.ndarray:
+        matrix = to_matrix(start, f.shape)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        back = cv2.warpAffine(
+            m, matrix[:2], f.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+        return from_matrix(matrix @ stackreg.register(f, back), f.shape)
+
+    def agreement(parameters: np.ndarray) -> float:
+        return overlap_correlation(f, m, parameters)
+
+    starts = np.arange(angles) * 360.0 / angles - 180.0
+    best = max((refine(np.array([0.0, 0.0, theta])) for theta in starts), key=agreement)
+    for _ in range(2):
+        best = max(best, refine(best), key=agreement)
+    return best
+
+
+def register_skimage_polar(
+    fixed: np.ndarray, moving: np.ndarray, upsample: int = 20
+) -> np.ndarray | None:
+    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None for an image without texture."""
+    from skimage.filters import window
+    from skimage.registration import phase_cross_correlation
+
+    f, m = to_grey(fixed), to_grey(moving)
+    if f.std() == 0 or m.std() == 0:
+        return None
+    hann = window("hann", f.shape).astype(np.float32)
+    polar = [_polar_magnitude(image, hann) for image in (f, m)]
+    shift, _, _ = phase_cross_correlation(*polar, upsample_factor=upsample, normalization=None)
+    candidates = []
+    for theta in (-shift[0], 180.0 - shift[0]):
+        turn = to_matrix(np.array([0.0, 0.0, theta]), f.shape)[:2]
+        copy = cv2.warpAffine(f, turn, f.shape[::-1])
+        (ty, tx), _, _ = phase_cross_correlation(
+            (m - m.mean()) * hann, (copy - copy.mean()) * hann, upsample_factor=upsample
+        )
+        candidates.append(np.array([tx, ty, wrap(theta)]))
+    return max(candidates, key=lambda t: overlap_correlation(f, m, t))
+
+
+def _polar_magnitude(image: np.ndarray, hann: np.ndarray) -> np.ndarray:
+    """The log magnitude of the spectrum, one row a degree over half a turn, one column a radius.
+
+    The other half of a real image's spectrum repeats it. The spectrum is taken at twice the size,
+    so that its few bins interpolate well, and each radius loses its mean, which knows no angle.
+    """
+    from skimage.filters import difference_of_gaussians
+    from skimage.transform import warp_polar
+
+    height, width = image.shape
+    band = difference_of_gaussians(image, 0.5, 8.0) * hann
+    magnitude = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(band, (2 * height, 2 * width)))))
+    radius = min(height, width)
+    # The default centre of warp_polar is the middle of the array, half a bin from the zeroth one.
+    polar = warp_polar(
+        magnitude, center=(height, width), radius=radius, output_shape=(360, radius)
+    )[:180, 2:]
+    return polar - polar.mean(axis=0)
+
+
+def overlap_correlation(fixed: np.ndarray, moving: np.ndarray, parameters: np.ndarray) -> float:
+    """Normalised cross-correlation of grey images over their overlap; -1 where that is small."""
+    matrix, size = to_matrix(parameters, fixed.shape)[:2], fixed.shape[::-1]
+    inside = cv2.warpAffine(np.ones_like(fixed), matrix, size) > 0.999
+    if inside.sum() < _LEAST_OVERLAP * inside.size:
+        return -1.0
+    a, b = cv2.warpAffine(fixed, matrix, size)[inside], moving[inside]
+    a, b = a - a.mean(), b - b.mean()
+    energy = float((a @ a) * (b @ b))
+    return float(a @ b) / np.sqrt(energy) if energy > 0 else -1.0
+
+
+def _sitk() -> ModuleType:
+    sitk = _package("SimpleITK")
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is not installed; pip install 'jaxreg[peers]' brings it"
+        ) from error
