@@ -16,6 +16,7 @@ from jaxreg.disturbances import Disturbance
 from jaxreg.interpolation import Interpolation, check_interpolation
 from jaxreg.metrics import LAMBDA
 from jaxreg.models import NETWORKS, NetworkConfig
+from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.models.siamese import ResNeXtConfig
 from jaxreg.training import fields
@@ -188,7 +189,35 @@ _RESNEXT = dataclasses.replace(
 )
 _AT_96: dict[str, Any] = {"data": ("stl10",), "max_shift": 15.0}
 
+# Made to run wherever the package does: no download, no GPU, minutes.
+_QUICKSTART = TrainConfig(
+    network=CompactConfig(),
+    batch_size=32,
+    steps=1000,
+    learning_rate=2e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    clip_norm=100.0,
+    steps_per_dispatch=20,
+    eval_every=250,
+    eval_pairs=512,
+    save_every=250,
+)
+
 CONFIGS: dict[str, TrainConfig] = {
+    "quickstart": _QUICKSTART,
+    "compact32": dataclasses.replace(
+        _QUICKSTART,
+        data=("cifar10", "photos"),
+        disturbance=Disturbance(noise=10.0, gain=0.3, bias=20.0, blur=0.7, occlusion=0.1),
+        scene_share=0.5,
+        batch_size=64,
+        steps=50_000,
+        average_decay=0.999,
+        eval_every=2000,
+        eval_pairs=1024,
+        save_every=2000,
+    ),
     "lstm_cifar10": _LSTM,
     "lstm_stl10": dataclasses.replace(
         _LSTM,
