@@ -12,6 +12,7 @@ so black corners are of no use to it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class CompactConfig:
       image_size: height and width of the images. Other sizes than 32 are resized to 32x32 first
         (96 by the mean over 3x3 blocks); translations stay in pixels of the images given.
       width: channels of the convolutions.
-      layers: convolutions, the strided first one among them.
+      layers: 3x3 convolutions.
       features: channels of the maps that are correlated.
       angles: rotations of the template over the full turn, a multiple of 4.
       window: diameter of the template in cells of two pixels (of 32); even.
@@ -80,10 +81,9 @@ class Compact(Network):
         self.config = config
         self.image_size = config.image_size
         width = config.width
-        # Kernel 6, stride 2: a cell's centre lies between its four pixels, as a cell should.
-        self.first = nnx.Conv(3, width, (6, 6), strides=2, padding=((2, 2), (2, 2)), rngs=rngs)
-        self.middle = nnx.List(
-            [nnx.Conv(width, width, (3, 3), rngs=rngs) for _ in range(config.layers - 1)]
+        channels = [12] + [width] * config.layers
+        self.convolutions = nnx.List(
+            [nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(channels)]
         )
         self.last = nnx.Conv(width, config.features, (1, 1), rngs=rngs)
         self.sharpness = nnx.Param(jnp.float32(3.0))
@@ -154,10 +154,12 @@ class Compact(Network):
 
     def _volume(self, fixed: jax.Array, moving: jax.Array) -> jax.Array:
         """``(N, angles, S)`` normalised correlations of the features."""
-        x = self.first(jnp.concatenate([fixed, moving]))
-        for convolution in self.middle:
-            x = convolution(nnx.gelu(x))
-        x = self.last(nnx.gelu(x))
+        # A cell is four pixels: their colours side by side, so that its centre lies between them.
+        x = jnp.concatenate([fixed, moving])
+        x = x.reshape(-1, GRID, 2, GRID, 2, 3).swapaxes(2, 3).reshape(-1, GRID, GRID, 12)
+        for convolution in self.convolutions:
+            x = nnx.relu(convolution(x))
+        x = self.last(x)
         x = x.reshape(x.shape[0], GRID**2, -1).swapaxes(1, 2)
         x = x - x.mean(-1, keepdims=True)
         n = fixed.shape[0]
@@ -287,7 +289,8 @@ def _standardise(images: jax.Array) -> jax.Array:
     """``(N, 32, 32, 3)`` of mean 0 and deviation 1 for each image: free of gain and bias."""
     images = resize(images, INPUT_SIZE)
     images = images - images.mean((1, 2, 3), keepdims=True)
-    return images / (jnp.sqrt((images**2).mean((1, 2, 3), keepdims=True)) + 1.0)
+    # The floor is far under any real contrast: it only keeps a flat image's rounding errors small.
+    return images * jax.lax.rsqrt((images**2).mean((1, 2, 3), keepdims=True) + 0.01)
 
 
 def _student(error: jax.Array, precision: jax.Array) -> jax.Array:

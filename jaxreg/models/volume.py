@@ -77,7 +77,7 @@ class SparseMap:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(..., inputs)`` to ``(..., outputs)``."""
-        return self.apply(x)
+        return self.apply(jnp.asarray(x))
 
 
 def disc(window: int) -> tuple[np.ndarray, np.ndarray]:
