@@ -68,6 +68,7 @@ def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
         axis.axhline(getattr(constant, name), color="grey", linestyle=":", label="constant")
         axis.set_title(title)
         axis.set_xlabel("step")
-        axis.set_yscale("log")
+        if all(float(row[f"train_{name}"]) > 0 for row in rows):  # a likelihood may be negative
+            axis.set_yscale("log")
     axes[0].legend()
     figure.savefig(path, dpi=100)
