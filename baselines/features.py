@@ -241,7 +241,7 @@ def _surf_x4() -> Detector:
     try:
         return _opencv("SURF_create", hessianThreshold=10.0)
     except (AttributeError, cv2.error):
-        return functools.partial(detect_mahotas_surf, threshold=0.01)
+        return functools.partial(detect_mahotas_surf, rim=32, threshold=1e-4, nr_scales=4)
 
 
 def detect_mahotas_surf(

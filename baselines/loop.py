@@ -65,8 +65,8 @@ def from_matrix(matrix: np.ndarray, shape: Shape) -> np.ndarray:
 def to_matrix(parameters: np.ndarray, shape: Shape) -> np.ndarray:
     """The ``(3, 3)`` matrix on pixels ``(x, y, 1)`` of ``(tx, ty, theta)``.
 
-    >>> to_matrix(np.array([3.0, -2.0, 0.0]), (32, 32))[:2].tolist()
-    [[1.0, 0.0, 3.0], [0.0, 1.0, -2.0]]
+    >>> to_matrix(np.array([3.0, -2.0, 0.0]), (32, 32))[:2, 2].tolist()
+    [3.0, -2.0]
     """
     tx, ty, theta = parameters
     cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))

@@ -234,30 +234,33 @@ def register_skimage_polar(
     for theta in (-shift[0], 180.0 - shift[0]):
         turn = to_matrix(np.array([0.0, 0.0, theta]), f.shape)[:2]
         copy = cv2.warpAffine(f, turn, f.shape[::-1])
-        (ty, tx), _, _ = phase_cross_correlation(
-            (m - m.mean()) * hann, (copy - copy.mean()) * hann, upsample_factor=upsample
-        )
-        candidates.append(np.array([tx, ty, wrap(theta)]))
+        for normalization in ("phase", None):  # sharp, or safe on smooth images
+            (ty, tx), _, _ = phase_cross_correlation(
+                (m - m.mean()) * hann,
+                (copy - copy.mean()) * hann,
+                upsample_factor=upsample,
+                normalization=normalization,
+            )
+            candidates.append(np.array([tx, ty, wrap(theta)]))
     return max(candidates, key=lambda t: overlap_correlation(f, m, t))
 
 
 def _polar_magnitude(image: np.ndarray, hann: np.ndarray) -> np.ndarray:
     """The log magnitude of the spectrum, one row a degree over half a turn, one column a radius.
 
-    The other half of a real image's spectrum repeats it. The spectrum is taken at twice the size,
-    so that its few bins interpolate well, and each radius loses its mean, which knows no angle.
+    The other half of a real image's spectrum repeats it. The spectrum is taken at twice the longer
+    side, so that its few bins interpolate well and are as wide as high, and each radius loses its
+    mean, which knows no angle.
     """
     from skimage.filters import difference_of_gaussians
     from skimage.transform import warp_polar
 
-    height, width = image.shape
+    size = 2 * max(image.shape)
     band = difference_of_gaussians(image, 0.5, 8.0) * hann
-    magnitude = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(band, (2 * height, 2 * width)))))
-    radius = min(height, width)
+    magnitude = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(band, (size, size)))))
     # The default centre of warp_polar is the middle of the array, half a bin from the zeroth one.
-    polar = warp_polar(
-        magnitude, center=(height, width), radius=radius, output_shape=(360, radius)
-    )[:180, 2:]
+    centre, shape = (size // 2, size // 2), (360, size // 2)
+    polar = warp_polar(magnitude, center=centre, radius=shape[1], output_shape=shape)[:180, 2:]
     return polar - polar.mean(axis=0)
 
 
