@@ -29,7 +29,7 @@ from jaxreg.pairs import draw_pairs, warp_pairs
 from jaxreg.warping import warp
 from tests.tolerances import FLOAT32_INTENSITY, FLOAT32_NETWORK
 
-SMALL = CompactConfig(width=8, layers=1, features=4, angles=24, hidden=16)
+SMALL = CompactConfig(width=8, layers=1, features=4, angles=24, hidden=16, steps=1)
 
 
 def pictures(count, size=32, sigma=1.5, seed=0):
@@ -65,11 +65,11 @@ def test_quarter_rotations_agree_with_the_warp():
 
 
 def test_quarter_turns_agree_with_numpy():
-    maps = feature_maps()
-    turned = quarter_turns(12)(on_disc(maps, 12)).reshape(2, 3, 4, -1)
+    maps = feature_maps(2, 3 * 5).reshape(2, 3, 5, GRID, GRID)  # 5 templates of 3 channels
+    turned = quarter_turns(3, 20, 12)(on_disc(maps, 12).reshape(2, -1)).reshape(2, 4, 5, 3, -1)
     for k in range(4):
-        expected = on_disc(np.rot90(maps, -k, (2, 3)), 12)
-        np.testing.assert_array_equal(turned[:, :, k], expected)
+        expected = on_disc(np.rot90(maps, -k, (3, 4)), 12).swapaxes(1, 2)
+        np.testing.assert_array_equal(turned[:, k], expected)
 
 
 def test_windows_are_slices_of_the_padded_map():
@@ -87,7 +87,7 @@ def test_windows_are_slices_of_the_padded_map():
 
 @pytest.mark.parametrize(
     ("sparse", "inputs"),
-    [(rotations(24, 12), GRID**2), (quarter_turns(14), 156), (windows(12, 3), GRID**2)],
+    [(rotations(24, 12), GRID**2), (quarter_turns(2, 8, 14), 4 * 156), (windows(12, 3), GRID**2)],
 )
 def test_maps_are_linear_with_exact_derivatives(sparse, inputs):
     x = jax.random.normal(jax.random.key(0), (2, inputs))

@@ -113,14 +113,20 @@ def rotations(angles: int, window: int) -> SparseMap:
 
 
 @functools.cache
-def quarter_turns(window: int) -> SparseMap:
-    """``P`` points of the disc to ``4 * P``: turned by 0, 90, 180 and 270 degrees."""
+def quarter_turns(channels: int, angles: int, window: int) -> SparseMap:
+    """``channels * angles / 4 * P`` templates of the first quarter to ``angles * channels * P``.
+
+    The disc is its own image under a quarter turn, so the other quarters are the same values in
+    another order; the rows of the result are the templates, ready for a matrix product.
+    """
     x, y = disc(window)
     place = {point: i for i, point in enumerate(zip(x, y, strict=True))}
     turned = [(x, y), (y, -x), (-x, -y), (-y, x)]  # where each point's value comes from
-    columns = np.array([place[point] for t in turned for point in zip(*t, strict=True)])
+    point = np.array([[place[p] for p in zip(*t, strict=True)] for t in turned])
+    first = np.arange(channels * angles // 4).reshape(channels, -1).T * x.size
+    columns = (first[None, :, :, None] + point[:, None, None, :]).ravel()
     rows = np.arange(columns.size)
-    return SparseMap.from_entries(rows, columns, np.ones(rows.size), rows.size, x.size)
+    return SparseMap.from_entries(rows, columns, np.ones(rows.size), rows.size, rows.size // 4)
 
 
 def _windows(window: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,14 +185,14 @@ def correlate(
     n, channels = fixed.shape[:2]
     points = visible(window, reach)
     shifts = points.shape[1]
-    quarter = rotations(angles, window)(fixed).reshape(n, channels, angles // 4, -1)
-    template = quarter_turns(window)(quarter).reshape(n, channels, angles // 4, 4, -1)
-    template = template.transpose(0, 3, 2, 1, 4).reshape(n, angles, -1)
+    quarter = rotations(angles, window)(fixed).reshape(n, -1)
+    template = quarter_turns(channels, angles, window)(quarter).reshape(n, angles, -1)
     patches = windows(window, reach)(moving).reshape(n, -1, shifts)
     product = jnp.einsum("nkp,nps->nks", template, patches)
     # The template's energy is shared out evenly over the disc: exact sums for each rotation cost
-    # as much as a channel and change nothing.
-    template_energy = (template**2).sum(-1)[:, :, None] * points.mean(0)
+    # as much as a channel and change nothing. Quarter turns leave it as it is.
+    energy = (quarter.reshape(n, channels, angles // 4, -1) ** 2).sum((1, 3))
+    template_energy = jnp.tile(energy, (1, 4))[:, :, None] * points.mean(0)
     moving_energy = ((moving**2).sum(1) @ window_sums(window, reach))[:, None, :]
     floor = 1e-4 * template_energy.mean((1, 2)) * moving_energy.mean((1, 2)) + 1e-8
     return product / jnp.sqrt(template_energy * moving_energy + floor[:, None, None])
