@@ -13,7 +13,7 @@ from flax import nnx
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.models import network_from_dict, network_to_dict
-from jaxreg.models.compact import CompactConfig
+from jaxreg.models.compact import CompactConfig, shrink
 from jaxreg.models.polish import blur, inverse, polish
 from jaxreg.models.volume import (
     GRID,
@@ -154,22 +154,31 @@ def test_is_small_and_takes_other_sizes():
     assert sum(w.size for w in weights) < 50_000
     large = dataclasses.replace(SMALL, image_size=96).build(nnx.Rngs(0))
     small = SMALL.build(nnx.Rngs(0))
-    images = pictures(2)
+    images = pictures(2, 96, 4.5)
     fixed, moving = images, images[:, ::-1]
-    blocks = [np.repeat(np.repeat(i, 3, 1), 3, 2) for i in (fixed, moving)]
-    t32, c32 = predict(small, fixed, moving)
-    t96, c96 = predict(large, *blocks)
+    t32, c32, p32 = predict(small, shrink(fixed), shrink(moving))
+    t96, c96, p96 = predict(large, fixed, moving)
     np.testing.assert_allclose(t96.tx, 3 * t32.tx, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(t96.theta, t32.theta, atol=1e-2)
     np.testing.assert_allclose(c96[:, 0, 0], 9 * c32[:, 0, 0], rtol=1e-2)
     np.testing.assert_allclose(c96[:, 2, 2], c32[:, 2, 2], rtol=1e-2)
+    np.testing.assert_allclose(p96, p32, rtol=1e-2)
+
+
+def test_shrinking_keeps_ramps_and_means():
+    y, x = np.mgrid[:96, :96].astype(np.float32)
+    small = np.asarray(shrink((2 * x - y)[None, :, :, None]))[0, 1:-1, 1:-1, 0]
+    rows = 3 * np.arange(1, 31) + 1
+    np.testing.assert_allclose(small, (2 * rows[None] - rows[:, None]), atol=1e-3)
+    assert shrink(jnp.ones((1, 50, 50, 3))).shape == (1, 32, 32, 3)
+    np.testing.assert_allclose(shrink(jnp.ones((1, 50, 50, 3))), 1.0, atol=1e-5)
 
 
 def test_gain_and_bias_change_nothing():
     network = SMALL.build(nnx.Rngs(0))
     pairs = draw_pairs(jax.random.key(0), jnp.asarray(pictures(4), jnp.uint8), 4, 5.0)
-    plain, _ = predict(network, pairs.fixed, pairs.moving)
-    lit, _ = predict(network, pairs.fixed, 0.8 * pairs.moving + 12.0)
+    plain, *_ = predict(network, pairs.fixed, pairs.moving)
+    lit, *_ = predict(network, pairs.fixed, 0.8 * pairs.moving + 12.0)
     np.testing.assert_allclose(lit.as_array(), plain.as_array(), atol=0.05)
 
 
@@ -177,12 +186,13 @@ def test_batches_are_one_by_one_and_finite():
     network = SMALL.build(nnx.Rngs(0))
     images = np.concatenate([pictures(2), np.full((1, 32, 32, 3), 128.0, np.float32)])
     images = np.concatenate([images, np.zeros((1, 32, 32, 3), np.float32)])
-    transform, covariance = predict(network, images, images[::-1])
+    transform, covariance, certainty = predict(network, images, images[::-1])
     assert bool(jnp.isfinite(transform.as_array()).all() & jnp.isfinite(covariance).all())
     assert float(jnp.diagonal(covariance, axis1=1, axis2=2).min()) > 0
+    assert bool(((certainty >= 0) & (certainty <= 1 + 1e-5)).all())
     np.testing.assert_allclose(covariance, covariance.swapaxes(1, 2), rtol=1e-3, atol=1e-6)
     for i in range(2):
-        alone, _ = predict(network, images[i : i + 1], images[::-1][i : i + 1])
+        alone, *_ = predict(network, images[i : i + 1], images[::-1][i : i + 1])
         np.testing.assert_allclose(alone.as_array()[0], transform.as_array()[i], atol=1e-2)
 
 
@@ -211,14 +221,14 @@ def test_learns_to_register_in_seconds():
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 3
     pairs = draw_pairs(jax.random.key(1000), jnp.asarray(pictures(64, seed=1), jnp.uint8), 64, 5.0)
     trained = nnx.merge(graph, weights, rest)
-    transform, covariance = predict(trained, pairs.fixed, pairs.moving)
+    transform, _, certainty = predict(trained, pairs.fixed, pairs.moving)
     shift = np.asarray(translation_error(transform, pairs.transform))
     turn = np.asarray(rotation_error(transform.theta, pairs.transform.theta))
     assert np.median(shift) < 0.2
     assert np.median(turn) < 0.5
-    # The pairs it is sure of are the better ones.
-    sure = np.argsort(np.asarray(covariance[:, 2, 2]))[:32]
-    assert turn[sure].mean() <= turn.mean()
+    # It is far less sure of two images that have nothing to do with each other.
+    _, _, unrelated = predict(trained, pairs.fixed, pairs.moving[::-1])
+    assert np.median(unrelated) < 0.5 * np.median(certainty)
 
 
 def test_loss_judges_its_own_estimate():

@@ -12,15 +12,17 @@ so black corners are of no use to it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.metrics import LAMBDA
-from jaxreg.models.network import Network, check_images, resize
+from jaxreg.models.network import Network, check_images
 from jaxreg.models.polish import blur, inverse, polish
 from jaxreg.models.volume import GRID, correlate, visible
 from jaxreg.pairs import Pairs
@@ -34,8 +36,8 @@ class CompactConfig:
     """Settings of the compact network.
 
     Attributes:
-      image_size: height and width of the images. Other sizes than 32 are resized to 32x32 first
-        (96 by the mean over 3x3 blocks); translations stay in pixels of the images given.
+      image_size: height and width of the images, 32 or more. Larger ones are brought to 32x32
+        first (see `shrink`); translations stay in pixels of the images given.
       width: channels of the convolutions.
       layers: 3x3 convolutions.
       features: channels of the maps that are correlated.
@@ -47,11 +49,11 @@ class CompactConfig:
     """
 
     image_size: int = 32
-    width: int = 16
+    width: int = 12
     layers: int = 2
-    features: int = 6
-    angles: int = 48
-    window: int = 14
+    features: int = 4
+    angles: int = 36
+    window: int = 12
     reach: int = 5
     hidden: int = 64
     steps: int = 2
@@ -100,16 +102,19 @@ class Compact(Network):
         """The transforms of N pairs ``(N, image_size, image_size, 3)``, see `Network`."""
         return self.predict(fixed, moving)[0]
 
-    def predict(self, fixed: jax.Array, moving: jax.Array) -> tuple[RigidTransform, jax.Array]:
-        """The transforms of N pairs, and how unsure they are.
+    def predict(
+        self, fixed: jax.Array, moving: jax.Array
+    ) -> tuple[RigidTransform, jax.Array, jax.Array]:
+        """The transforms of N pairs, and how sure they are.
 
         Args:
           fixed: ``(N, image_size, image_size, 3)`` float32, intensities in 0..255.
           moving: the same.
 
         Returns:
-          N transforms and their ``(N, 3, 3)`` covariances for ``(tx, ty, theta)`` in pixels and
-          degrees. They hold both the spread around the best cell and the chance of another one.
+          N transforms; their ``(N, 3, 3)`` covariances for ``(tx, ty, theta)`` in pixels and
+          degrees, provided that the right peak of the volume was chosen; and ``(N,)`` the
+          probability that it was.
         """
         check_images(fixed, moving, self.image_size)
         fixed, moving = _standardise(fixed), _standardise(moving)
@@ -118,8 +123,10 @@ class Compact(Network):
         best = self._cell(jnp.argmax(logits, -1))
         offset, log_spread = self._regress(volume, best)
         transform, precision = self._finish(fixed, moving, best, offset, log_spread)
-        covariance = self._covariance(logits, transform, precision)
-        return self._to_pixels(transform), covariance
+        scale = self.image_size / INPUT_SIZE
+        units = jnp.array([scale, scale, 180.0 / jnp.pi])
+        covariance = inverse(precision) * units[:, None] * units
+        return self._to_pixels(transform), covariance, self._certainty(logits, best)
 
     def loss(
         self, pairs: Pairs, translation_weight: float = LAMBDA
@@ -209,29 +216,15 @@ class Compact(Network):
             )
         return transform, precision
 
-    def _covariance(
-        self, logits: jax.Array, transform: RigidTransform, precision: jax.Array
-    ) -> jax.Array:
-        """``(N, 3, 3)`` in pixels and degrees: spread of the estimate, and of the other cells."""
-        units = jnp.array([1.0, 1.0, 180.0 / jnp.pi])
-        local = inverse(precision) * units[:, None] * units
-        chance = jax.nn.softmax(logits).reshape(logits.shape[0], self.config.angles, -1)
+    def _certainty(self, logits: jax.Array, best: jax.Array) -> jax.Array:
+        """``(N,)`` probability of the cells within two of the best one."""
         side = 2 * self.config.reach + 1
-        here = self._to_cells(transform, 1.0)
-        k = self._wrap(jnp.arange(self.config.angles) - here[:, :1])
+        k = jnp.abs(self._wrap(jnp.arange(self.config.angles) - best[:, :1])) <= 2
         shift = jnp.arange(side) - self.config.reach
-        dy, dx = (shift - here[:, i, None] for i in (1, 2))
-        grid = chance.reshape(-1, self.config.angles, side, side)
-        far = lambda d: jnp.maximum(jnp.abs(d) - 1.5, 0.0) ** 2  # noqa: E731
-        spread = [
-            (grid.sum((1, 2)) * far(dx)).sum(-1) * 4.0,
-            (grid.sum((1, 3)) * far(dy)).sum(-1) * 4.0,
-            (grid.sum((2, 3)) * far(k)).sum(-1) * (360.0 / self.config.angles) ** 2,
-        ]
-        covariance = local + jnp.stack(spread, -1)[:, None] * jnp.eye(3)
-        scale = self.image_size / INPUT_SIZE
-        pixels = jnp.array([scale, scale, 1.0])
-        return covariance * pixels[:, None] * pixels
+        y, x = (jnp.abs(shift - best[:, i, None]) <= 2 for i in (1, 2))
+        chance = jax.nn.softmax(logits).reshape(-1, self.config.angles, side, side)
+        near = (k.astype(jnp.float32), y.astype(jnp.float32), x.astype(jnp.float32))
+        return jnp.einsum("nkyx,nk,ny,nx->n", chance, *near)
 
     # Cells are (angle, y, x): the angle in 0..angles, the shifts from -reach to reach.
 
@@ -285,9 +278,30 @@ class Compact(Network):
         return RigidTransform(transform.tx * scale, transform.ty * scale, transform.theta)
 
 
+@functools.cache
+def _triangles(size: int) -> np.ndarray:
+    """``(32, size)`` weights of the pixels in each of 32 samples along an axis."""
+    step = size / INPUT_SIZE
+    centre = (np.arange(INPUT_SIZE) + 0.5) * step - 0.5
+    weight = np.maximum(1 - np.abs(np.arange(size) - centre[:, None]) / step, 0.0)
+    return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+
+def shrink(images: jax.Array) -> jax.Array:
+    """Images ``(N, S, S, C)`` to ``(N, 32, 32, C)`` through a triangle two samples wide.
+
+    The mean over blocks would alias: the samples of a turned image would then be others than those
+    of the image, on noise so much so that the two no longer match.
+    """
+    if images.shape[1] == INPUT_SIZE:
+        return images
+    weight = _triangles(images.shape[1])
+    return jnp.einsum("yi,nijc,xj->nyxc", weight, images, weight, precision="highest")
+
+
 def _standardise(images: jax.Array) -> jax.Array:
     """``(N, 32, 32, 3)`` of mean 0 and deviation 1 for each image: free of gain and bias."""
-    images = resize(images, INPUT_SIZE)
+    images = shrink(images)
     images = images - images.mean((1, 2, 3), keepdims=True)
     # The floor is far under any real contrast: it only keeps a flat image's rounding errors small.
     return images * jax.lax.rsqrt((images**2).mean((1, 2, 3), keepdims=True) + 0.01)
