@@ -1,0 +1,149 @@
+"""Recorded rows on disk: what a method answered to every pair of a suite, and where it comes from.
+
+``rows/SUITE/SYSTEM.npz`` holds the answers and, as JSON, their provenance and timing;
+``rows/SUITE/pairs_COUNT_SEED.npz`` holds the truth of the pairs, which all systems share;
+``keypoints/SUITE/SYSTEM.npz`` holds counts of keypoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxreg.evaluation.harness import Rows, figures
+
+RESULTS = Path(__file__).parent / "results"
+_ANSWERS = ("estimate", "score", "success", "found", "variance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Raw rows and what is known of them.
+
+    Attributes:
+      rows: the answers.
+      about: provenance (`jaxreg.evaluation.report.provenance`, with pairs, seed, commit, images
+        of the suite), ``time`` or None, and ``training`` or None.
+    """
+
+    rows: Rows
+    about: dict[str, Any]
+
+    def figures(self) -> dict[str, Any]:
+        """Every number of a table's row; ``time`` is None where it was not measured."""
+        return figures(self.rows) | {"time": self.about.get("time")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Keypoints:
+    """Counts of keypoints.
+
+    Attributes:
+      fixed: ``(N,)`` in the original images.
+      moving: ``(N,)`` in the transformed ones.
+      matches: ``(N,)`` matches between the two that pass the ratio test.
+      about: provenance.
+    """
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    matches: np.ndarray
+    about: dict[str, Any]
+
+
+def save_record(results: Path, system: str, record: Record) -> Path:
+    """Write a system's rows; the pairs' truth is written once for all systems."""
+    rows, about = record.rows, record.about
+    folder = results / "rows" / rows.suite
+    pairs = f"pairs_{about['pairs']}_{about['seed']}.npz"
+    truth = {"truth": rows.truth.astype(np.float32), "condition": rows.condition.astype(np.int16)}
+    about = about | {"truth": pairs, "truth_crc": _checksum(truth["truth"])}
+    answers = {name: getattr(rows, name) for name in _ANSWERS if getattr(rows, name) is not None}
+    for name, values in answers.items():
+        answers[name] = values.astype(bool if name in ("success", "found") else np.float32)
+    # What stands where there is no answer means nothing, and zeros take no room.
+    answers["estimate"] = np.where(rows.found[:, None], answers["estimate"], np.float32(0))
+    _write(folder / pairs, truth)
+    path = folder / f"{system}.npz"
+    _write(path, answers, {"suite": rows.suite, "method": rows.method} | about)
+    return path
+
+
+def load_record(results: Path, suite: str, system: str) -> Record | None:
+    """A system's rows, or None where none are recorded.
+
+    Raises:
+      ValueError: the rows do not belong to the pairs beside them.
+    """
+    path = results / "rows" / suite / f"{system}.npz"
+    if not path.exists():
+        return None
+    answers, about = _read(path)
+    pairs, _ = _read(path.parent / about["truth"])
+    if _checksum(pairs["truth"]) != about["truth_crc"]:
+        raise ValueError(f"{path} does not belong to the pairs in {about['truth']}: run it again")
+    rows = Rows(
+        suite=about["suite"],
+        method=about["method"],
+        condition=pairs["condition"].astype(int),
+        truth=pairs["truth"],
+        estimate=answers["estimate"],
+        score=answers["score"],
+        success=answers["success"],
+        found=answers["found"],
+        variance=answers.get("variance"),
+    )
+    return Record(rows, about)
+
+
+def recorded_systems(results: Path, suite: str) -> list[str]:
+    """Names of the systems with rows on a suite, sorted."""
+    paths = (results / "rows" / suite).glob("*.npz")
+    return sorted(path.stem for path in paths if not path.stem.startswith("pairs_"))
+
+
+def save_keypoints(results: Path, suite: str, system: str, counts: Keypoints) -> Path:
+    """Write the counts of one feature method on a suite's images."""
+    names = ("fixed", "moving", "matches")
+    path = results / "keypoints" / suite / f"{system}.npz"
+    _write(path, {name: getattr(counts, name).astype(np.int32) for name in names}, counts.about)
+    return path
+
+
+def load_keypoints(results: Path, suite: str, system: str) -> Keypoints | None:
+    """The counts of one feature method on a suite's images, or None."""
+    path = results / "keypoints" / suite / f"{system}.npz"
+    if not path.exists():
+        return None
+    arrays, about = _read(path)
+    return Keypoints(arrays["fixed"], arrays["moving"], arrays["matches"], about)
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any] | None = None) -> None:
+    """One compressed file, written whole or not at all."""
+    if about is not None:
+        arrays = arrays | {"about": np.array(json.dumps(about, allow_nan=False))}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_bytes(buffer.getvalue())
+    os.replace(unfinished, path)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    about = json.loads(str(arrays.pop("about"))) if "about" in arrays else {}
+    return arrays, about

@@ -1,0 +1,186 @@
+"""Recomputing recorded rows from scratch, through the harness."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.records import Keypoints, Record, load_record, save_keypoints, save_record
+from experiments.systems import System, method_of
+from jaxreg.evaluation.harness import evaluate, measure_time
+from jaxreg.evaluation.protocol import SuiteData, build_suite, load_source, parse_suite
+from jaxreg.evaluation.report import provenance
+from jaxreg.methods import find_method
+from jaxreg.result import Estimator
+
+KEYPOINT_IMAGES = 432  # as many as the paper's Tables 3 and 6 average over
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """How rows are recomputed.
+
+    Attributes:
+      results: the folder to record in.
+      pairs: of each suite.
+      seed: of images and transforms.
+      batch_size: pairs a call.
+      timing: whether to measure the time too.
+      folders: of checkpoints, see `experiments.systems.method_of`.
+      commit: of the code, where the repository cannot tell; empty to ask it.
+    """
+
+    results: Path
+    pairs: int = 3840
+    seed: int = 0
+    batch_size: int = 256
+    timing: bool = True
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commit: str = ""
+
+
+def load_suite(job: Job, name: str) -> tuple[SuiteData, int]:
+    """The pairs of a suite, and from how many different images they are drawn."""
+    suite = parse_suite(name)
+    source = load_source(suite)
+    return build_suite(suite, job.pairs, job.seed, source), len(source)
+
+
+def load_method(system: System, suite: str, job: Job) -> tuple[str, Estimator, dict | None]:
+    """A system's name in the harness, its estimator, and how it was trained.
+
+    Raises:
+      ValueError: there is no such method or no usable checkpoint.
+    """
+    method = method_of(system, suite, job.folders)
+    if not system.configs and not os.path.isdir(method):
+        return method, find_method(method), None
+    from jaxreg.training.checkpoint import load_network
+
+    network = load_network(method)
+    size = parse_suite(suite).size
+    if network.image_size != size:
+        raise ValueError(
+            f"{method} takes images of {network.image_size} pixels, {suite} has {size}"
+        )
+    config = system.configs.get(size, "")
+    return method, network.estimate, _training(Path(method), network, config)
+
+
+def run_system(
+    system: System,
+    suite: str,
+    data: tuple[SuiteData, int],
+    job: Job,
+    progress: Callable[[int], Any] | None = None,
+) -> Path:
+    """Ask a system about every pair of a suite, time it, and record both."""
+    pairs, images = data
+    method, estimator, training = load_method(system, suite, job)
+    rows = evaluate(estimator, pairs, job.batch_size, method, progress)
+    about = {
+        **_origin(job),
+        "pairs": len(rows.found),
+        "batch_size": job.batch_size,
+        "images": images,
+        "training": training,
+        "time": _time(estimator, pairs) if job.timing else None,
+    }
+    return save_record(job.results, system.name, Record(rows, about))
+
+
+def time_system(system: System, suite: str, data: tuple[SuiteData, int], job: Job) -> Path:
+    """Measure the time anew and put it into rows that are recorded already."""
+    record = load_record(job.results, suite, system.name)
+    if record is None:
+        raise ValueError(f"{system.name} on {suite} has no recorded rows to time")
+    _, estimator, _ = load_method(system, suite, job)
+    about = record.about | {"time": _time(estimator, data[0])}
+    return save_record(job.results, system.name, Record(record.rows, about))
+
+
+def run_keypoints(system: System, suite: str, data: tuple[SuiteData, int], job: Job) -> Path:
+    """Count a feature method's keypoints in the first pairs of a suite, and record them."""
+    from baselines.features import FeatureMethod, count_keypoints, match
+
+    method = find_method(method_of(system, suite))
+    if not isinstance(method, FeatureMethod):
+        raise ValueError(f"{system.name} is no feature method: it has no keypoints")
+    fixed, moving = (x[:KEYPOINT_IMAGES] for x in (data[0].fixed, data[0].moving))
+    matches = [
+        len(match(method.keypoints(f)[1], method.keypoints(m)[1], method.norm, method.ratio))
+        for f, m in zip(fixed, moving, strict=True)
+    ]
+    counts = count_keypoints(method, fixed), count_keypoints(method, moving), np.array(matches)
+    about = _origin(job) | {"images": len(fixed), "suite": suite, "method": system.name}
+    return save_keypoints(job.results, suite, system.name, Keypoints(*counts, about))
+
+
+def _time(estimator: Estimator, data: SuiteData) -> dict[str, Any]:
+    """Seconds a pair and throughput, and what else kept the machine busy before."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    device = provenance()["hardware"]
+    return {**measure_time(estimator, data), "load_average": load, "hardware": device}
+
+
+def _origin(job: Job) -> dict[str, Any]:
+    command = " ".join(["python -m experiments.tables", *sys.argv[1:]])
+    return provenance(command=command, seed=job.seed, commit=job.commit or current_commit())
+
+
+def current_commit() -> str:
+    """The repository's commit; says so if modules in use differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD").strip()
+        changed = {line[3:] for line in git("status", "--porcelain", "-uall").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    used = {os.path.relpath(f, _ROOT) for f in files if f and Path(f).is_relative_to(_ROOT)}
+    return commit + (
+        f" with changes in {', '.join(sorted(used & changed))}" if used & changed else ""
+    )
+
+
+def _training(folder: Path, network: Any, config_name: str) -> dict[str, Any]:
+    """How far a network was trained, and on what."""
+    from jaxreg.data import load_images
+    from jaxreg.models import network_to_dict
+    from jaxreg.training.configs import CONFIGS
+    from jaxreg.training.logs import read_metrics
+
+    config, named = network.config, CONFIGS.get(config_name, network.config)
+    metrics = read_metrics(folder)
+    images = {}
+    for source in config.data:
+        try:
+            images[source] = len(load_images(source, "train", config.image_size))
+        except (OSError, ValueError):
+            images[source] = None  # recorded where the training set is not at hand
+    return {
+        "configuration": config_name,
+        "network": network_to_dict(config.network),
+        "as_named": network_to_dict(config.network) == network_to_dict(named.network),
+        "parameters": network.parameter_count,
+        "step": network.step,
+        "batch_size": config.batch_size,
+        "pairs_seen": network.step * config.batch_size,
+        "pairs_planned": named.steps * named.batch_size,
+        "seconds": float(metrics[-1]["seconds"]) if metrics else None,
+        "images": images,
+        "init_from": config.init_from,
+        "init_planned": named.init_from,
+    }

@@ -1,0 +1,114 @@
+"""The systems that the tables compare, and the method of the harness behind each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxreg.evaluation.protocol import parse_suite
+from jaxreg.training.configs import CONFIGS
+
+RUNS = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A row of the tables.
+
+    Attributes:
+      name: in flags and file names.
+      label: what the tables call it.
+      configs: of a trained network, the named training configuration for each image size.
+      method: of one that is no network, its name for `jaxreg.methods.find_method` if not ``name``.
+    """
+
+    name: str
+    label: str
+    configs: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    method: str = ""
+
+
+# The paper's rows, in its order.
+PAPER_SYSTEMS = (
+    System("akaze", "AKAZE"),
+    System("orb", "ORB"),
+    System("surf", "SURF"),
+    System("sift", "SIFT"),
+    System("fft", "FFT"),
+    System("resnext_fc", "ResNeXt-50+FC", {32: "resnext_fc_cifar10", 96: "resnext_fc_stl10"}),
+    System(
+        "resnext_lstm", "ResNeXt-50+LSTM", {32: "resnext_lstm_cifar10", 96: "resnext_lstm_stl10"}
+    ),
+    System("lstm", "LSTM", {32: "lstm_cifar10", 96: "lstm_stl10"}),
+)
+# What the paper lacks; a row is printed once it is recorded.
+FURTHER_SYSTEMS = (
+    System("akaze_x4", "AKAZE, enlarged 4x"),
+    System("orb_x4", "ORB, enlarged 4x"),
+    System("surf_x4", "SURF, enlarged 4x"),
+    System("sift_x4", "SIFT, enlarged 4x"),
+    System("lstm512", "LSTM, 512 units", {32: "lstm512_cifar10"}),
+    System("compact", "compact network", {32: "compact32"}),
+    System("direct", "direct (jaxreg)"),
+)
+_BY_NAME = {system.name: system for system in PAPER_SYSTEMS + FURTHER_SYSTEMS}
+FEATURES = ("akaze", "orb", "surf", "sift")
+
+
+def find_system(name: str) -> System:
+    """The system of a name; any other method of the harness is a system of its own name.
+
+    >>> find_system("lstm").configs[96]
+    'lstm_stl10'
+    >>> find_system("runs/other/").name
+    'runs-other'
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    return System(re.sub(r"[^\w.]+", "-", name).strip("-"), name, method=name)
+
+
+def method_of(system: System, suite: str, folders: Mapping[str, str] | None = None) -> str:
+    """The name by which `jaxreg.evaluate` knows a system on a suite.
+
+    Args:
+      system: what to run.
+      suite: on what; a network is another one for each image size.
+      folders: checkpoint folders by configuration; ``runs/CONFIGURATION`` where it is not named.
+
+    Raises:
+      ValueError: the system has no network for images of this size.
+
+    >>> method_of(find_system("lstm"), "random96")
+    'runs/lstm_stl10'
+    >>> method_of(find_system("fft"), "random96")
+    'fft'
+    """
+    if not system.configs:
+        return system.method or system.name
+    size = parse_suite(suite).size
+    if size not in system.configs:
+        raise ValueError(f"{system.name} has no network for {size}x{size} images, as in {suite}")
+    config = system.configs[size]
+    return os.fspath((folders or {}).get(config, RUNS / config))
+
+
+def parse_folders(items: list[str]) -> dict[str, str]:
+    """``CONFIGURATION:FOLDER`` texts as a dictionary.
+
+    >>> parse_folders(["lstm_cifar10:/data/lstm"])
+    {'lstm_cifar10': '/data/lstm'}
+    """
+    folders = {}
+    for item in items:
+        config, colon, folder = item.partition(":")
+        if not colon or config not in CONFIGS:
+            raise ValueError(
+                f"--checkpoints takes CONFIGURATION:FOLDER, got {item!r}; configurations are "
+                + ", ".join(CONFIGS)
+            )
+        folders[config] = folder
+    return folders

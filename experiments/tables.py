@@ -1,0 +1,141 @@
+"""The paper's Tables 1 to 6, its numbers beside ours, from recorded rows.
+
+    python -m experiments.tables                    # all tables, in seconds
+    python -m experiments.tables --table=3
+    python -m experiments.tables --run=fft,sift --suites=cifar10,random32
+    python -m experiments.tables --run=lstm --checkpoints=lstm_cifar10:runs/my_lstm
+    python -m experiments.tables --run=keypoints
+
+Without --run the tables are made anew from the rows in experiments/results/; with it, the named
+rows are recomputed first. A row is run by its name in the tables (akaze, orb, surf, sift, fft,
+resnext_fc, resnext_lstm, lstm, each feature method's _x4, direct, compact, lstm512), by any other
+name that `python -m jaxreg.evaluate --methods=` takes, or `keypoints` for Tables 3 and 6. A
+network's row comes from the checkpoint folder runs/CONFIGURATION unless --checkpoints says otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import paper, rendering
+from experiments.records import RESULTS
+from experiments.systems import FEATURES, find_system, parse_folders
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_list("table", [], "Tables to make, of 1 to 6; all by default.", flag_values=values)
+    flags.DEFINE_list("run", [], "Rows to recompute first.", flag_values=values)
+    flags.DEFINE_list(
+        "suites", list(paper.SUITES), "Suites to recompute them on.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "checkpoints", [], "CONFIGURATION:FOLDER of trained networks.", flag_values=values
+    )
+    flags.DEFINE_string("results", str(RESULTS), "Folder of rows and tables.", flag_values=values)
+    flags.DEFINE_integer("pairs", 3840, "Pairs of each suite.", 1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of images and transforms.", 0, flag_values=values)
+    flags.DEFINE_integer("batch_size", 256, "Pairs a call.", 1, flag_values=values)
+    flags.DEFINE_bool("no_timing", False, "Leave out the timing.", flag_values=values)
+    flags.DEFINE_bool(
+        "only_timing", False, "Time the rows anew and keep their answers.", flag_values=values
+    )
+    flags.DEFINE_string("commit", "", "Of the code, where git cannot tell.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def _check(options: flags.FlagValues) -> None:
+    unknown = [t for t in options.table if t not in map(str, paper.TABLES)]
+    if unknown:
+        raise ValueError(f"--table={unknown[0]}: there are 1 to 6")
+    if options.no_timing and options.only_timing:
+        raise ValueError("--no_timing and --only_timing exclude each other")
+    parse_folders(options.checkpoints)
+    if options.run:
+        from jaxreg.evaluation.protocol import parse_suite
+
+        for suite in options.suites:
+            parse_suite(suite)
+
+
+def _run(options: flags.FlagValues) -> list[str]:
+    """Recompute the named rows; returns why some could not be."""
+    from tqdm import tqdm
+
+    from experiments import running
+
+    job = running.Job(
+        Path(options.results),
+        options.pairs,
+        options.seed,
+        options.batch_size,
+        not options.no_timing,
+        parse_folders(options.checkpoints),
+        options.commit,
+    )
+    failures = []
+    for suite in options.suites:
+        data = running.load_suite(job, suite)
+        for name in options.run:
+            bar = tqdm(total=options.pairs, unit="pair", desc=f"{suite}: {name}", disable=None)
+            with bar:
+                try:
+                    if name == "keypoints":
+                        for feature in FEATURES:
+                            running.run_keypoints(find_system(feature), suite, data, job)
+                    elif options.only_timing:
+                        running.time_system(find_system(name), suite, data, job)
+                    else:
+                        running.run_system(find_system(name), suite, data, job, bar.update)
+                except ValueError as error:  # no checkpoint yet, or for another image size
+                    failures.append(f"{name} on {suite}: {' '.join(str(error).split())}")
+    return failures
+
+
+def write_tables(results: Path, numbers: Sequence[int]) -> str:
+    """Make tables from recorded rows, as Markdown and CSV files below ``results/tables``.
+
+    Returns:
+      Their Markdown.
+    """
+    folder = results / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for number in numbers:
+        made = rendering.render(results, paper.TABLES[number])
+        (folder / f"table_{number}.md").write_text(made.markdown)
+        (folder / f"table_{number}.csv").write_text(made.csv)
+        texts.append(made.markdown)
+    (folder / "provenance.md").write_text(rendering.provenance_table(results))
+    return "\n".join(texts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where something asked for could not be done."""
+    options = _flags()
+    try:
+        rest = options(list(sys.argv if argv is None else argv))
+        if options.help:
+            print(f"{__doc__}\n{options.get_help()}")
+            return 0
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        _check(options)
+        failures = _run(options) if options.run else []
+        numbers = [int(t) for t in options.table] or list(paper.TABLES)
+        print(write_tables(Path(options.results), numbers))
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"experiments.tables: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for failure in failures:
+        print(f"experiments.tables: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
