@@ -1,0 +1,1 @@
+"""What `python -m jaxreg.align` is made of: files, working sizes, pictures, folders of pairs."""

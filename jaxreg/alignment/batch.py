@@ -1,0 +1,160 @@
+"""Registering files: one pair, or a stream of them in batches of equal shape."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import cv2
+import numpy as np
+
+import jaxreg
+from jaxreg.alignment.files import Picture, describe, read_picture
+from jaxreg.alignment.table import COLUMNS, Job
+from jaxreg.alignment.working import (
+    Answer,
+    WorkingPair,
+    crop_to_common,
+    make_working,
+    scale_back,
+)
+
+_READERS = 4  # threads that read files while the device works
+_AHEAD = 32  # pairs read before they are asked for
+_BATCH_PIXELS = 2**20  # of the fixed images of one call
+_WAITING_PIXELS = 2**23  # of those that wait until there are enough of their shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How pairs are registered.
+
+    Attributes:
+      method: of `jaxreg.methods`.
+      working_size: longer side that is registered at most.
+      crop: whether pairs of different size are cropped to the size they share.
+      batch_size: pairs a call at most.
+    """
+
+    method: str = "direct"
+    working_size: int = 512
+    crop: bool = False
+    batch_size: int = 256
+
+
+def load_pair(job: Job, settings: Settings) -> tuple[Picture, Picture, WorkingPair]:
+    """Both files of a pair, cropped where asked for, and what is to be registered.
+
+    Raises:
+      OSError, ValueError: a file cannot be read, or the two cannot be registered.
+    """
+    fixed, moving = read_picture(job.fixed), read_picture(job.moving)
+    note: tuple[str, ...] = ()
+    if settings.crop and fixed.size != moving.size:
+        sizes = " and ".join("{}x{}".format(*picture.size) for picture in (fixed, moving))
+        fixed, moving = crop_to_common(fixed, moving)
+        note = ("cropped from {} to {}x{}".format(sizes, *fixed.size),)
+    pair = make_working(fixed, moving, settings.working_size)
+    return fixed, moving, dataclasses.replace(pair, notes=note + pair.notes)
+
+
+def align_pair(pair: WorkingPair, settings: Settings) -> Answer:
+    """Register one pair; ValueError if the method refuses it."""
+    registration = jaxreg.register(pair.fixed, pair.moving, method=settings.method)
+    return scale_back(registration, pair.scale)
+
+
+def align_jobs(jobs: Iterable[Job], settings: Settings) -> Iterator[list[dict[str, str]]]:
+    """Rows of a table for a stream of pairs; those done together come together.
+
+    A pair that cannot be read or registered has a row that says why; nothing is raised for it.
+    Rows do not come in the order of the pairs where shapes are mixed.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[Job, WorkingPair]]] = {}
+    for job, pair in _read_ahead(jobs, settings):
+        if isinstance(pair, str):
+            yield [failed_row(job, pair, settings)]
+            continue
+        shape = pair.fixed.shape
+        group = waiting.setdefault(shape, [])
+        group.append((job, pair))
+        if len(group) >= _full(shape, settings):
+            yield _align_group(waiting.pop(shape), settings)
+        elif sum(s[0] * s[1] * len(g) for s, g in waiting.items()) > _WAITING_PIXELS:
+            fullest = max(waiting, key=lambda s: len(waiting[s]) / _full(s, settings))
+            yield _align_group(waiting.pop(fullest), settings)
+    for group in waiting.values():
+        yield _align_group(group, settings)
+
+
+def _full(shape: tuple[int, ...], settings: Settings) -> int:
+    return min(max(_BATCH_PIXELS // (shape[0] * shape[1]), 1), settings.batch_size)
+
+
+def _read_ahead(jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, WorkingPair | str]]:
+    """Every job with its pair, or with the reason why there is none."""
+
+    def load(job: Job) -> WorkingPair | str:
+        try:
+            return load_pair(job, settings)[2]
+        except (OSError, ValueError, MemoryError, cv2.error) as error:
+            return describe(error)
+
+    ahead: collections.deque[tuple[Job, concurrent.futures.Future]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        try:
+            for job in jobs:
+                ahead.append((job, pool.submit(load, job)))
+                if len(ahead) > _AHEAD:
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _align_group(
+    group: Sequence[tuple[Job, WorkingPair]], settings: Settings
+) -> list[dict[str, str]]:
+    """Rows of pairs of one shape."""
+    pairs = [pair for _, pair in group]
+    # Every size of batch is compiled anew: only powers of two and the full one occur.
+    size = min(1 << (len(pairs) - 1).bit_length(), _full(pairs[0].fixed.shape, settings))
+    padded = [*pairs, *[pairs[-1]] * (size - len(pairs))]
+    fixed, moving = (np.stack([getattr(p, name) for p in padded]) for name in ("fixed", "moving"))
+    try:
+        batch = jaxreg.register_batch(fixed, moving, method=settings.method)
+    except ValueError as error:
+        if len(group) == 1:
+            return [failed_row(group[0][0], describe(error), settings)]
+        # One unfit pair must not cost the others their answer.
+        return [row for item in group for row in _align_group([item], settings)]
+    return [
+        _row(job, pair, scale_back(batch, pair.scale, index), settings)
+        for index, (job, pair) in enumerate(group)
+    ]
+
+
+def _row(job: Job, pair: WorkingPair, answer: Answer, settings: Settings) -> dict[str, str]:
+    errors = answer.standard_errors or (None,) * 3
+    numbers = (answer.tx, answer.ty, answer.theta, *errors, answer.score)
+    sizes = (*pair.size, *pair.working_size)
+    cells = [
+        *(job.fixed, job.moving, settings.method),
+        *map(str, sizes),
+        *("" if number is None else format(number, ".9g") for number in numbers),
+        "true" if answer.success else "false",
+        "" if answer.found else "no answer",
+    ]
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def failed_row(job: Job, reason: str, settings: Settings) -> dict[str, str]:
+    """The row of a pair that could not be registered at all."""
+    row = dict.fromkeys(COLUMNS, "")
+    row |= {"fixed": job.fixed, "moving": job.moving, "method": settings.method}
+    return row | {"success": "false", "error": reason}

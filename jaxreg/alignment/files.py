@@ -1,0 +1,160 @@
+"""Image files in and out: orientation and bit depth kept, nothing ever half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# What is read at most. A longer side would be registered at less than a thirty-second of its size,
+# and OpenCV warps no more than twice it; more pixels would take gigabytes as float32.
+LARGEST_SIDE = 16384
+LARGEST_AREA = 2**27
+_ORIENTED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR  # obeys EXIF orientation, drops alpha
+_DEEP = {  # suffixes of formats that keep pixels of more than 8 bits
+    "uint16": (".png", ".tif", ".tiff", ".ppm", ".pnm"),
+    "float32": (".tif", ".tiff"),
+    "float64": (".tif", ".tiff"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image file's content.
+
+    Attributes:
+      pixels: ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16, float32 or float64, as in the file.
+      transparent: whether the file had an alpha channel, which is dropped.
+    """
+
+    pixels: np.ndarray
+    transparent: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """Read an image file of any format OpenCV knows; its EXIF orientation is obeyed.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is not a whole image, too large, or of an unfit dtype; the file is named.
+    """
+    data = np.fromfile(path, np.uint8)
+    if not data.size:
+        raise ValueError(f"{path} is empty")
+    if _is_cut_short(data):
+        raise ValueError(f"{path} is cut short")
+    try:
+        pixels = cv2.imdecode(data, _ORIENTED)
+        # A second look tells whether there was an alpha channel; JPEG has none.
+        whole = pixels if _is_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(f"{path} cannot be decoded: {error.err or error}") from error
+    if pixels is None:
+        raise ValueError(f"{path} is not a readable image")
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
+        raise ValueError(
+            f"{path} has {pixels.dtype} pixels; 8 and 16 bits unsigned and floats can be registered"
+        )
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ValueError(f"{path} has NaN or infinite pixels; fill or crop them first")
+    height, width = pixels.shape[:2]
+    if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
+        raise ValueError(
+            f"{path} is {width}x{height}, over the limit of {LARGEST_SIDE} pixels a side and "
+            f"{LARGEST_AREA / 1e6:.0f} megapixels; downsample it first"
+        )
+    transparent = whole is not None and whole.ndim == 3 and whole.shape[2] in (2, 4)
+    return Picture(_reversed_channels(pixels), transparent)
+
+
+def _reversed_channels(pixels: np.ndarray) -> np.ndarray:
+    """OpenCV keeps blue first; its own conversion refuses float64."""
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
+
+
+def describe(error: Exception) -> str:
+    """An error in one line; a system's error without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename
+        return f"{os.fsdecode(name)}: {error.strerror}" if name is not None else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_jpeg(data: np.ndarray) -> bool:
+    return data[:2].tobytes() == b"\xff\xd8"
+
+
+def _is_cut_short(data: np.ndarray) -> bool:
+    """Whether a JPEG lacks its end: decoders fill what is missing with grey, silently."""
+    if not _is_jpeg(data):
+        return False
+    raw = data.tobytes()
+    return raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda")  # end of image, start of scan
+
+
+def check_writable(path: str | os.PathLike[str], dtype: np.dtype | type | None = None) -> None:
+    """Raise ValueError unless an image of this dtype can be written to ``path``.
+
+    Asked before the work, so that nothing is registered in vain. With no dtype only the folder
+    and the suffix are looked at.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: no permission in {path.parent}")
+    if not path.suffix or not cv2.haveImageWriter(path.name):
+        raise ValueError(f"{path} has no suffix of an image format, such as .png")
+    kept = _DEEP.get(np.dtype(dtype).name) if dtype is not None else None
+    if kept and path.suffix.lower() not in kept:
+        raise ValueError(
+            f"{path} would not keep {np.dtype(dtype).name} pixels; use {' or '.join(kept)}"
+        )
+
+
+def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Write an image whole or not at all; its format is that of the suffix.
+
+    Args:
+      path: the file; an existing one is replaced at once, never seen half-written.
+      pixels: ``(H, W)`` or RGB ``(H, W, 3)``.
+    """
+    path = Path(path)
+    check_writable(path, pixels.dtype)
+    try:
+        done, data = cv2.imencode(path.suffix.lower(), _reversed_channels(pixels))
+    except cv2.error as error:
+        raise ValueError(f"{path} cannot be written: {error.err or error}") from error
+    if not done:
+        raise ValueError(f"{path} cannot be written in this format")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _mode(path: Path) -> int:
+    """Permissions a plainly opened file would have: mkstemp's are for its owner alone."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

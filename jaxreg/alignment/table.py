@@ -1,0 +1,176 @@
+"""Pairs of files to register, and the CSV table that their answers go into.
+
+The table is only ever appended to, whole batches at a time, so a run can be stopped at any moment
+and taken up again: pairs that have a row are skipped, and a half-written last row is cut off.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from jaxreg.data.folder import SUFFIXES
+
+COLUMNS = (
+    *("fixed", "moving", "method", "width", "height", "working_width", "working_height"),
+    *("tx", "ty", "theta", "se_tx", "se_ty", "se_theta", "score", "success", "error"),
+)
+
+
+class Job(NamedTuple):
+    """Two files to register."""
+
+    fixed: str
+    moving: str
+
+
+def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[str]]:
+    """Image files of two folders, paired by name; the suffix need not agree.
+
+    Returns:
+      The pairs in the order of their names, and the files without a partner.
+
+    Raises:
+      ValueError: no folder, no pair, or two files of one folder share a name.
+    """
+    first, second = _images(fixed_dir, "fixed_dir"), _images(moving_dir, "moving_dir")
+    jobs = [Job(first[name], second[name]) for name in sorted(first.keys() & second.keys())]
+    if not jobs:
+        raise ValueError(
+            f"no image in {fixed_dir} ({len(first)} images) has a namesake in {moving_dir} "
+            f"({len(second)} images)"
+        )
+    alone = sorted(first.keys() ^ second.keys())
+    return jobs, [first.get(name) or second[name] for name in alone]
+
+
+def _images(folder: str, flag: str) -> dict[str, str]:
+    """Image files of a folder by their name without suffix."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"--{flag}={folder} is no folder")
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        path = os.path.join(folder, name)
+        if suffix.lower() not in SUFFIXES or name.startswith(".") or os.path.isdir(path):
+            continue
+        if stem in found:
+            raise ValueError(
+                f"{found[stem]} and {path} share the name {stem!r}; pair them by --pairs=list.csv"
+            )
+        found[stem] = _one_line_name(path)
+    return found
+
+
+def jobs_of_list(path: str) -> list[Job]:
+    """Pairs of a CSV file with two columns, fixed and moving; a header of these names is optional.
+
+    Relative paths start at the list's folder.
+
+    Raises:
+      OSError: the list cannot be opened.
+      ValueError: a line does not hold two paths, a pair comes twice, or there is none.
+    """
+    folder = os.path.dirname(path)
+    jobs: dict[Job, int] = {}
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file)
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (not jobs and cells == ["fixed", "moving"]):
+                continue
+            if len(cells) != 2 or not all(cells):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: must be two paths, FIXED,MOVING, "
+                    f"got {','.join(row)!r}"
+                )
+            job = Job(*(_one_line_name(os.path.join(folder, cell)) for cell in cells))
+            if job in jobs:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: the same pair as in line {jobs[job]}"
+                )
+            jobs[job] = reader.line_num
+    if not jobs:
+        raise ValueError(f"{path} holds no pairs; write one FIXED,MOVING a line")
+    return list(jobs)
+
+
+def _one_line_name(path: str) -> str:
+    if "\n" in path or "\r" in path:
+        raise ValueError(f"{path!r}: a line break in a file's name cannot be kept in a table")
+    return path
+
+
+class Table:
+    """The CSV file of answers, open for more rows; a context manager.
+
+    Attributes:
+      rows: those that were there, and those added, by pair: whether it was a success.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], method: str):
+        """Open the table, or begin one.
+
+        Args:
+          path: the CSV file.
+          method: of this run; rows of another one are refused, for they would be taken as its own.
+
+        Raises:
+          OSError: the file cannot be written.
+          ValueError: it is something else than a table of this command, or of another method.
+        """
+        self.path = Path(path)
+        self.rows: dict[Job, bool] = {}
+        if not self.path.parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
+        kept = self._load(method) if self.path.exists() else 0
+        self._file: IO[str] = open(  # noqa: SIM115
+            self.path, "a", newline="", encoding="utf-8", errors="surrogateescape"
+        )
+        self._file.truncate(kept)
+        if not kept:
+            self._append([dict(zip(COLUMNS, COLUMNS, strict=True))])
+
+    def _load(self, method: str) -> int:
+        """Read what is there; returns how many bytes of it are whole rows."""
+        data = self.path.read_bytes()
+        header = (",".join(COLUMNS) + "\n").encode()
+        if header.startswith(data):  # nothing, or a header cut short
+            return len(data) if data == header else 0
+        if not data.startswith(header):
+            raise ValueError(f"{self.path} exists and is not a table of jaxreg.align")
+        whole = data[: data.rfind(b"\n") + 1]
+        text = whole.decode("utf-8", errors="surrogateescape")
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
+            if None in row or None in row.values():
+                raise ValueError(f"{self.path}, line {number}: not a row of jaxreg.align")
+            if row["method"] != method:
+                raise ValueError(
+                    f"{self.path} was begun with --method={row['method']}; "
+                    f"use another --out for {method}"
+                )
+            self.rows[Job(row["fixed"], row["moving"])] = row["success"] == "true"
+        return len(whole)
+
+    def add(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Append rows, whose keys are `COLUMNS`; they are on disk when this returns."""
+        rows = list(rows)
+        self._append(rows)
+        for row in rows:
+            self.rows[Job(row["fixed"], row["moving"])] = row["success"] == "true"
+
+    def _append(self, rows: Iterable[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
+        self._file.write(text.getvalue())
+        self._file.flush()
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

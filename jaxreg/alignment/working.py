@@ -1,0 +1,196 @@
+"""The pair that is registered, made of the pair in the files; and its answer, scaled back.
+
+Images larger than the working size are downsampled about their centre by one factor for both axes:
+centre falls on centre, so a rigid motion stays rigid, angles stay as they are and translations
+scale by the factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from jaxreg.alignment.files import Picture
+from jaxreg.geometry import RigidTransform
+from jaxreg.images import SMALLEST
+from jaxreg.result import Registration
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkingPair:
+    """Two images of one shape, ready to register.
+
+    Attributes:
+      fixed: ``(h, w)`` or ``(h, w, 3)`` float32, intensities 0..255.
+      moving: the same shape.
+      scale: pixels of the files to one working pixel, at least 1.
+      size: width and height of the images in the files (after a crop).
+      notes: what was changed on the way, for the user to read.
+    """
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    scale: float
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """Width and height that are registered."""
+        return self.fixed.shape[1], self.fixed.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The registration of one pair in pixels of the files; plain numbers, None if not known.
+
+    Attributes:
+      tx: shift to the right, in pixels of the files.
+      ty: shift down.
+      theta: rotation in degrees.
+      covariance: of ``(tx, ty, theta)``, or None if the method measures none.
+      score: as in `jaxreg.result.Registration`.
+      success: likewise.
+      found: likewise.
+    """
+
+    tx: float
+    ty: float
+    theta: float
+    covariance: tuple[tuple[float, ...], ...] | None
+    score: float
+    success: bool
+    found: bool
+
+    @property
+    def standard_errors(self) -> tuple[float, float, float] | None:
+        """Of tx and ty in pixels and theta in degrees."""
+        if self.covariance is None:
+            return None
+        tx, ty, theta = (float(np.sqrt(self.covariance[i][i])) for i in range(3))
+        return tx, ty, theta
+
+    @property
+    def transform(self) -> RigidTransform:
+        """The transform, in pixels of the files."""
+        return RigidTransform(self.tx, self.ty, self.theta)
+
+
+def crop_to_common(fixed: Picture, moving: Picture) -> tuple[Picture, Picture]:
+    """Both pictures cut about their centres to the size they share."""
+    width, height = (min(a, b) for a, b in zip(fixed.size, moving.size, strict=True))
+
+    def crop(picture: Picture) -> Picture:
+        left, top = (picture.size[0] - width) // 2, (picture.size[1] - height) // 2
+        pixels = picture.pixels[top : top + height, left : left + width]
+        return dataclasses.replace(picture, pixels=np.ascontiguousarray(pixels))
+
+    return crop(fixed), crop(moving)
+
+
+def make_working(fixed: Picture, moving: Picture, largest: int) -> WorkingPair:
+    """The pair to register, at most ``largest`` pixels on its longer side.
+
+    A colour image is made grey where the other is grey.
+
+    Raises:
+      ValueError: the sizes differ, or the images are too small or too narrow.
+    """
+    if fixed.size != moving.size:
+        a, b = ("{}x{}".format(*picture.size) for picture in (fixed, moving))
+        raise ValueError(
+            f"the images must be of one size, got {a} (fixed) and {b} (moving); "
+            "--crop cuts both about their centres to the size they share"
+        )
+    notes = []
+    for name, picture in (("fixed", fixed), ("moving", moving)):
+        if picture.transparent:
+            notes.append(f"alpha channel of {name} dropped")
+    width, height = fixed.size
+    scale = max(max(width, height) / largest, 1.0)
+    if min(width, height) / scale < SMALLEST:
+        at = f", {int(width / scale)}x{int(height / scale)} at working size" if scale > 1 else ""
+        raise ValueError(
+            f"the images must be at least {SMALLEST} pixels high and wide, got {width}x{height}{at}"
+        )
+    pair = [downsample(image, scale) for image in _intensities(fixed.pixels, moving.pixels)]
+    if pair[0].ndim != pair[1].ndim:
+        colour = 0 if pair[0].ndim == 3 else 1
+        pair[colour] = cv2.cvtColor(pair[colour], cv2.COLOR_RGB2GRAY)
+        notes.append(f"{('fixed', 'moving')[colour]} made grey, as the other image is")
+    if scale > 1:
+        notes.append(f"downsampled by {scale:.4g} to register")
+    return WorkingPair(pair[0], pair[1], scale, (width, height), tuple(notes))
+
+
+def _intensities(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
+    """Both as float32 in 0..255. Only 8-bit pixels have a known range; others are stretched."""
+    shared = fixed.dtype == moving.dtype  # then both alike, so that equal stays equal
+    low = [float(image.min()) for image in (fixed, moving)]
+    high = [float(image.max()) for image in (fixed, moving)]
+    if shared:
+        low, high = [min(low)] * 2, [max(high)] * 2
+    stretched = []
+    for image, lowest, highest in zip((fixed, moving), low, high, strict=True):
+        if image.dtype == np.uint8:
+            stretched.append(image.astype(np.float32))
+            continue
+        gain = 255.0 / (highest - lowest) if highest > lowest else 0.0
+        stretched.append(((image - lowest) * gain).astype(np.float32))
+    return stretched
+
+
+def downsample(image: np.ndarray, scale: float) -> np.ndarray:
+    """A float32 image at ``1 / scale`` of its size, centre on centre, low-passed before.
+
+    >>> downsample(np.ones((100, 60), np.float32), 2.5).shape
+    (40, 24)
+    """
+    if scale == 1:
+        return image
+    height, width = image.shape[:2]
+    # A Gaussian of half an output pixel, less what a pixel of the file has of its own.
+    sigma = 0.5 * float(np.sqrt(scale * scale - 1))
+    image = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+    # The longer side comes out whole; 1e-6 keeps rounding from dropping a pixel of it.
+    w, h = int(width / scale + 1e-6), int(height / scale + 1e-6)
+    back = np.array(  # from working pixels to pixels of the file
+        [
+            [scale, 0, (width - 1) / 2 - scale * (w - 1) / 2],
+            [0, scale, (height - 1) / 2 - scale * (h - 1) / 2],
+        ]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, back, (w, h), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def scale_back(registration: Registration, scale: float, index: int | None = None) -> Answer:
+    """The answer in pixels of the files.
+
+    Args:
+      registration: of one working pair, or of a batch.
+      scale: the `WorkingPair`'s.
+      index: which of a batch.
+    """
+
+    def pick(value: object) -> np.ndarray:
+        array = np.asarray(value, np.float64)
+        return array if index is None or array.ndim == 0 else array[index]
+
+    t = registration.transform
+    covariance = None
+    if registration.covariance is not None:
+        unit = np.array([scale, scale, 1.0])
+        matrix = pick(registration.covariance) * np.outer(unit, unit)
+        covariance = tuple(tuple(float(v) for v in row) for row in matrix)
+    return Answer(
+        tx=float(pick(t.tx)) * scale,
+        ty=float(pick(t.ty)) * scale,
+        theta=float(pick(t.theta)),
+        covariance=covariance,
+        score=float(pick(registration.score)),
+        success=bool(pick(registration.success)),
+        found=bool(pick(registration.found)),
+    )
