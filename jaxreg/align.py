@@ -54,6 +54,10 @@ def _flags() -> flags.FlagValues:
         *("working_size", 512, "Longer side that is registered, at most.", 8, 512),
         flag_values=values,
     )
+    flags.DEFINE_float(
+        *("max_shift", 1 / 3, "Largest shift along an axis, as a share of the shorter side", 0, 0.5),
+        flag_values=values,
+    )
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
     text("moving_dir", None, "Folder of moving images, of the same names.", flag_values=values)
     text("pairs", None, "CSV file of pairs: FIXED,MOVING a line.", flag_values=values)
@@ -206,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
         jobs, many = _jobs(options, files)
         find_method(options.method)
-        settings = Settings(options.method, options.working_size, options.crop, options.batch_size)
+        names = ("method", "working_size", "max_shift", "crop", "batch_size")
+        settings = Settings(**{name: options[name].value for name in names})
         return (
             (_align_many(jobs, settings, options))
             if many

@@ -142,8 +142,10 @@ class RigidTransform:
         dx = cx + self.tx - cos * cx + sin * cy
         dy = cy + self.ty - sin * cx - cos * cy
         zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
-        rows = [[cos, -sin, dx], [sin, cos, dy], [zero, zero, one]]
-        return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+        rows = [
+            jnp.stack(row, axis=-1) for row in ([cos, -sin, dx], [sin, cos, dy], [zero, zero, one])
+        ]
+        return jnp.stack(rows, axis=-2)
 
     def inverse(self) -> RigidTransform:
         """The transform that undoes this one."""
