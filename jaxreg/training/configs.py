@@ -212,7 +212,7 @@ CONFIGS: dict[str, TrainConfig] = {
         disturbance=Disturbance(noise=10.0, gain=0.3, bias=20.0),
         scene_share=0.45,
         batch_size=64,
-        steps=6_000,
+        steps=3_000,
         warmup_steps=200,
         average_decay=0.999,
         eval_every=1000,
