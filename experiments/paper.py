@@ -54,7 +54,8 @@ class KeypointTable:
 
 
 def _row(*values: tuple[float, float], failure: float | None = None) -> Errors:
-    return Errors(*(Value(*v) for v in values), failure=failure)
+    translation, rotation, seconds = (Value(*v) for v in values)
+    return Errors(translation, rotation, seconds, failure)
 
 
 _NEVER = Errors(failure=1.0)
@@ -147,10 +148,9 @@ KEYPOINT_TABLES = (
     ),
 )
 
-TABLES: dict[int, ErrorTable | KeypointTable] = {
-    table.number: table
-    for table in sorted((*ERROR_TABLES, *KEYPOINT_TABLES), key=lambda t: t.number)
-}
+TABLES: dict[int, ErrorTable | KeypointTable] = dict(
+    sorted({table.number: table for table in (*ERROR_TABLES, *KEYPOINT_TABLES)}.items())
+)
 SUITES = tuple(table.suite for table in ERROR_TABLES)
 
 # Figure -> (system, suite), Figs. 4 to 11.

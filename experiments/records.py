@@ -63,11 +63,15 @@ def save_record(results: Path, system: str, record: Record) -> Path:
     rows, about = record.rows, record.about
     folder = results / "rows" / rows.suite
     pairs = f"pairs_{about['pairs']}_{about['seed']}.npz"
-    truth = {"truth": rows.truth.astype(np.float32), "condition": rows.condition.astype(np.int16)}
+    truth: dict[str, np.ndarray] = {
+        "truth": rows.truth.astype(np.float32),
+        "condition": rows.condition.astype(np.int16),
+    }
     about = about | {"truth": pairs, "truth_crc": _checksum(truth["truth"])}
-    answers = {name: getattr(rows, name) for name in _ANSWERS if getattr(rows, name) is not None}
-    for name, values in answers.items():
-        answers[name] = values.astype(bool if name in ("success", "found") else np.float32)
+    answers: dict[str, np.ndarray] = {}
+    for name in _ANSWERS:
+        if (values := getattr(rows, name)) is not None:
+            answers[name] = values.astype(bool if name in ("success", "found") else np.float32)
     # What stands where there is no answer means nothing, and zeros take no room.
     answers["estimate"] = np.where(rows.found[:, None], answers["estimate"], np.float32(0))
     _write(folder / pairs, truth)

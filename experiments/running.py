@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from jaxreg.evaluation.protocol import SuiteData, build_suite, load_source, pars
 from jaxreg.evaluation.report import provenance
 from jaxreg.methods import find_method
 from jaxreg.result import Estimator
+
+if TYPE_CHECKING:
+    from jaxreg.training.trained import TrainedNetwork
 
 KEYPOINT_IMAGES = 432  # as many as the paper's Tables 3 and 6 average over
 _ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +89,7 @@ def run_system(
     """Ask a system about every pair of a suite, time it, and record both."""
     pairs, images = data
     method, estimator, training = load_method(system, suite, job)
-    rows = evaluate(estimator, pairs, job.batch_size, method, progress)
+    rows = evaluate(estimator, pairs, job.batch_size, _nameless(method), progress)
     about = {
         **_origin(job),
         "pairs": len(rows.found),
@@ -133,7 +137,9 @@ def _time(estimator: Estimator, data: SuiteData) -> dict[str, Any]:
 
 def _origin(job: Job) -> dict[str, Any]:
     command = " ".join(["python -m experiments.tables", *sys.argv[1:]])
-    return provenance(command=command, seed=job.seed, commit=job.commit or current_commit())
+    return provenance(
+        command=_nameless(command), seed=job.seed, commit=job.commit or current_commit()
+    )
 
 
 def current_commit() -> str:
@@ -155,32 +161,43 @@ def current_commit() -> str:
     )
 
 
-def _training(folder: Path, network: Any, config_name: str) -> dict[str, Any]:
+def _nameless(text: str) -> str:
+    """The text without the folders of absolute paths: they are this machine's business.
+
+    >>> _nameless("--checkpoints=lstm_cifar10:/home/me/runs/lstm --pairs=384")
+    '--checkpoints=lstm_cifar10:lstm --pairs=384'
+    """
+    return re.sub(r"(?<![\w.~-])/(?:[^/\s,:=]+/)+", "", text)
+
+
+def _training(folder: Path, trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
     """How far a network was trained, and on what."""
     from jaxreg.data import load_images
     from jaxreg.models import network_to_dict
     from jaxreg.training.configs import CONFIGS
     from jaxreg.training.logs import read_metrics
 
-    config, named = network.config, CONFIGS.get(config_name, network.config)
+    config, named = trained.config, CONFIGS.get(config_name, trained.config)
+    network = network_to_dict(config.network)
+    planned = network_to_dict(named.network)
     metrics = read_metrics(folder)
-    images = {}
+    images: dict[str, int | None] = {}
     for source in config.data:
         try:
-            images[source] = len(load_images(source, "train", config.image_size))
+            images[_nameless(source)] = len(load_images(source, "train", config.image_size))
         except (OSError, ValueError):
-            images[source] = None  # recorded where the training set is not at hand
+            images[_nameless(source)] = None  # recorded where the training set is not at hand
     return {
         "configuration": config_name,
-        "network": network_to_dict(config.network),
-        "as_named": network_to_dict(config.network) == network_to_dict(named.network),
-        "parameters": network.parameter_count,
-        "step": network.step,
+        "network": network,
+        "network_changes": {k: v for k, v in network.items() if planned.get(k) != v},
+        "parameters": trained.parameter_count,
+        "step": trained.step,
         "batch_size": config.batch_size,
-        "pairs_seen": network.step * config.batch_size,
+        "pairs_seen": trained.step * config.batch_size,
         "pairs_planned": named.steps * named.batch_size,
         "seconds": float(metrics[-1]["seconds"]) if metrics else None,
         "images": images,
-        "init_from": config.init_from,
+        "init_from": _nameless(config.init_from),
         "init_planned": named.init_from,
     }

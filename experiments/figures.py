@@ -1,0 +1,145 @@
+"""The paper's Figures 3 to 11, and two of our own, from recorded rows.
+
+    python -m experiments.figures                     # whatever rows are recorded
+    python -m experiments.figures --figure=4,7
+    python -m experiments.figures --figure=direct,cdf
+
+3: originals, transformed and aligned images of CIFAR-10 (needs the image set); 4 to 11: prediction
+against truth, a method and a suite each; `direct`: the same for the library's own method; `cdf`:
+the share of pairs below an error, all methods. They go to experiments/results/figures. The rows
+come from `python -m experiments.tables --run=...`; a figure without rows is left out, which the
+command says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import notes, paper, plots
+from experiments.records import RESULTS, Record, load_record, recorded_systems
+from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
+
+NAMES = (*map(str, range(3, 12)), "direct", "cdf")
+SUITE_TITLES = {
+    "cifar10": "CIFAR-10",
+    "random32": "random 32x32",
+    "stl10": "STL-10",
+    "random96": "random 96x96",
+}
+_QUALITATIVE = ("lstm", "fft", "direct")  # the first is the paper's
+_EXAMPLES = 6
+
+
+class MissingError(LookupError):
+    """What a figure needs is not there; says how to get it."""
+
+
+def _record(results: Path, suite: str, system: str) -> Record:
+    record = load_record(results, suite, system)
+    if record is None:
+        raise MissingError(f"no rows of {system} on {suite}: {notes.RUN}={system} --suites={suite}")
+    return record
+
+
+def scatter(results: Path, folder: Path, name: str, system: str, suite: str) -> Path:
+    """Prediction against truth of one system on one suite, Figs. 4 to 11."""
+    record = _record(results, suite, system)
+    number = f"Fig. {name}. " if name.isdigit() else ""
+    title = f"{number}{find_system(system).label} on {SUITE_TITLES[suite]}"
+    training = record.about.get("training")
+    note = notes.training_note(training).replace("**", "") if training else ""
+    file = f"figure_{name}.png" if number else f"scatter_{system}_{suite}.png"
+    return plots.scatter(folder / file, record.rows, title, note)
+
+
+def qualitative(results: Path, folder: Path, system: str) -> Path:
+    """The first pairs of CIFAR-10 as images, Fig. 3."""
+    from jaxreg.evaluation.protocol import build_suite
+
+    record = _record(results, "cifar10", system)
+    try:
+        data = build_suite("cifar10", _EXAMPLES, record.about["seed"])
+    except (OSError, ValueError, ImportError) as error:
+        raise MissingError(f"the images of CIFAR-10: {' '.join(str(error).split())}") from error
+    label = find_system(system).label
+    suffix = "" if system == _QUALITATIVE[0] else f"_{system}"
+    return plots.qualitative(folder / f"figure_3{suffix}.png", data, record.rows, label)
+
+
+def error_cdf(results: Path, folder: Path, suite: str) -> Path:
+    """The share of pairs below each error, every recorded system of a suite."""
+    known = [system.name for system in (*PAPER_SYSTEMS, *FURTHER_SYSTEMS)]
+    names = recorded_systems(results, suite)
+    if not names:
+        raise MissingError(f"no rows on {suite}: {notes.RUN}=fft --suites={suite}")
+    names.sort(key=lambda name: known.index(name) if name in known else len(known))
+    rows = {find_system(name).label: _record(results, suite, name).rows for name in names}
+    return plots.error_cdf(folder / f"errors_{suite}.png", rows, SUITE_TITLES[suite])
+
+
+def write_figures(results: Path, names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Draw figures below ``results/figures``.
+
+    Returns:
+      The files, and why each of the others could not be drawn.
+    """
+    folder = results / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs: list[tuple[Callable[..., Path], tuple[str, ...], str]] = []
+    for name in names:
+        if name == "3":
+            jobs += [(qualitative, (system,), f"3 ({system})") for system in _QUALITATIVE]
+        elif name == "cdf":
+            jobs += [(error_cdf, (suite,), f"cdf ({suite})") for suite in paper.SUITES]
+        elif name == "direct":
+            jobs += [(scatter, (name, name, suite), f"{name} ({suite})") for suite in paper.SUITES]
+        else:
+            jobs.append((scatter, (name, *paper.SCATTER_FIGURES[int(name)]), name))
+    written, skipped = [], []
+    for draw, arguments, what in jobs:
+        try:
+            written.append(draw(results, folder, *arguments))
+        except MissingError as error:
+            skipped.append(f"figure {what} left out: {error}")
+    return written, skipped
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_list("figure", [], f"Figures, of {', '.join(NAMES)}.", flag_values=values)
+    flags.DEFINE_string("results", os.fspath(RESULTS), "Folder of the rows.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where it was asked for what does not exist."""
+    options = _flags()
+    try:
+        rest = options(list(sys.argv if argv is None else argv))
+        if options.help:
+            print(f"{__doc__}\n{options.get_help()}")
+            return 0
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        unknown = [name for name in options.figure if name not in NAMES]
+        if unknown:
+            raise ValueError(f"--figure={unknown[0]}: there are {', '.join(NAMES)}")
+        written, skipped = write_figures(Path(options.results), options.figure or NAMES)
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"experiments.figures: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
+    for reason in skipped:
+        print(f"experiments.figures: {reason}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Pictures of recorded rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxreg.evaluation.harness import Rows, parameter_errors
+from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
+from jaxreg.geometry import RigidTransform
+from jaxreg.warping import warp
+
+_GOOD, _GROSS = "#1f5fa8", "#c8411b"
+_PARAMETERS = (("$t_x$", "px"), ("$t_y$", "px"), (r"$\theta$", "degrees"))
+# A prediction beyond so many times the largest shift is drawn at the rim.
+_RIM = 2.5
+
+
+def _save(figure: Figure, path: Path, dpi: int = 100) -> Path:
+    FigureCanvasAgg(figure)
+    # Without the version of matplotlib in it, the same rows give the same file for longer.
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    return path
+
+
+def gross_errors(rows: Rows) -> np.ndarray:
+    """``(N,)`` which pairs were answered wrongly, as the harness counts gross errors."""
+    errors = np.abs(parameter_errors(rows))
+    far = errors[:, :2].sum(-1) > parse_suite(rows.suite).gross_pixels
+    return rows.found & (far | (errors[:, 2] > GROSS_DEGREES))
+
+
+def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:
+    """Prediction against truth for tx, ty and theta; pairs without an answer are left out."""
+    figure = Figure(figsize=(10.5, 4.0), layout="constrained")
+    gross = gross_errors(rows)
+    reach = parse_suite(rows.suite).max_shift
+    for i, axes in enumerate(figure.subplots(1, 3)):
+        limit, rim = (180.0, 180.0) if i == 2 else (reach, _RIM * reach)
+        truth, predicted = rows.truth[:, i], rows.estimate[:, i]
+        outside = rows.found & (np.abs(predicted) > rim)
+        drawn = np.clip(predicted, -rim, rim)
+        for chosen, colour, name in (
+            (rows.found & ~gross, _GOOD, "answer"),
+            (gross, _GROSS, "gross error"),
+        ):
+            axes.plot(
+                truth[chosen],
+                drawn[chosen],
+                ".",
+                markersize=2.5,
+                markeredgewidth=0,
+                alpha=0.6,
+                color=colour,
+                label=f"{name} ({chosen.sum():,})",
+            )
+        axes.plot([-limit, limit], [-limit, limit], color="black", linewidth=0.6)
+        _square(axes, limit, float(max(limit, np.abs(drawn[rows.found]).max(initial=0.0))), i)
+        if outside.any():
+            axes.set_title(f"{outside.sum()} beyond ±{rim:g}, drawn at the rim", fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2, markerscale=4, frameon=False
+    )
+    answered = "" if rows.found.all() else f", {rows.found.sum():,} answered"
+    figure.suptitle(f"{title}: {len(rows.found):,} pairs{answered}" + (f"\n{note}" if note else ""))
+    return _save(figure, path)
+
+
+def _square(axes: Axes, limit: float, extent: float, index: int) -> None:
+    name, unit = _PARAMETERS[index]
+    axes.set_xlabel(f"true {name} ({unit})")
+    axes.set_ylabel(f"predicted {name} ({unit})")
+    axes.set_xlim(-1.05 * limit, 1.05 * limit)
+    axes.set_ylim(-1.05 * extent, 1.05 * extent)
+    if index == 2:
+        axes.set_xticks(range(-180, 181, 90))
+        axes.set_yticks(range(-180, 181, 90))
+    if extent <= 1.2 * limit:
+        axes.set_aspect("equal")
+    axes.grid(linewidth=0.3)
+
+
+def qualitative(path: Path, data: SuiteData, rows: Rows, label: str) -> Path:
+    """A row for each pair: original, transformed, original aligned by the estimate, difference.
+
+    Args:
+      path: of the PNG file.
+      data: the first pairs of the suite.
+      rows: answers to at least those pairs.
+      label: the method.
+    """
+    count = len(data.fixed)
+    if not np.array_equal(data.truth, rows.truth[:count]):
+        raise ValueError(f"the rows of {label} are of other pairs than the images")
+    estimate = RigidTransform.from_array(jnp.asarray(rows.estimate[:count]))
+    aligned = np.asarray(jax.vmap(warp)(jnp.asarray(data.fixed), estimate))
+    difference = np.abs(aligned - data.moving)
+    figure = Figure(figsize=(7.0, 1.75 * count), layout="constrained")
+    figure.suptitle("Below: tx, ty, theta, the true ones and the estimated", fontsize=8)
+    names = ("original", "transformed", f"aligned: {label}", "|aligned - transformed|")
+    grid = figure.subplots(count, len(names), squeeze=False)
+    for k, line in enumerate(grid):
+        for axes, picture in zip(
+            line, (data.fixed[k], data.moving[k], aligned[k], difference[k]), strict=True
+        ):
+            axes.imshow(np.clip(picture, 0, 255).astype(np.uint8), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[1].set_xlabel(_numbers(data.truth[k]), fontsize=7)
+        found = bool(rows.found[k])
+        line[2].set_xlabel(_numbers(rows.estimate[k]) if found else "no answer", fontsize=7)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, fontsize=9)
+    return _save(figure, path)
+
+
+def _numbers(parameters: np.ndarray) -> str:
+    tx, ty, theta = parameters
+    return f"{tx:.2f} px, {ty:.2f} px, {theta:.1f}°"
+
+
+def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
+    """The share of all pairs whose error is below a value; no answer counts as an infinite error.
+
+    Args:
+      path: of the PNG file.
+      rows: by label; those of a label that starts alike share a colour.
+      title: of the suite.
+    """
+    figure = Figure(figsize=(10.5, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    families = list(dict.fromkeys(label.partition(",")[0] for label in rows))
+    for label, r in rows.items():
+        if not r.found.any():
+            label = f"{label}: no answers"
+        errors = np.where(r.found[:, None], np.abs(parameter_errors(r)), np.inf)
+        family = label.partition(",")[0].partition(":")[0]
+        style = {
+            "color": f"C{families.index(family) % 10}",
+            "linestyle": _line_style(label),
+            "linewidth": 2.4 if family.startswith("direct") else 1.2,
+        }
+        share = (np.arange(len(errors)) + 1) / len(errors)
+        for axes, values in zip(panels, (errors[:, :2].sum(-1), errors[:, 2]), strict=True):
+            finite = np.isfinite(values := np.sort(values))
+            axes.plot(np.maximum(values[finite], 1e-5), share[finite], label=label, **style)
+    names = ("translation error (px, L1)", "rotation error (degrees)")
+    for axes, name in zip(panels, names, strict=True):
+        axes.set_xscale("log")
+        axes.set_xlim(left=1e-4)
+        axes.set_xlabel(name)
+        axes.grid(linewidth=0.3)
+    panels[0].set_ylim(0, 1.02)
+    panels[0].set_ylabel("share of pairs")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(f"Errors on {title}, {len(errors):,} pairs; no answer counts as infinite")
+    return _save(figure, path)
+
+
+def _line_style(label: str) -> str:
+    """Feature methods at native size are dashed, narrow networks dotted, all others solid."""
+    if label.endswith("units"):
+        return ":"
+    return "--" if label.partition(":")[0] in ("AKAZE", "ORB", "SURF", "SIFT") else "-"

@@ -1,0 +1,93 @@
+"""Figures are drawn from recorded rows, and left out with a word where there are none."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from experiments import figures, plots
+from experiments.records import save_record
+from jaxreg.evaluation import protocol
+from tests.test_tables import TRAINING, record
+
+
+def drawn(path):
+    """The picture, which must show something."""
+    picture = imread(path)[..., :3]
+    assert picture.std() > 0.05
+    return picture
+
+
+def test_scatter_of_every_number(tmp_path):
+    save_record(tmp_path, "fft", record())
+    save_record(tmp_path, "lstm", record("stl10", "runs/lstm_stl10", training=TRAINING))
+    written, skipped = figures.write_figures(tmp_path, ["7", "8", "9"])
+    assert [path.name for path in written] == ["figure_7.png", "figure_8.png"]
+    for path in written:
+        assert drawn(path).shape[1] > 800
+        assert path.stat().st_size < 300_000
+    assert skipped == [
+        "figure 9 left out: no rows of resnext_lstm on stl10: "
+        "python -m experiments.tables --run=resnext_lstm --suites=stl10"
+    ]
+
+
+def test_gross_errors_are_the_harness_s():
+    made = record(error=(0.0, 0.0, 6.0), found=0.5)
+    assert plots.gross_errors(made.rows).mean() == made.figures()["gross"] == 0.5
+
+
+def test_a_scatter_without_answers_and_one_far_off(tmp_path):
+    for name, rows in (
+        ("none", record(found=0.0).rows),
+        ("far", record(error=(1e3, -1e3, 90.0)).rows),
+    ):
+        drawn(plots.scatter(tmp_path / f"{name}.png", rows, name))
+
+
+def test_error_curves(tmp_path):
+    save_record(tmp_path, "sift", record(method="sift", found=0.5))
+    save_record(tmp_path, "orb", record(method="orb", found=0.0))
+    save_record(tmp_path, "direct", record(method="direct", error=(0.0, 0.0, 0.0)))
+    written, skipped = figures.write_figures(tmp_path, ["cdf"])
+    assert [path.name for path in written] == ["errors_cifar10.png"]
+    assert len(skipped) == 3
+    drawn(written[0])
+
+
+def test_qualitative_rows(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(protocol, "load_source", lambda suite: images)
+    exact = record(error=(0.0, 0.0, 0.0), seed=0)
+    save_record(tmp_path, "lstm", exact)
+    written, skipped = figures.write_figures(tmp_path, ["3"])
+    assert [path.name for path in written] == ["figure_3.png"]
+    assert len(skipped) == 2
+    drawn(written[0])
+
+
+def test_qualitative_rows_are_of_the_images(tmp_path):
+    images = np.zeros((8, 32, 32, 3), np.uint8)
+    data = protocol.build_suite("cifar10", 2, seed=1, source=images)
+    with pytest.raises(ValueError, match="other pairs"):
+        plots.qualitative(tmp_path / "x.png", data, record().rows, "FFT")
+
+
+def test_without_the_image_set_the_pictures_are_left_out(tmp_path, monkeypatch):
+    def missing(suite):
+        raise FileNotFoundError("cifar10 is not prepared")
+
+    monkeypatch.setattr(protocol, "load_source", missing)
+    save_record(tmp_path, "fft", record())
+    written, skipped = figures.write_figures(tmp_path, ["3"])
+    assert not written
+    assert any("cifar10 is not prepared" in reason for reason in skipped)
+
+
+def test_the_command(tmp_path, capsys):
+    save_record(tmp_path, "fft", record())
+    assert figures.main(["figures", f"--results={tmp_path}", "--figure=7,4"]) == 0
+    out, err = capsys.readouterr()
+    assert "figure_7.png" in out
+    assert "--run=lstm --suites=cifar10" in err
+    assert figures.main(["figures", "--figure=12"]) == 2
+    assert "there are 3, 4" in capsys.readouterr().err
