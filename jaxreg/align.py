@@ -55,7 +55,13 @@ def _flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_float(
-        *("max_shift", 1 / 3, "Largest shift along an axis, as a share of the shorter side", 0, 0.5),
+        *(
+            "max_shift",
+            1 / 3,
+            "Largest shift along an axis, as a share of the shorter side",
+            0,
+            0.5,
+        ),
         flag_values=values,
     )
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
@@ -182,9 +188,10 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                 bar.update(len(rows))
                 for row in rows:
                     if row["error"]:
-                        name = f"{row['fixed']}, {row['moving']}"
+                        named = row["fixed"] in row["error"] or row["moving"] in row["error"]
+                        name = "" if named else f"{row['fixed']}, {row['moving']}: "
                         with bar.external_write_mode(sys.stderr):
-                            _say(f"{name}: {row['error']}")
+                            _say(name + row["error"])
         good = sum(table.rows[job] for job in jobs)
     print(f"{good} of {len(jobs)} pairs registered with success; table: {options.out}")
     return 0 if good == len(jobs) else 1
@@ -211,12 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs, many = _jobs(options, files)
         find_method(options.method)
         names = ("method", "working_size", "max_shift", "crop", "batch_size")
-        settings = Settings(**{name: options[name].value for name in names})
-        return (
-            (_align_many(jobs, settings, options))
-            if many
-            else (_align_two(jobs[0], settings, options))
-        )
+        chosen: dict[str, Any] = {name: options[name].value for name in names}
+        settings = Settings(**chosen)
+        if many:
+            return _align_many(jobs, settings, options)
+        return _align_two(jobs[0], settings, options)
     except (flags.Error, ValueError, OSError) as error:
         from jaxreg.alignment.files import describe
 

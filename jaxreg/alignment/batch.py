@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,14 +35,22 @@ class Settings:
     Attributes:
       method: of `jaxreg.methods`.
       working_size: longer side that is registered at most.
+      max_shift: largest translation along an axis, as a share of the shorter side; heeded by the
+        direct method alone.
       crop: whether pairs of different size are cropped to the size they share.
       batch_size: pairs a call at most.
     """
 
     method: str = "direct"
     working_size: int = 512
+    max_shift: float = 1 / 3
     crop: bool = False
     batch_size: int = 256
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords of `jaxreg.register`."""
+        return {"method": self.method, "max_shift": self.max_shift}
 
 
 def load_pair(job: Job, settings: Settings) -> tuple[Picture, Picture, WorkingPair]:
@@ -62,7 +71,7 @@ def load_pair(job: Job, settings: Settings) -> tuple[Picture, Picture, WorkingPa
 
 def align_pair(pair: WorkingPair, settings: Settings) -> Answer:
     """Register one pair; ValueError if the method refuses it."""
-    registration = jaxreg.register(pair.fixed, pair.moving, method=settings.method)
+    registration = jaxreg.register(pair.fixed, pair.moving, **settings.options)
     return scale_back(registration, pair.scale)
 
 
@@ -127,7 +136,7 @@ def _align_group(
     padded = [*pairs, *[pairs[-1]] * (size - len(pairs))]
     fixed, moving = (np.stack([getattr(p, name) for p in padded]) for name in ("fixed", "moving"))
     try:
-        batch = jaxreg.register_batch(fixed, moving, method=settings.method)
+        batch = jaxreg.register_batch(fixed, moving, **settings.options)
     except ValueError as error:
         if len(group) == 1:
             return [failed_row(group[0][0], describe(error), settings)]

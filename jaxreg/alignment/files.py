@@ -94,11 +94,14 @@ def _is_jpeg(data: np.ndarray) -> bool:
 
 
 def _is_cut_short(data: np.ndarray) -> bool:
-    """Whether a JPEG lacks its end: decoders fill what is missing with grey, silently."""
-    if not _is_jpeg(data):
-        return False
+    """Whether a JPEG or PNG lacks its end.
+
+    Decoders fill what is missing with grey, or complain past our reach.
+    """
     raw = data.tobytes()
-    return raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda")  # end of image, start of scan
+    if _is_jpeg(data):
+        return raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda")  # end of image, start of scan
+    return raw.startswith(b"\x89PNG") and b"IEND" not in raw
 
 
 def check_writable(path: str | os.PathLike[str], dtype: np.dtype | type | None = None) -> None:

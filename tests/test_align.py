@@ -1,0 +1,429 @@
+"""The command on files: answers, pictures, tables that can be taken up again, refusals."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import jaxreg
+from jaxreg import RigidTransform
+from jaxreg.align import main
+from jaxreg.alignment import batch, files
+from jaxreg.alignment.files import Picture, read_picture, write_picture
+from jaxreg.alignment.pictures import overlay, warp_pixels
+from jaxreg.alignment.table import COLUMNS, Table
+from jaxreg.alignment.working import downsample, make_working, scale_back
+from jaxreg.result import Registration
+from tests.tolerances import FLOAT32_PIXELS, OPENCV_WARP
+
+TRUTH = RigidTransform(3.0, -2.0, 40.0)
+VARIANCE = np.diag([0.01, 0.04, 0.09])
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Registration by a stand-in that knows the answer; unlike images are not trusted."""
+    seen = []
+
+    def register_batch(fixed, moving, *, method, max_shift):
+        seen.append((fixed.shape, method))
+        if fixed.shape[1] == 24:
+            raise ValueError("this method wants\nother images")
+        n = len(fixed)
+        trusted = [b.std() > 10 for b in moving]
+        return Registration(
+            RigidTransform(*(np.full(n, v) for v in (TRUTH.tx, TRUTH.ty, TRUTH.theta))),
+            np.full(n, 0.9), np.array(trusted), np.stack([VARIANCE] * n), np.full(n, True),
+        )  # fmt: skip
+
+    def register(fixed, moving, **options):
+        r = register_batch(fixed[None], moving[None], **options)
+        t = RigidTransform(r.transform.tx[0], r.transform.ty[0], r.transform.theta[0])
+        return Registration(t, r.score[0], r.success[0], r.covariance[0], r.found[0])
+
+    monkeypatch.setattr(jaxreg, "register", register)
+    monkeypatch.setattr(jaxreg, "register_batch", register_batch)
+    return seen
+
+
+def scene(height=40, width=48, channels=3, dtype=np.uint8, seed=0):
+    noise = np.random.default_rng(seed).uniform(0, 1, (height, width, channels))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2).reshape(height, width, channels)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    top = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1.0
+    return (smooth * top).astype(dtype) if channels > 1 else (smooth[..., 0] * top).astype(dtype)
+
+
+def save_pair(folder, dtype=np.uint8, suffix=".png", **shape):
+    image = scene(dtype=dtype, **shape)
+    paths = [folder / f"fixed{suffix}", folder / f"moving{suffix}"]
+    write_picture(paths[0], image)
+    write_picture(paths[1], warp_pixels(image, TRUTH))
+    return [str(path) for path in paths]
+
+
+def run(*arguments):
+    return main(["align", *map(str, arguments)])
+
+
+def test_a_real_pair_is_registered(tmp_path, capsys):
+    pair = save_pair(tmp_path)
+    out, check = tmp_path / "out.png", tmp_path / "check.png"
+    assert run(*pair, "--json", f"--out={out}", f"--overlay={check}") == 0
+    report = json.loads(capsys.readouterr().out)
+    answer = [report[name] for name in ("tx", "ty", "theta")]
+    assert np.allclose(answer, [3, -2, 40], atol=0.05)
+    assert report["success"] is True
+    assert report["score"] > 0.99
+    assert len(report["standard_errors"]) == 3
+    assert report["size"] == report["working_size"] == [48, 40]
+    difference = read_picture(out).pixels.astype(float) - read_picture(pair[1]).pixels
+    assert np.abs(difference).mean() < 1  # grey levels: fixed now looks like moving
+    assert read_picture(check).pixels.shape[2] == 3
+
+
+def test_text_says_what_was_done(tmp_path, capsys, calls):
+    pair = save_pair(tmp_path)
+    assert run(*pair, "--working_size=24", f"--out={tmp_path / 'o.png'}") == 0
+    printed = capsys.readouterr().out
+    assert "tx       6.0000 +- 0.2 px" in printed
+    assert "theta    40.0000 +- 0.3 degrees" in printed
+    assert "48x40, registered at 24x20" in printed
+    assert "fixed, warped to look like moving" in printed
+    assert calls == [((1, 20, 24, 3), "direct")]
+
+
+def test_an_answer_not_to_be_trusted_is_status_1(tmp_path, capsys, calls):
+    a, _ = save_pair(tmp_path)
+    flat = tmp_path / "flat.png"
+    write_picture(flat, np.full((40, 48, 3), 9, np.uint8))
+    assert run(a, flat) == 1
+    assert "do not trust" in capsys.readouterr().out
+    assert run(a, flat, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["success"] is False
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path, capsys, monkeypatch):
+    unsure = Registration(TRUTH, 0.1, False, np.full((3, 3), np.inf))
+    monkeypatch.setattr(jaxreg, "register", lambda *_, **__: unsure)
+    assert run(*save_pair(tmp_path), "--json") == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert report["standard_errors"] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "suffix"),
+    [
+        (np.uint8, 1, ".png"), (np.uint8, 3, ".bmp"), (np.uint16, 1, ".png"),
+        (np.uint16, 3, ".tif"), (np.float32, 3, ".tiff"), (np.float64, 1, ".tif"),
+    ],
+)  # fmt: skip
+def test_dtype_and_channels_are_kept(tmp_path, calls, dtype, channels, suffix):
+    pair = save_pair(tmp_path, dtype=dtype, channels=channels, suffix=suffix)
+    out = tmp_path / f"out{suffix}"
+    assert run(*pair, f"--out={out}") == 0
+    image, aligned = read_picture(pair[0]).pixels, read_picture(out).pixels
+    assert (aligned.dtype, aligned.shape) == (image.dtype, image.shape)
+    top = image.max()
+    expected = np.asarray(jaxreg.warp(image / top * 255, TRUTH))
+    assert np.abs(aligned / top * 255 - expected).max() < 0.5 + OPENCV_WARP  # and rounding
+
+
+def test_orientation_is_obeyed_and_alpha_dropped(tmp_path, capsys, calls):
+    image = scene()
+    turned = cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    exif = bytes.fromhex("49492a000800000001001201030001000000060000000000000000")
+    if not hasattr(cv2, "imencodeWithMetadata"):
+        pytest.skip("this OpenCV writes no EXIF")
+    done, data = cv2.imencodeWithMetadata(
+        ".png", turned, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(exif, np.uint8)]
+    )
+    assert done
+    data.tofile(tmp_path / "turned.png")
+    assert np.array_equal(read_picture(tmp_path / "turned.png").pixels, image[..., ::-1])
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([image, image[..., :1]]))
+    assert np.array_equal(read_picture(tmp_path / "alpha.png").pixels, image[..., ::-1])
+    assert run(tmp_path / "turned.png", tmp_path / "alpha.png") == 0
+    assert "alpha channel of moving dropped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(100, 60), (61, 97), (128, 33)])
+def test_downsampling_keeps_the_centre(shape):
+    y, x = (np.arange(n) - (n - 1) / 2 for n in shape)
+    ramp = np.broadcast_to(x, shape) + 2 * y[:, None]
+    small = downsample(ramp.astype(np.float32), 2.7)
+    height, width = small.shape
+    expected = 2.7 * (np.arange(width) - (width - 1) / 2)[None, :]
+    expected = expected + 5.4 * (np.arange(height) - (height - 1) / 2)[:, None]
+    inside = (slice(3, -3), slice(3, -3))  # the blur bends a ramp at the borders
+    assert np.abs(small - expected)[inside].max() < 0.2  # OpenCV 4 rounds coordinates to 1/32 px
+
+
+def test_large_images_are_registered_small_and_scaled_back():
+    image = cv2.resize(scene(48, 64), (640, 480), interpolation=cv2.INTER_CUBIC)
+    truth = RigidTransform(25.0, -13.0, 170.0)
+    pair = make_working(Picture(image), Picture(warp_pixels(image, truth)), 96)
+    assert pair.working_size == (96, 72)
+    small = RigidTransform(25.0 / pair.scale, -13.0 / pair.scale, 170.0)
+
+    def misfit(t):
+        # Away from the rims, where the low-pass mixes in what is black or mirrored.
+        inner = np.pad(np.ones((60, 84)), 6)
+        mask = inner * np.asarray(jaxreg.warp(inner, t)) > 0.99
+        return np.abs(np.asarray(jaxreg.warp(pair.fixed, t)) - pair.moving)[mask].mean()
+
+    for off in ((0.1, 0, 0), (-0.1, 0, 0), (0, 0.1, 0), (0, -0.1, 0), (0, 0, 0.3), (0, 0, -0.3)):
+        moved = RigidTransform.from_array(small.as_array() + np.array(off))
+        assert misfit(small) < 0.5 * misfit(moved)
+    answer = scale_back(Registration(small, 0.9, True, VARIANCE), pair.scale)
+    assert np.allclose([answer.tx, answer.ty, answer.theta], [25, -13, 170], atol=FLOAT32_PIXELS)
+    assert np.allclose(answer.standard_errors, [0.1 * 20 / 3, 0.2 * 20 / 3, 0.3])
+
+
+def test_a_colour_image_is_made_grey_where_the_other_is():
+    pair = make_working(Picture(scene()), Picture(scene(channels=1, dtype=np.uint16)), 512)
+    assert pair.fixed.shape == pair.moving.shape == (40, 48)
+    assert pair.notes == ("fixed made grey, as the other image is",)
+    assert pair.moving.min() == 0
+    assert pair.moving.max() == pytest.approx(255)
+
+
+def test_crop_makes_sizes_agree(tmp_path, capsys, calls):
+    a, _ = save_pair(tmp_path)
+    other = tmp_path / "other.png"
+    write_picture(other, scene(50, 44))
+    assert run(a, other) == 2
+    assert "48x40 (fixed) and 44x50 (moving); --crop" in capsys.readouterr().err
+    out = tmp_path / "o.png"
+    assert run(a, other, "--crop", f"--out={out}") == 0
+    assert read_picture(out).size == (44, 40)
+    assert "cropped from 48x40 and 44x50 to 44x40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("theta", [0.0, 90.0, -180.0, 33.3])
+def test_pictures_are_warped_as_the_library_warps(theta):
+    image, t = scene(31, 44).astype(np.float32), RigidTransform(2.5, -1.25, theta)
+    difference = warp_pixels(image, t) - np.asarray(jaxreg.warp(image, t))
+    assert np.abs(difference).max() < OPENCV_WARP
+
+
+@pytest.mark.parametrize("shape", [(10, 1500), (32, 32), (300, 200)])
+@pytest.mark.parametrize("style", ["checkerboard", "red-cyan"])
+def test_overlays_show_agreement(style, shape):
+    image = scene(*shape, channels=1)
+    moving = warp_pixels(image, RigidTransform(0.0, 0.0, 180.0))
+    picture = overlay(image, moving, RigidTransform(0.0, 0.0, 180.0), style)
+    assert picture.dtype == np.uint8
+    assert max(picture.shape[:2]) >= 256
+    after = picture[28:, picture.shape[1] // 2 + 4 :]
+    assert np.array_equal(after[..., 0], after[..., 2])  # grey: fixed and moving coincide
+    before = picture[28:, : picture.shape[1] // 2 - 4]
+    assert not np.array_equal(before, after)
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "o.png"
+    write_picture(path, scene())
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_picture(path, scene(seed=1))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["o.png"]
+
+
+def folders(tmp_path, count=7):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    for i in range(count):
+        shape = (40, 48) if i % 3 else (32, 32)
+        write_picture(tmp_path / "a" / f"{i}.png", scene(*shape, seed=i))
+        write_picture(tmp_path / "b" / f"{i}.bmp", scene(*shape, seed=i))
+    return f"--fixed_dir={tmp_path / 'a'}", f"--moving_dir={tmp_path / 'b'}"
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_folders_go_into_a_table(tmp_path, capsys, calls):
+    pair, out = folders(tmp_path), tmp_path / "t.csv"
+    write_picture(tmp_path / "a" / "lonely.png", scene())
+    assert run(*pair, f"--out={out}", "--batch_size=4") == 0
+    rows = table(out)
+    assert sorted(row["fixed"][-5] for row in rows) == list("0123456")
+    assert all(row["fixed"][-5] == row["moving"][-5] for row in rows)
+    assert {row["tx"] for row in rows} == {"3"}
+    assert {row["se_theta"] for row in rows} == {"0.3"}
+    assert [shape[0] for shape, _ in calls] == [4, 4]  # three pairs are filled up to four
+    printed = capsys.readouterr()
+    assert "7 of 7 pairs registered with success" in printed.out
+    assert "no partner for" in printed.err
+
+
+def test_bad_files_cost_nobody_else_the_answer(tmp_path, capsys, calls):
+    pair, out = folders(tmp_path), tmp_path / "t.csv"
+    (tmp_path / "a" / "1.png").write_bytes(b"garbage")
+    (tmp_path / "a" / "2.png").write_bytes((tmp_path / "a" / "4.png").read_bytes()[:500])
+    (tmp_path / "a" / "3.png").write_bytes(b"")
+    for name, suffix in (("a", "png"), ("b", "bmp")):
+        write_picture(tmp_path / name / f"9.{suffix}", scene(24, 24))
+    assert run(*pair, f"--out={out}") == 1
+    rows = {row["fixed"][-5]: row for row in table(out)}
+    assert len(rows) == 8
+    assert "not a readable image" in rows["1"]["error"]
+    assert "cut short" in rows["2"]["error"]
+    assert "is empty" in rows["3"]["error"]
+    assert rows["9"]["error"] == "this method wants other images"
+    assert sorted(k for k in rows if rows[k]["success"] == "true") == list("0456")
+    assert "1.png is not a readable image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 10**6])
+def test_a_stopped_run_is_taken_up_again(tmp_path, capsys, calls, monkeypatch, cut):
+    pair, out = folders(tmp_path), tmp_path / "t.csv"
+    whole = batch._align_group
+
+    def stop(group, settings):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(group, settings)
+
+    monkeypatch.setattr(batch, "_align_group", stop)
+    assert run(*pair, f"--out={out}", "--batch_size=2") == 130
+    assert "goes on" in capsys.readouterr().err
+    data = out.read_bytes()
+    assert data.count(b"\n") == 5
+    out.write_bytes(data[: max(len(data) - cut, 20)])  # the last row, or even the header, torn
+    done = out.read_bytes().count(b"\n") - 1
+    monkeypatch.setattr(batch, "_align_group", whole)
+    calls.clear()
+    assert run(*pair, f"--out={out}", "--batch_size=1") == 0
+    assert len(calls) == 7 - max(done, 0)
+    assert sorted(row["fixed"][-5] for row in table(out)) == list("0123456")
+    calls.clear()
+    assert run(*pair, f"--out={out}") == 0
+    assert calls == []
+
+
+def test_a_list_of_pairs(tmp_path, calls):
+    save_pair(tmp_path)
+    listed, out = tmp_path / "list.csv", tmp_path / "t.csv"
+    listed.write_text("fixed,moving\nfixed.png,moving.png\n\nmoving.png, fixed.png\n")
+    assert run(f"--pairs={listed}", f"--out={out}") == 0
+    assert [row["fixed"] for row in table(out)] == [
+        str(tmp_path / name) for name in ("fixed.png", "moving.png")
+    ]
+
+
+def test_a_table_of_something_else_is_left_alone(tmp_path, capsys, calls):
+    pair, out = folders(tmp_path), tmp_path / "t.csv"
+    out.write_text("name,price\nbread,2\n")
+    assert run(*pair, f"--out={out}") == 2
+    assert out.read_text() == "name,price\nbread,2\n"
+    out.unlink()
+    assert run(*pair, f"--out={out}") == 0
+    assert run(*pair, f"--out={out}", "--method=constant") == 2
+    assert "was begun with --method=direct" in capsys.readouterr().err
+    out.write_text(",".join(COLUMNS) + "\na,b\nc,d\n")
+    with pytest.raises(ValueError, match="line 2: not a row"):
+        Table(out, "direct")
+
+
+def test_many_shapes_do_not_pile_up(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(batch, "_WAITING_PIXELS", 3000)
+    monkeypatch.setattr(batch, "_AHEAD", 2)
+    pair, out = folders(tmp_path), tmp_path / "t.csv"
+    assert run(*pair, f"--out={out}") == 0
+    assert len(table(out)) == 7
+    assert len(calls) > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either two files"),
+        (["fixed.png"], "two files are registered, FIXED MOVING; got 1"),
+        (["fixed.png", "nothere.png"], "nothere.png: No such file or directory"),
+        (["fixed.png", "."], ".: Is a directory"),
+        (["fixed.png", "text.png"], "text.png is not a readable image"),
+        (["fixed.png", "torn.jpg"], "torn.jpg is cut short"),
+        (["fixed.png", "nan.tif"], "nan.tif has NaN or infinite pixels"),
+        (["fixed.png", "integers.tif"], "integers.tif has int16 pixels"),
+        (["fixed.png", "moving.png", "--ot=x"], "Unknown command line flag 'ot'"),
+        (["fixed.png", "moving.png", "--method=drect"], "did you mean direct?"),
+        (["fixed.png", "moving.png", "--out=o.xyz"], "no suffix of an image format"),
+        (["deep.png", "deep.png", "--out=o.jpg"], "would not keep uint16 pixels; use .png"),
+        (["fixed.png", "moving.png", "--out=no/o.png"], "there is no folder no"),
+        (["fixed.png", "moving.png", "--out=./fixed.png"], "one of the images to register"),
+        (["fixed.png", "moving.png", "--out=o.png", "--overlay=./o.png"], "the same file"),
+        (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
+        (["fixed.png", "moving.png", "--working_size=513"], "--working_size=513"),
+        (["fixed.png", "moving.png", "--working_size=8"], "8x6 at working size"),
+        (["fixed.png", "moving.png", "--pairs=list.csv"], "give either two files"),
+        (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
+        (["--pairs=list.csv", "--out=t.csv"], "list.csv, line 2: must be two paths"),
+        (["--pairs=twice.csv", "--out=t.csv"], "line 2: the same pair as in line 1"),
+        (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
+        (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
+        (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
+        (["--fixed_dir=.", "--out=t.csv"], "go together"),
+        (["--fixed_dir=.", "--moving_dir=no", "--out=t.csv"], "--moving_dir=no is no folder"),
+        (["--fixed_dir=shared", "--moving_dir=.", "--out=t.csv"], "share the name 'x'"),
+        (["--fixed_dir=.", "--moving_dir=none", "--out=t.csv"], "has a namesake"),
+    ],
+)
+def test_refusals_are_one_line_and_status_2(
+    tmp_path, monkeypatch, capsys, calls, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    save_pair(tmp_path)
+    write_picture("deep.png", scene(dtype=np.uint16))
+    (tmp_path / "text.png").write_text("not an image")
+    jpeg = cv2.imencode(".jpg", scene())[1].tobytes()
+    (tmp_path / "torn.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    cv2.imwrite("nan.tif", np.full((40, 48), np.nan, np.float32))
+    cv2.imwrite("integers.tif", np.zeros((40, 48), np.int16))
+    (tmp_path / "list.csv").write_text("fixed.png,moving.png\nfixed.png\n")
+    (tmp_path / "twice.csv").write_text("fixed.png,moving.png\nfixed.png,moving.png\n")
+    (tmp_path / "empty.csv").write_text("fixed,moving\n")
+    for name in ("none", "shared"):
+        (tmp_path / name).mkdir()
+    for name in ("x.png", "x.bmp"):
+        write_picture(tmp_path / "shared" / name, scene())
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_images_past_the_limit_are_refused(tmp_path, monkeypatch, capsys, calls):
+    pair = save_pair(tmp_path)
+    monkeypatch.setattr(files, "LARGEST_AREA", 1000)
+    assert run(*pair) == 2
+    assert "48x40, over the limit" in capsys.readouterr().err
+
+
+def test_an_error_of_the_program_is_not_an_untrusted_answer(tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(jaxreg, "register", broken)
+    assert run(*save_pair(tmp_path)) == 3
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_help_tells_the_exit_status(capsys):
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    assert "Exit status" in printed
+    assert "--overlay_style" in printed
