@@ -109,6 +109,18 @@ def hardware(about: Mapping[str, Any]) -> str:
     return f"{h['processor']}, {h['cores']} cores" if h["platform"] == "cpu" else h["device"]
 
 
+def load(time: Mapping[str, Any]) -> str:
+    """A word on what else the processor did while the time was measured.
+
+    >>> load({"load_average": 4.21, "hardware": {"platform": "cpu", "cores": 2}})
+    ', shared: load 4.2'
+    """
+    average, device = time.get("load_average"), time["hardware"]
+    if average is None or device["platform"] != "cpu" or average <= device["cores"]:
+        return ""
+    return f", shared: load {average:.1f}"
+
+
 def origin(about: Mapping[str, Any]) -> list[str]:
     """Pairs, seed, date, commit, hardware and versions of a record."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())

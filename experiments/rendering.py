@@ -159,12 +159,14 @@ def _error_table(table: paper.ErrorTable, lines: Sequence[Line]) -> Rendered:
 
 
 def _more(f: Mapping[str, Any]) -> list[str]:
-    time, answered = f["time"], f["answered"]
+    if not f["answered"]:
+        return [f"{f['pairs']:,}", *[NOT_AVAILABLE] * 7]
     numbers = [value(f[q][n]) for q in ("translation", "rotation") for n in ("median", "p95")]
-    speed = (
-        f"{time['pairs_per_second']:.4g} ({time['best_batch']})" if time and answered else NOTHING
-    )
-    where = notes.hardware(time) if time and answered else NOTHING
+    if time := f["time"]:
+        speed = f"{time['pairs_per_second']:.4g} ({time['best_batch']})"
+        where = notes.hardware(time) + notes.load(time)
+    else:
+        speed = where = NOTHING
     return [f"{f['pairs']:,}", *numbers, f"{100 * f['gross']:.2f}%", speed, where]
 
 

@@ -129,10 +129,10 @@ def run_keypoints(system: System, suite: str, data: tuple[SuiteData, int], job: 
 
 
 def _time(estimator: Estimator, data: SuiteData) -> dict[str, Any]:
-    """Seconds a pair and throughput, and what else kept the machine busy before."""
+    """Seconds a pair and throughput, on what, and how busy the machine was."""
+    measured = measure_time(estimator, data)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    device = provenance()["hardware"]
-    return {**measure_time(estimator, data), "load_average": load, "hardware": device}
+    return {**measured, "load_average": load, "hardware": provenance()["hardware"]}
 
 
 def _origin(job: Job) -> dict[str, Any]:

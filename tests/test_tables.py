@@ -22,7 +22,11 @@ from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system, met
 from jaxreg.evaluation.harness import Rows
 from jaxreg.evaluation.protocol import draw_parameters, parse_suite
 from jaxreg.methods import find_method
+from jaxreg.training.checkpoint import Best, CheckpointStore, settle_config
 from jaxreg.training.configs import CONFIGS
+from jaxreg.training.devices import data_mesh
+from jaxreg.training.state import create_state
+from tests.training_support import TINY_LSTM, tiny_config
 
 PAIRS = 384
 HARDWARE = {"processor": "abacus", "cores": 2, "platform": "cpu", "device": "cpu"}
@@ -256,6 +260,26 @@ def test_the_command_recomputes_rows(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == [
         *("provenance.md", "table_2.csv", "table_2.md", "table_3.csv", "table_3.md")
     ]
+
+
+def test_a_networks_row_comes_from_its_checkpoint(tmp_path, capsys):
+    config = tiny_config("random", network=TINY_LSTM, average_decay=0.0)
+    folder = tmp_path / "run"
+    settle_config(folder, config)
+    store = CheckpointStore(folder)
+    store.save(create_state(config, data_mesh(1)), Best(), config)
+    store.close()
+    arguments = [f"--results={tmp_path}", "--pairs=8", "--no_timing", "--table=2,5"]
+    arguments += ["--suites=random32", f"--checkpoints=lstm_cifar10:{folder}"]
+    assert tables.main(["tables", "--run=lstm", *arguments]) == 0
+    note = line(capsys.readouterr().out, "LSTM")[-1]
+    assert note.startswith("**under-trained**: 0 of 25.6 million pairs seen")
+    assert "hidden=8, layers=1" in note
+    training = load_record(tmp_path, "random32", "lstm").about["training"]
+    assert training["images"] == {"random": 4096}
+    arguments[-2:] = ["--suites=random96", f"--checkpoints=lstm_stl10:{folder}"]
+    assert tables.main(["tables", "--run=lstm", *arguments]) == 2
+    assert "run takes images of 32 pixels" in capsys.readouterr().err
 
 
 def test_timing_can_come_later(tmp_path, monkeypatch, capsys):
