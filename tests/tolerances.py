@@ -13,3 +13,7 @@ FLOAT32_DEGREES = 2e-4
 FLOAT32_NETWORK = 2e-5
 # float32 rounding through 53 convolutions whose activations reach 15.
 RESNEXT = 1e-4
+# px and degrees: a pair of 8-bit files of 48x40 pixels, rounded to whole grey levels.
+ALIGNED_FILES = 0.05
+# Grey levels, on a ramp of up to 5.4 a pixel: OpenCV 4 rounds warp coordinates to 1/32 px.
+DOWNSAMPLED_RAMP = 0.2

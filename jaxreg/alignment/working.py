@@ -186,9 +186,9 @@ def scale_back(registration: Registration, scale: float, index: int | None = Non
         matrix = pick(registration.covariance) * np.outer(unit, unit)
         covariance = tuple(tuple(float(v) for v in row) for row in matrix)
     return Answer(
-        tx=float(pick(t.tx)) * scale,
-        ty=float(pick(t.ty)) * scale,
-        theta=float(pick(t.theta)),
+        tx=float(pick(t.tx)) * scale + 0.0,  # adding 0.0 turns a negative zero into a plain one
+        ty=float(pick(t.ty)) * scale + 0.0,
+        theta=float(pick(t.theta)) + 0.0,
         covariance=covariance,
         score=float(pick(registration.score)),
         success=bool(pick(registration.success)),
