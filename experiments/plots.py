@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,7 +20,10 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
 
 _GOOD, _GROSS = "#1f5fa8", "#c8411b"
+_COLOURS = (*colormaps["tab10"].colors, *colormaps["Dark2"].colors)  # type: ignore[attr-defined]
 _PARAMETERS = (("$t_x$", "px"), ("$t_y$", "px"), (r"$\theta$", "degrees"))
+# The smallest error that the curves tell from none.
+_LEAST = 1e-4
 # A prediction beyond so many times the largest shift is drawn at the rim.
 _RIM = 2.5
 
@@ -70,7 +75,8 @@ def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:
         handles, labels, loc="outside lower center", ncols=2, markerscale=4, frameon=False
     )
     answered = "" if rows.found.all() else f", {rows.found.sum():,} answered"
-    figure.suptitle(f"{title}: {len(rows.found):,} pairs{answered}" + (f"\n{note}" if note else ""))
+    lines = [f"{title}: {len(rows.found):,} pairs{answered}", *textwrap.wrap(note, 130)]
+    figure.suptitle("\n".join(lines), fontsize=10)
     return _save(figure, path)
 
 
@@ -144,18 +150,18 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
         errors = np.where(r.found[:, None], np.abs(parameter_errors(r)), np.inf)
         family = label.partition(",")[0].partition(":")[0]
         style = {
-            "color": f"C{families.index(family) % 10}",
+            "color": _COLOURS[families.index(family) % len(_COLOURS)],
             "linestyle": _line_style(label),
             "linewidth": 2.4 if family.startswith("direct") else 1.2,
         }
         share = (np.arange(len(errors)) + 1) / len(errors)
         for axes, values in zip(panels, (errors[:, :2].sum(-1), errors[:, 2]), strict=True):
             finite = np.isfinite(values := np.sort(values))
-            axes.plot(np.maximum(values[finite], 1e-5), share[finite], label=label, **style)
+            axes.plot(np.maximum(values[finite], _LEAST), share[finite], label=label, **style)
     names = ("translation error (px, L1)", "rotation error (degrees)")
     for axes, name in zip(panels, names, strict=True):
         axes.set_xscale("log")
-        axes.set_xlim(left=1e-4)
+        axes.set_xlim(left=_LEAST)
         axes.set_xlabel(name)
         axes.grid(linewidth=0.3)
     panels[0].set_ylim(0, 1.02)
