@@ -11,10 +11,10 @@ printed beside. Written to experiments/results/tables/keypoint_contrast.md.
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from baselines import features
 from experiments import paper
@@ -22,9 +22,6 @@ from experiments.records import RESULTS
 from experiments.rendering import markdown_table, rate, value
 from jaxreg.evaluation.protocol import SuiteData, build_suite
 
-GAINS = flags.DEFINE_list("gains", ["1", "0.5", "0.3", "0.25", "0.2", "0.15"], "Of contrast.")
-SUITES = flags.DEFINE_list("suites", list(paper.SUITES), "Of image pairs.")
-PAIRS = flags.DEFINE_integer("pairs", 384, "Pairs of each suite.", 1)
 METHODS = ("akaze", "orb", "sift")  # OpenCV's own; SURF may be another library's
 
 
@@ -66,15 +63,27 @@ def printed(suite: str) -> list[str]:
     return cells
 
 
-def main(_: list[str]) -> None:
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    gains = ["1", "0.5", "0.3", "0.25", "0.2", "0.15"]
+    flags.DEFINE_list("gains", gains, "Factors of contrast.", flag_values=values)
+    flags.DEFINE_list("suites", list(paper.SUITES), "Suites of pairs.", flag_values=values)
+    flags.DEFINE_integer("pairs", 384, "Pairs of each suite.", 1, flag_values=values)
+    return values
+
+
+def main() -> None:
     """Print the table and write it."""
-    text = table(SUITES.value, [float(g) for g in GAINS.value], PAIRS.value)
+    options = _flags()
+    options(sys.argv)
+    text = table(options.suites, [float(g) for g in options.gains], options.pairs)
     print(text)
     title = "# Keypoints in images of lower contrast\n\n"
-    about = f"Originals of {PAIRS.value} pairs; an image is multiplied by the gain.\n\n"
-    Path(RESULTS / "tables").mkdir(parents=True, exist_ok=True)
-    (RESULTS / "tables" / "keypoint_contrast.md").write_text(title + about + text + "\n")
+    about = f"Originals of {options.pairs} pairs; every image is multiplied by the gain.\n\n"
+    folder = RESULTS / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "keypoint_contrast.md").write_text(title + about + text + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
