@@ -8,7 +8,7 @@ from typing import Any
 from experiments import paper
 from experiments.records import Keypoints, Record
 from experiments.systems import System
-from jaxreg.evaluation.protocol import parse_suite
+from jaxreg.evaluation.protocol import PAIRS, parse_suite
 
 RUN = "python -m experiments.tables --run"
 # Images in the genuine training sets: another number means that something stands in for them.
@@ -17,12 +17,13 @@ _TEST_IMAGES = {"cifar10": 10_000, "stl10": 8_000}
 
 
 def row_note(system: System, suite: str, record: Record | None) -> str:
-    """What a reader must know of a row: that it is missing, or how far its network was trained."""
+    """What a reader must know of a row: that it is missing, smaller, or how it was trained."""
     if record is None:
         command = f"`{RUN}={system.name} --suites={suite}`"
         return f"not trained yet; then {command}" if system.configs else f"not recorded: {command}"
-    training = record.about.get("training")
-    return training_note(training) if training else ""
+    training, pairs = record.about.get("training"), len(record.rows.found)
+    parts = [f"{pairs:,} pairs"] if pairs != PAIRS else []
+    return "; ".join([*parts, training_note(training)] if training else parts)
 
 
 def training_note(training: Mapping[str, Any]) -> str:

@@ -156,7 +156,9 @@ def test_further_rows_follow_once_they_are_recorded(tmp_path):
 def test_networks_say_how_far_they_are_trained(tmp_path):
     save_record(tmp_path, "lstm", record(method="runs/lstm_cifar10", training=TRAINING))
     note = line(table(tmp_path, 1).markdown, "LSTM")[-1]
-    assert note == "**under-trained**: 1 of 25.6 million pairs seen in 10 min; 217,000,000 weights"
+    assert note == (
+        "384 pairs; **under-trained**: 1 of 25.6 million pairs seen in 10 min; 217,000,000 weights"
+    )
     whole = TRAINING | {"pairs_seen": 25_600_000, "network_changes": {"hidden": 512}}
     whole |= {"init_planned": "imagenet"}
     note = notes.training_note(whole)
@@ -273,7 +275,7 @@ def test_a_networks_row_comes_from_its_checkpoint(tmp_path, capsys):
     arguments += ["--suites=random32", f"--checkpoints=lstm_cifar10:{folder}"]
     assert tables.main(["tables", "--run=lstm", *arguments]) == 0
     note = line(capsys.readouterr().out, "LSTM")[-1]
-    assert note.startswith("**under-trained**: 0 of 25.6 million pairs seen")
+    assert note.startswith("8 pairs; **under-trained**: 0 of 25.6 million pairs seen")
     assert "hidden=8, layers=1" in note
     training = load_record(tmp_path, "random32", "lstm").about["training"]
     assert training["images"] == {"random": 4096}
