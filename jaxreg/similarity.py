@@ -22,10 +22,17 @@ def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     """
     weight = mask.astype(jnp.float32)[..., None]
     count = jnp.maximum(weight.sum(), 1.0)
-    a = (a - (weight * a).sum((0, 1)) / count) * weight
-    b = (b - (weight * b).sum((0, 1)) / count) * weight
-    energy = (a * a).sum() * (b * b).sum()
-    return jnp.where(energy > 1e-6, (a * b).sum() / jnp.sqrt(jnp.maximum(energy, 1e-6)), 0.0)
+
+    def centre(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weighted = image * weight
+        centred = (image - weighted.sum((0, 1)) / count) * weight
+        # What is left of a flat image is rounding: a millionth of its energy, whatever its unit.
+        floor = 1e-6 * (weighted * image).sum() + 1e-30
+        energy = (centred * centred).sum()
+        return centred, jnp.where(energy > floor, jax.lax.rsqrt(jnp.maximum(energy, floor)), 0.0)
+
+    (a, scale_a), (b, scale_b) = centre(a), centre(b)
+    return (a * b).sum() * scale_a * scale_b
 
 
 def overlap_ncc(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> jax.Array:

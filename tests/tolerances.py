@@ -17,3 +17,14 @@ RESNEXT = 1e-4
 ALIGNED_FILES = 0.05
 # Grey levels, on a ramp of up to 5.4 a pixel: OpenCV 4 rounds warp coordinates to 1/32 px.
 DOWNSAMPLED_RAMP = 0.2
+# A pair made by bilinear warping, solved with the same kernel: float32 rounding of the normal
+# equations remains; the bar of the project is 0.001 px and 0.003 degrees.
+REGISTERED_EXACTLY = (1e-3, 3e-3)
+# The default must not know the kernel; the bar of the project.
+REGISTERED = (0.05, 0.1)
+# Rounding to whole grey levels is noise of variance 1/12 in the moving image.
+REGISTERED_ROUNDED = (0.01, 0.02)
+# Registration by gradients of a photograph: float32 noise of the normal equations, px and degrees.
+REGISTERED_UNIT = 2e-3
+# float32 rounding of a correlation coefficient over a few hundred pixels.
+FLOAT32_CORRELATION = 1e-5
