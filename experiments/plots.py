@@ -60,7 +60,7 @@ def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:
                 truth[chosen],
                 drawn[chosen],
                 ".",
-                markersize=2.5,
+                markersize=2.5 if chosen.sum() > 200 else 5.0,
                 markeredgewidth=0,
                 alpha=0.6,
                 color=colour,
@@ -72,7 +72,7 @@ def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:
             axes.set_title(f"{outside.sum()} beyond ±{rim:g}, drawn at the rim", fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, markerscale=4, frameon=False
+        handles, labels, loc="outside lower center", ncols=2, markerscale=2, frameon=False
     )
     answered = "" if rows.found.all() else f", {rows.found.sum():,} answered"
     lines = [f"{title}: {len(rows.found):,} pairs{answered}", *textwrap.wrap(note, 130)]
