@@ -42,7 +42,8 @@ def wiener(image: jax.Array, noise_variance: jax.Array, averaged: float = 1.0) -
 
     Args:
       image: ``(H, W, C)``.
-      noise_variance: scalar, per channel and pixel. Zero returns the image.
+      noise_variance: scalar, per channel and pixel. Zero returns the image, but for
+        bands of a millionth of the strongest one's power.
       averaged: how many independent images the result will be averaged with, itself counted: the
         filter is then the one that is best for the average.
 

@@ -1,0 +1,85 @@
+"""The coarse search against a brute-force masked correlation in NumPy."""
+
+import numpy as np
+import pytest
+
+from jaxreg.correlation import correlation_volume, evidence, rotated_discs, search
+from jaxreg.geometry import RigidTransform
+from jaxreg.warping import warp
+from tests.registration_support import errors, texture
+
+SHAPES = [(16, 16), (16, 19), (18, 15)]
+
+
+def brute_force(turned, disc, moving, dx, dy):
+    """Masked NCC of a turned disc placed at a shift; both axes' centring as the docstring says."""
+    side = len(disc)
+    top = (moving.shape[0] - side) // 2 + dy
+    left = (moving.shape[1] - side) // 2 + dx
+    a, b = [], []
+    for y in range(side):
+        for x in range(side):
+            v, u = top + y, left + x
+            if disc[y, x] and 0 <= v < moving.shape[0] and 0 <= u < moving.shape[1]:
+                a.append(turned[y, x])
+                b.append(moving[v, u])
+    ncc = np.corrcoef(a, b)[0, 1]
+    share = len(a) / disc.sum()
+    return -np.sign(ncc) * share * np.log1p(0.01 - ncc**2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_volume_agrees_with_brute_force(shape):
+    fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
+    volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4))
+    assert volume.shape == (8, 9, 9)
+    side = min(shape)
+    turned = np.asarray(rotated_discs(fixed, 8))
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    disc = np.hypot(x, y) <= side / 2
+    for k, dy, dx in [(0, 0, 0), (1, 3, -4), (5, -4, 4), (6, 0, 2), (7, 1, 1)]:
+        expected = brute_force(turned[k], disc, moving, dx, dy)
+        assert volume[k, 4 + dy, 4 + dx] == pytest.approx(expected, abs=2e-3)
+
+
+def test_discs_are_turned_clockwise():
+    image = texture((16, 16))
+    discs = np.asarray(rotated_discs(image, 16))
+    assert discs.shape == (16, 16, 16)
+    turned = np.asarray(warp(image, RigidTransform(0.0, 0.0, 67.5)))
+    np.testing.assert_allclose(discs[3, 4:12, 4:12], turned[4:12, 4:12], atol=1e-2)
+    np.testing.assert_array_equal(discs[4], np.rot90(discs[0], -1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_search_finds_a_turn_and_a_shift(shape):
+    """Also where the square of the disc sits half a pixel off the image's centre."""
+    truth = RigidTransform(2.0, -1.0, 60.0)
+    fixed = texture(shape, seed=3)
+    peaks = search(fixed, warp(fixed, truth), angles=48, reach=5, count=6)
+    assert peaks.transform.tx.shape == peaks.score.shape == (6,)
+    assert (np.diff(np.asarray(peaks.score)) <= 0).all()
+    best = RigidTransform(
+        *(np.asarray(v)[0] for v in (peaks.transform.tx, peaks.transform.ty, peaks.transform.theta))
+    )
+    shift, turn = errors(best, truth)
+    assert shift <= 1.0
+    assert turn <= 7.5
+
+
+def test_evidence_grows_with_overlap_and_correlation():
+    shares = np.array([0.1, 0.5, 1.0])
+    assert (np.diff(np.asarray(evidence(np.float32(0.9), shares))) > 0).all()
+    values = np.asarray(evidence(np.linspace(-1, 1, 21).astype(np.float32), np.float32(0.7)))
+    assert (np.diff(values[:10]) > 0).all()
+    assert (np.diff(values[11:]) > 0).all()
+    assert np.sign(values[0]) == -1
+    assert np.isfinite(values).all()
+
+
+def test_constant_images_have_finite_evidence():
+    flat = np.full((16, 16), 5.0, np.float32)
+    for pair in [(flat, flat), (flat, texture((16, 16))), (texture((16, 16)), flat)]:
+        volume = np.asarray(correlation_volume(*pair, angles=8, reach=4))
+        assert np.isfinite(volume).all()
+        assert np.abs(volume).max() < 0.1

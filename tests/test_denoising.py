@@ -1,0 +1,48 @@
+"""The Wiener filter against closed forms."""
+
+import numpy as np
+import pytest
+import scipy.fft
+
+from jaxreg.denoising import _cosines, wiener
+from tests.registration_support import texture
+from tests.tolerances import FLOAT32_INTENSITY
+
+
+def noise(shape, sigma, seed=0):
+    return np.random.default_rng(seed).normal(128, sigma, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [8, 17])
+def test_cosines_are_the_orthonormal_dct(size):
+    expected = scipy.fft.dct(np.eye(size), axis=0, norm="ortho")
+    np.testing.assert_allclose(_cosines(size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (24, 33, 1)])
+def test_no_noise_returns_the_image(shape):
+    image = texture(shape)
+    # Bands of a millionth of the strongest one's power are taken for rounding.
+    change = np.asarray(wiener(image, 0.0)) - image
+    assert np.sqrt(np.square(change).mean()) < 2e-3 * image.std()
+
+
+def test_noise_alone_is_shrunk_to_the_mean():
+    image = noise((32, 32, 3), 10.0)
+    smooth = np.asarray(wiener(image, 100.0))
+    np.testing.assert_allclose(smooth.mean((0, 1)), image.mean((0, 1)), atol=FLOAT32_INTENSITY)
+    assert smooth.std() < 0.35 * image.std()
+
+
+@pytest.mark.parametrize("sigma", [5.0, 20.0])
+def test_it_takes_out_more_noise_than_picture(sigma):
+    clean = texture((32, 32, 3), sigma=2.0)
+    noisy = clean + noise(clean.shape, sigma) - 128
+    left = np.square(np.asarray(wiener(noisy, sigma**2)) - clean).mean()
+    assert left < 0.5 * sigma**2
+
+
+def test_averaging_asks_for_less_smoothing():
+    image = texture((32, 32, 1)) + noise((32, 32, 1), 20.0) - 128
+    alone, shared = (np.asarray(wiener(image, 400.0, n)) for n in (1.0, 2.0))
+    assert alone.std() < shared.std() < image.std()
