@@ -17,8 +17,8 @@ def _as_float32(image: ArrayLike, name: str) -> jax.Array | np.ndarray:
     kind = jnp.dtype(array.dtype).kind
     if kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    # NumPy on NumPy: no transfer to the device before everything has been checked. What is too large
-    # becomes infinite, which is told as such.
+    # NumPy on NumPy: no transfer to the device before everything has been checked. What is too
+    # large becomes infinite, and is told as such.
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
