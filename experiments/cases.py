@@ -1,0 +1,386 @@
+"""What the benchmark times: the library's methods, and the naive version of each beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from baselines.phase_correlation import fft, phase_correlation
+from experiments import naive
+from experiments.floor import Work, size_in_bytes, work_of
+from experiments.timing import PairByPair, host_memory
+from jaxreg.data import photographs
+from jaxreg.direct import align
+from jaxreg.evaluation.protocol import build_suite
+from jaxreg.models.compact import CompactConfig
+from jaxreg.models.lstm import LSTMConfig
+from jaxreg.registration import register, register_batch
+from jaxreg.scenes import draw_tiles
+from jaxreg.training.batches import Images
+from jaxreg.training.configs import CONFIGS, TrainConfig
+from jaxreg.training.devices import data_mesh, place
+from jaxreg.training.state import abstract_state, create_state, make_optimizer, network_structure
+from jaxreg.training.step import compile_dispatch, train_step
+
+# How products of float32 are computed: its name here, and jax's name for it. The first is what jax
+# does when it is not told; on an NVIDIA GPU that is TF32.
+_PRECISIONS: dict[str, dict[str, str | None]] = {
+    "cpu": {"float32": None},
+    "gpu": {"TF32": None, "float32": "highest", "bfloat16": "bfloat16"},
+    "tpu": {"bfloat16": None, "float32": "highest"},
+}
+_TRAINING_IMAGES = 2000
+_MOST_SWEPT = 64  # more pairs at once only take longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much to time.
+
+    Attributes:
+      sizes: of the images.
+      batches: pairs at once, where throughput is measured.
+      counts: pairs in a call, where it is seen how cost grows with their number.
+      hidden: units of the LSTM.
+      training: configurations whose steps are timed.
+      training_batches: pairs in a step; 0 for the configuration's own number.
+      checks: pairs on which the sweep and the naive loop are compared.
+      pairs: different pairs that are taken in turn.
+      rounds: turns of each function.
+      turn: seconds of each turn.
+    """
+
+    sizes: Sequence[int] = (32, 96)
+    batches: Sequence[int] = (1, 4, 16, 64, 256, 1024)
+    counts: Sequence[int] = (100, 1000, 10_000)
+    hidden: int = 3000
+    training: Sequence[str] = ("lstm512_cifar10", "compact32")
+    training_batches: Sequence[int] = (0,)
+    checks: int = 20
+    pairs: int = 96
+    rounds: int = 7
+    turn: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the benchmark.
+
+    Attributes:
+      method: what is called.
+      size: height and width of the images.
+      batch: pairs in a call.
+      call: one call, which waits for its results.
+      work: the least that a call has to do.
+      precision: of matrix products.
+      compile_seconds: from Python to a compiled program; None where nothing is compiled.
+      memory: bytes at the peak: arguments, results and temporaries of a compiled program.
+      note: what else is known.
+    """
+
+    method: str
+    size: int
+    batch: int
+    call: Callable[[], Any]
+    work: Work
+    precision: str = ""
+    compile_seconds: float | None = None
+    memory: int | None = None
+    note: str = ""
+
+
+def precisions() -> dict[str, str | None]:
+    """Names of the precisions that this device has, the default one first."""
+    return _PRECISIONS.get(jax.default_backend(), _PRECISIONS["cpu"])
+
+
+def at_precision(name: str) -> contextlib.AbstractContextManager:
+    """A context in which products are traced at a precision of `precisions`."""
+    value = precisions()[name]
+    return contextlib.nullcontext() if value is None else jax.default_matmul_precision(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled function, what it cost to compile and what memory it takes."""
+
+    run: Callable[..., Any]
+    seconds: float
+    memory: int | None
+
+    def on(self, *arguments: Any) -> Callable[[], Any]:
+        """A call with arguments on the device, waited for."""
+        arguments = jax.block_until_ready(jax.device_put(arguments))
+        return lambda: jax.block_until_ready(self.run(*arguments))
+
+
+def compile_for(function: Callable[..., Any], *arguments: Any, precision: str = "") -> Program:
+    """Compile a function for arguments (or their shapes) and see how long that takes."""
+    with at_precision(precision) if precision else contextlib.nullcontext():
+        start = time.perf_counter()
+        # A new function each time, or else its trace would be found in a cache.
+        compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+        return Program(compiled, time.perf_counter() - start, program_memory(compiled))
+
+
+def program_memory(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of a compiled program's arguments, results and temporaries."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return int(total - found.alias_size_in_bytes)
+
+
+@functools.cache
+def image_pairs(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed and moving images of different views of photographs, without black corners."""
+    data = build_suite(f"scene{size}" if size in (32, 96) else f"scene@{size}", count)
+    return data.fixed, data.moving
+
+
+def batch_of(settings: Settings, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """As many pairs, the same again where there are not so many."""
+    images = image_pairs(size, settings.pairs)
+    index = np.arange(batch) % len(images[0])
+    return images[0][index], images[1][index]
+
+
+def _pair_by_pair(
+    settings: Settings, size: int, call: Callable[[np.ndarray, np.ndarray], Any]
+) -> PairByPair:
+    return PairByPair(call, *image_pairs(size, settings.pairs))
+
+
+def direct(settings: Settings) -> Iterator[Case]:
+    """`register` and `register_batch`; NumPy images in, parameters out."""
+    default = next(iter(precisions()))
+    for size in settings.sizes:
+        one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
+        work = work_of(align, one, one)
+        program = compile_for(align, one, one)
+        about: dict[str, Any] = {"compile_seconds": program.seconds, "memory": program.memory}
+
+        def single(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+            return np.asarray(register(fixed, moving).transform.as_array())
+
+        one_pair = _pair_by_pair(settings, size, single)
+        yield Case("register", size, 1, one_pair, work, default, **about)
+        on_device = program.on(*(images[0] for images in batch_of(settings, size, 1)))
+        note = "the compiled program alone, images on the device"
+        yield Case("register, program", size, 1, on_device, work, default, **about, note=note)
+        for batch in settings.batches:
+            fixed, moving = batch_of(settings, size, batch)
+            for precision in precisions():
+                call = functools.partial(_registered, fixed, moving, precision)
+                call()  # compiles
+                memory = host_memory(call) if jax.default_backend() == "cpu" else None
+                yield Case(
+                    "register_batch", size, batch, call, work * batch, precision, None, memory
+                )
+
+
+def _registered(fixed: np.ndarray, moving: np.ndarray, precision: str) -> np.ndarray:
+    with at_precision(precision):
+        return np.asarray(register_batch(fixed, moving).transform.as_array())
+
+
+def growth(settings: Settings) -> Iterator[Case]:
+    """`register_batch` of ever more pairs: time should grow with them, memory should not."""
+    size, default = settings.sizes[0], next(iter(precisions()))
+    one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
+    work = work_of(align, one, one)
+    for count in settings.counts:
+        fixed, moving = batch_of(settings, size, count)
+        call = functools.partial(_registered, fixed, moving, default)
+        call()  # compiles
+        memory = host_memory(call)
+        note = "memory: what the host's grew by, the images apart"
+        yield Case(
+            "register_batch, growth", size, count, call, work * count, default, None, memory, note
+        )
+
+
+def sweep(settings: Settings) -> Iterator[Case]:
+    """The 360-angle sweep of phase correlations, and the naive loop."""
+    default = next(iter(precisions()))
+    for size in settings.sizes:
+        one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
+        work = work_of(phase_correlation, one, one)
+        for batch in sorted({1, *(b for b in settings.batches if b <= _MOST_SWEPT)}):
+            images = batch_of(settings, size, batch)
+            program = compile_for(fft, *images)
+            call = functools.partial(_swept, *images)
+            yield Case("fft sweep", size, batch, call, work * batch, default,
+                       program.seconds, program.memory)  # fmt: skip
+        note = _same_answers(settings, size)
+        loop = _pair_by_pair(settings, size, naive.sweep)
+        memory = host_memory(loop)
+        yield Case("naive fft loop", size, 1, loop, work, default, None, memory, note)
+
+
+def _swept(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    return np.asarray(fft(jnp.asarray(fixed), jnp.asarray(moving)).transform.as_array())
+
+
+def _same_answers(settings: Settings, size: int) -> str:
+    fixed, moving = batch_of(settings, size, min(settings.checks, settings.pairs))
+    loop = np.stack([naive.sweep(f, m) for f, m in zip(fixed, moving, strict=True)])
+    same = (_swept(fixed, moving) == loop).all(axis=1)
+    return f"the sweep's answers on {same.sum()} of {len(same)} pairs"
+
+
+def lstm(settings: Settings) -> Iterator[Case]:
+    """The LSTM in its two-step form, as scanned cells, and one read of its weights."""
+    network = LSTMConfig(settings.hidden).build(nnx.Rngs(0))
+    network.eval()
+    graph, weights = nnx.split(network)
+    scanned_graph, scanned_weights = nnx.split(naive.ScannedLSTM(network))
+    del network
+    read = size_in_bytes(weights)
+    default = next(iter(precisions()))
+    summed = compile_for(lambda w: sum(jnp.sum(x) for x in jax.tree.leaves(w)), weights)
+    note = "the sum of all weights, as the compiler does it"
+    yield Case("LSTM, sum of weights", 32, 1, summed.on(weights), Work(read / 4, read), default,
+               summed.seconds, summed.memory, note)  # fmt: skip
+
+    def two_step(state: Any, fixed: jax.Array, moving: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(fixed, moving).as_array()
+
+    def steps(state: Any, first: jax.Array, second: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state).lstm(first, second)
+
+    def scanned(state: Any, fixed: jax.Array, moving: jax.Array) -> jax.Array:
+        return nnx.merge(scanned_graph, state)(_vector(fixed), _vector(moving))
+
+    for batch in sorted({1, *settings.batches}):
+        images = batch_of(settings, 32, batch)
+        work = work_of(two_step, weights, *images)
+        for precision in precisions():
+            yield _network_case("LSTM", two_step, (weights, *images), work, precision)
+    pair = batch_of(settings, 32, 1)
+    vectors = [_vector(jnp.asarray(image)) for image in pair]
+    work = work_of(two_step, weights, *pair)
+    reference = jax.jit(steps)(weights, *vectors)
+    other = jax.jit(scanned)(scanned_weights, *pair)
+    note = f"flax's scanned cell; {_difference(other, reference)}"
+    yield _network_case(
+        "LSTM, scanned", scanned, (scanned_weights, *pair), work, default, note=note
+    )
+    if jax.default_backend() != "cpu":
+        half, *half_vectors = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (weights, *vectors))
+        note = f"weights in bfloat16; {_difference(jax.jit(steps)(half, *half_vectors), reference)}"
+        work = Work(work.operations, size_in_bytes((half, half_vectors)))
+        arguments = (half, *half_vectors)
+        yield _network_case("LSTM, half weights", steps, arguments, work, "bfloat16", note=note)
+
+
+def _vector(images: jax.Array) -> jax.Array:
+    """What the network makes of its images."""
+    return (images.reshape(images.shape[0], -1) - 127.5) / 63.75
+
+
+def _difference(value: jax.Array, reference: jax.Array) -> str:
+    off = jnp.abs(value.astype(jnp.float32) - reference).max() / jnp.abs(reference).max()
+    return f"largest difference {100 * float(off):.2g}% of the largest output"
+
+
+def _network_case(
+    method: str,
+    function: Callable[..., Any],
+    arguments: tuple,
+    work: Work,
+    precision: str,
+    size: int = 32,
+    note: str = "",
+) -> Case:
+    program = compile_for(function, *arguments, precision=precision)
+    call, batch = program.on(*arguments), arguments[1].shape[0]
+    return Case(method, size, batch, call, work, precision, program.seconds, program.memory, note)
+
+
+def compact(settings: Settings) -> Iterator[Case]:
+    """The compact network: transforms, covariances and certainties; weights as they are drawn."""
+    for size in settings.sizes:
+        network = CompactConfig(size).build(nnx.Rngs(0))
+        network.eval()
+        graph, weights = nnx.split(network)
+
+        def predict(state: Any, fixed: jax.Array, moving: jax.Array, graph: Any = graph) -> Any:
+            return nnx.merge(graph, state).predict(fixed, moving)
+
+        for batch in sorted({1, *settings.batches}):
+            images = batch_of(settings, size, batch)
+            work = work_of(predict, weights, *images)
+            for precision in precisions():
+                arguments = (weights, *images)
+                yield _network_case("compact", predict, arguments, work, precision, size)
+
+
+def training(settings: Settings) -> Iterator[Case]:
+    """Steps of training: pairs drawn, loss, gradient, optimiser."""
+    for name in settings.training:
+        for batch in settings.training_batches:
+            config = CONFIGS[name]
+            config = dataclasses.replace(config, batch_size=batch or config.batch_size)
+            for precision in precisions():
+                yield _training_case(name, config, precision)
+
+
+def _training_case(name: str, config: TrainConfig, precision: str) -> Case:
+    mesh = data_mesh(config.batch_size)
+    images = place(mesh, _training_images(config))
+    structure = network_structure(config)[0]
+    step = functools.partial(
+        train_step,
+        config=config,
+        structure=structure,
+        optimizer=make_optimizer(config),
+        mesh=mesh,
+    )
+    shapes = abstract_state(config, mesh)
+    # The state is read and written once, whatever the batch; the images drawn are next to nothing.
+    work = Work(work_of(step, shapes, images).operations, 2.0 * size_in_bytes(shapes))
+    start = time.perf_counter()
+    with at_precision(precision):
+        compiled = compile_dispatch(config, mesh, shapes, images)
+    seconds = time.perf_counter() - start
+    # Made at the first call and handed on from call to call, as the program takes it over.
+    states: list[Any] = []
+
+    def call() -> None:
+        state = states.pop() if states else create_state(config, mesh)
+        states.append(jax.block_until_ready(compiled(state, images, jnp.int32(1)))[0])
+
+    return Case(f"training, {name}", config.image_size, config.batch_size, call, work, precision,
+                seconds, program_memory(compiled))  # fmt: skip
+
+
+def _training_images(config: TrainConfig) -> Images:
+    """Random pictures: a step costs the same whatever they show."""
+    size = config.image_size
+    shape = (_TRAINING_IMAGES, size, size, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tiles = None
+    if config.scene_pairs:
+        tiles = draw_tiles(photographs("train"), 100, size, config.max_shift, 0)
+    return Images(pictures, tiles)
+
+
+GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
+    "direct": direct,
+    "growth": growth,
+    "sweep": sweep,
+    "lstm": lstm,
+    "compact": compact,
+    "training": training,
+}

@@ -1,0 +1,291 @@
+"""Other libraries beside the direct method: accuracy and time, on the same pairs.
+
+    python -m experiments.peers                     # the table again, from the record
+    python -m experiments.peers --run               # everything anew: an hour
+    python -m experiments.peers --run --suites=scene32 --methods=direct,simpleitk,orb_x4
+
+All methods answer to the same pairs through the harness. Then their calls with one pair, NumPy
+images in and parameters out, are timed in turn in one process. A run replaces what is recorded of
+its suites in experiments/results/peers.json; the table goes to peers.md beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import notes
+from experiments.records import RESULTS
+from experiments.rendering import NOTHING, markdown_table, value
+from jaxreg.evaluation.report import write_text
+from jaxreg.result import Estimator
+
+PairCall = Callable[[np.ndarray, np.ndarray], Any]
+OURS = "direct"
+SUITES = ("cifar10", "scene32", "scene32+noise10", "scene96")
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Another library.
+
+    Attributes:
+      label: what the table calls it.
+      package: that must be installed, or empty.
+      pair: attribute of `baselines.peers` that registers one pair, if it is there.
+      module: to hand to it first: whether it takes its package as an argument.
+    """
+
+    label: str
+    package: str = ""
+    pair: str = ""
+    module: bool = False
+
+
+PEERS: dict[str, Peer] = {
+    "simpleitk": Peer("SimpleITK, exhaustive start", "SimpleITK", "register_simpleitk", True),
+    "ecc": Peer("OpenCV ECC, phase-correlation start", "cv2", "register_ecc"),
+    "pystackreg": Peer("pystackreg, 24 starts", "pystackreg", "register_pystackreg", True),
+    "skimage_polar": Peer("scikit-image, polar magnitudes", "skimage", "register_skimage_polar"),
+    "orb_x4": Peer("ORB, enlarged 4x", "cv2"),
+    "sift_x4": Peer("SIFT, enlarged 4x", "cv2"),
+}
+
+
+def _flags() -> flags.FlagValues:
+    v = flags.FlagValues()
+    flags.DEFINE_bool("run", False, "Measure anew.", flag_values=v)
+    flags.DEFINE_list("suites", list(SUITES), "Suites to measure on.", flag_values=v)
+    flags.DEFINE_list("methods", [OURS, *PEERS], "Methods to measure.", flag_values=v)
+    flags.DEFINE_integer("pairs", 384, "Pairs of each suite.", 1, flag_values=v)
+    flags.DEFINE_integer("seed", 0, "Of images and transforms.", 0, flag_values=v)
+    flags.DEFINE_integer("batch_size", 96, "Pairs a call, for the accuracy.", 1, flag_values=v)
+    flags.DEFINE_integer(
+        "rounds", 24, "Turns of each method, each with another pair.", 1, flag_values=v
+    )
+    flags.DEFINE_float("turn", 0.1, "Seconds of a turn.", 0.0, flag_values=v)
+    flags.DEFINE_string("results", str(RESULTS), "Folder of record and table.", flag_values=v)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=v)
+    return v
+
+
+def missing_package(method: str) -> str:
+    """The package that a method lacks here, or an empty text."""
+    package = PEERS[method].package if method in PEERS else ""
+    try:
+        there = not package or importlib.util.find_spec(package) is not None
+    except ValueError:  # a module that stands in for it has no spec
+        there = package in sys.modules
+    return "" if there else package
+
+
+def pair_call(method: str) -> PairCall:
+    """What is timed: one pair ``(H, W, 3)`` to ``(tx, ty, theta)``, as the library's users call it.
+
+    For the peers it is the library alone, without our judging of its answer.
+    """
+    from baselines import peers
+    from baselines.features import FeatureMethod
+    from jaxreg.methods import find_method
+    from jaxreg.registration import register
+
+    estimator = find_method(method)
+    if isinstance(estimator, FeatureMethod):
+        return estimator.register
+    peer = PEERS.get(method)
+    if peer is not None and peer.pair:
+        function = getattr(peers, peer.pair)
+        if peer.module:
+            package = importlib.import_module(peer.package)
+            return functools.partial(function, package)
+        return function
+
+    def ours(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+        return np.asarray(register(fixed, moving, method=method).transform.as_array())
+
+    return ours
+
+
+def measure(
+    suite: str, estimators: Mapping[str, Estimator], options: flags.FlagValues, command: str
+) -> dict[str, Any]:
+    """Accuracy and time of methods on a suite: what is recorded of it."""
+    from tqdm import tqdm
+
+    from experiments.running import current_commit
+    from experiments.timing import PairByPair, interleave
+    from jaxreg.evaluation.harness import evaluate, figures
+    from jaxreg.evaluation.protocol import build_suite
+    from jaxreg.evaluation.report import provenance
+
+    data = build_suite(suite, options.pairs, options.seed)
+    results = {}
+    for name, estimator in estimators.items():
+        with tqdm(total=options.pairs, desc=f"{suite}: {name}", unit="pair", disable=None) as bar:
+            rows = evaluate(estimator, data, options.batch_size, name, bar.update)
+        results[name] = figures(rows)
+    calls = {name: PairByPair(pair_call(name), data.fixed, data.moving) for name in estimators}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    total = options.rounds * len(calls)
+    with tqdm(total=total, desc=f"{suite}: time", unit="turn", disable=None) as bar:
+        times = interleave(list(calls.values()), options.rounds, options.turn, 50, bar.update)
+    for name, seconds in zip(calls, times, strict=True):
+        results[name]["time"] = dataclasses.asdict(seconds)
+    origin = provenance(
+        command=command,
+        commit=current_commit(),
+        pairs=options.pairs,
+        seed=options.seed,
+        rounds=options.rounds,
+        load_average=load,
+        packages=_package_versions(estimators),
+    )
+    return {"provenance": origin, "results": results}
+
+
+def _package_versions(methods: Mapping[str, Any]) -> dict[str, str]:
+    packages = {PEERS[m].package for m in methods if m in PEERS and PEERS[m].package}
+    modules = {name: importlib.import_module(name) for name in sorted(packages)}
+    return {name: str(getattr(m, "__version__", "unknown")) for name, m in modules.items()}
+
+
+def run(options: flags.FlagValues, path: Path, command: str) -> list[str]:
+    """Measure, and record after each suite; returns which methods were left out, and why."""
+    from jaxreg.evaluation.protocol import parse_suite
+    from jaxreg.methods import find_method
+
+    for suite in options.suites:
+        parse_suite(suite)
+    lacking = {name: missing_package(name) for name in options.methods}
+    estimators = {name: find_method(name) for name in options.methods if not lacking[name]}
+    left_out = [
+        f"{name} is left out: {package} is not installed; pip install 'jaxreg[peers]' brings it"
+        for name, package in lacking.items()
+        if package
+    ]
+    if not estimators:
+        raise ValueError("; ".join(left_out) or "--methods is empty")
+    record = read(path) if path.exists() else {"suites": {}}
+    for suite in options.suites:
+        measured = measure(suite, estimators, options, command)
+        record["suites"][suite] = measured | {"left_out": left_out}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return left_out
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What is recorded.
+
+    Raises:
+      ValueError: nothing is.
+    """
+    if not path.exists():
+        raise ValueError(f"nothing is recorded in {path}: python -m experiments.peers --run")
+    return json.loads(path.read_text())
+
+
+def label(method: str) -> str:
+    """What the table calls a method."""
+    if method == OURS:
+        return "**jaxreg, direct**"
+    return PEERS[method].label if method in PEERS else method
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """The table of a record as Markdown: one row a suite and method."""
+    header = ["suite", "method", "px median", "px mean", "px 95%", "degrees median"]
+    header += ["degrees mean", "degrees 95%", "no answer", "gross errors"]
+    header += ["ms a pair, median (quiet)", "direct is faster by, medians (quiet)"]
+    body = []
+    for suite, part in record["suites"].items():
+        results = part["results"]
+        for method, f in results.items():
+            body.append([suite, label(method), *_accuracy(f), *_time(f, results.get(OURS))])
+    remarks = sorted({text for part in record["suites"].values() for text in part["left_out"]})
+    parts = ["# Other libraries on the same pairs", _CAPTION, markdown_table(header, body)]
+    parts += [f"{text}." for text in remarks]
+    parts += ["Where it comes from:", _origins(record)]
+    return "\n\n".join(parts) + "\n"
+
+
+_CAPTION = (
+    "Made by `python -m experiments.peers`. Errors are those of the answered pairs: L1 translation "
+    "error in pixels, rotation error in degrees. Gross errors (of all pairs): rotation off by more "
+    "than 5 degrees, or translation by more than 2 px (4 px at 96x96). Each peer has an equal "
+    "search over rotations and translations and the best settings we found. Time: one pair, NumPy "
+    "images in, parameters out; the methods were called in turn in one process, the "
+    "same pair for all in each of several rounds; in brackets the median over the rounds of the "
+    "fastest call in each. Each runs as many "
+    "threads as each library takes by itself (SimpleITK one, which is its fastest here), the "
+    "peers without our judging of their answers."
+)
+
+
+def _accuracy(f: Mapping[str, Any]) -> list[str]:
+    names = ("median", "mean", "p95")
+    errors = [value(f[q][n]) for q in ("translation", "rotation") for n in names]
+    return [*errors, f"{100 * f['no_answer']:.2f}%", f"{100 * f['gross']:.2f}%"]
+
+
+def _time(f: Mapping[str, Any], ours: Mapping[str, Any] | None) -> list[str]:
+    time = f["time"]
+    own = f"{1e3 * time['median']:.3g} ({1e3 * time['quiet']:.3g})"
+    if ours is None or f is ours:
+        return [own, NOTHING]
+    times = [time[name] / ours["time"][name] for name in ("median", "quiet")]
+    return [own, f"{times[0]:.3g} ({times[1]:.3g})"]
+
+
+def _origins(record: Mapping[str, Any]) -> str:
+    header = ["suite", "pairs", "seed", "date", "commit", "hardware", "versions", "load average"]
+    body = []
+    for suite, part in record["suites"].items():
+        about = part["provenance"]
+        about = about | {"versions": about["versions"] | about["packages"]}
+        load = about["load_average"]
+        cells = [suite, *notes.origin(about), NOTHING if load is None else f"{load:.1f}"]
+        body.append([*cells, f"`{about['command']}`"])
+    return markdown_table([*header, "command"], body)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where something asked for could not be done."""
+    options = _flags()
+    left_out: list[str] = []
+    try:
+        arguments = list(sys.argv if argv is None else argv)
+        rest = options(arguments)
+        if options.help:
+            print(f"{__doc__}\n{options.get_help()}")
+            return 0
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+        path = Path(options.results) / "peers.json"
+        if options.run:
+            # Where the results go is this machine's business.
+            kept = [a for a in arguments[1:] if not a.startswith("--results")]
+            left_out = run(options, path, " ".join(["python -m experiments.peers", *kept]))
+        text = render(read(path))
+        write_text(path.with_suffix(".md"), text)
+        print(text)
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"experiments.peers: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for line in left_out:
+        print(f"experiments.peers: {line}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
