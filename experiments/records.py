@@ -8,15 +8,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxreg.atomic import replacing
 from jaxreg.evaluation.harness import Rows, figures
 
 RESULTS = Path(__file__).parent / "results"
@@ -138,12 +137,9 @@ def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any] | No
     """One compressed file, written whole or not at all."""
     if about is not None:
         arrays = arrays | {"about": np.array(json.dumps(about, allow_nan=False))}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(buffer.getvalue())
-    os.replace(unfinished, path)
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

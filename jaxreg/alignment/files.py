@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from jaxreg.atomic import replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
 # and OpenCV warps no more than twice it; more pixels would take gigabytes as float32.
@@ -141,23 +142,5 @@ def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
         raise ValueError(f"{path} cannot be written: {error.err or error}") from error
     if not done:
         raise ValueError(f"{path} cannot be written in this format")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _mode(path: Path) -> int:
-    """Permissions a plainly opened file would have: mkstemp's are for its owner alone."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    with replacing(path) as file:
+        file.write(data.tobytes())

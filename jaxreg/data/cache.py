@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
+
+from jaxreg.atomic import replacing
 
 
 def user_folder() -> pathlib.Path:
@@ -77,15 +77,5 @@ def _write(folder: pathlib.Path, name: str, array: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not folder.stat().st_mode & 0o222:  # root could write, against the owner's wish
         raise PermissionError(f"{folder} is read-only")
-    handle, part = tempfile.mkstemp(suffix=".part", prefix=f".{name}.", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp's 0600 would hide it from the set's other users
-        os.replace(part, folder / name)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
+    with replacing(folder / name) as file:
+        np.save(file, array)

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxreg.atomic import replacing
 from jaxreg.evaluation.harness import PARAMETERS, Rows
 
 _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "opencv-contrib-python", "tensorflow-datasets")
@@ -64,15 +64,8 @@ def _processor() -> str:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole or not at all: a reader never sees half of it."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", newline="") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(

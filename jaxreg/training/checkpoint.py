@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxreg.atomic import replacing
 from jaxreg.training.configs import TrainConfig, changed_fields
 from jaxreg.training.devices import data_mesh
 from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
@@ -75,9 +76,8 @@ def settle_config(workdir: Path, config: TrainConfig) -> None:
         raise CheckpointError(f"{workdir} holds checkpoints without a {CONFIG_FILE}")
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        os.replace(unfinished, path)
+        with replacing(path) as file:
+            file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -262,9 +262,8 @@ def _checksum(path: Path) -> int:
 def _seal(folder: Path) -> None:
     """Write the checksums of a finished checkpoint: without them it counts as unfinished."""
     text = json.dumps(_checksums(folder))
-    unfinished = folder.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, folder / _SEAL)
+    with replacing(folder / _SEAL) as file:
+        file.write(text.encode())
 
 
 def _check_seal(folder: Path, parts: Iterable[str]) -> None:
