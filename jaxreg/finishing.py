@@ -215,12 +215,16 @@ def finish(
 
     (t, gain, bias), _ = jax.lax.scan(step, (d.transform, gain, bias), None, length=iterations)
     # The optimum as a function of the images: one more step, whose value is dropped, carries the
-    # derivative (the implicit function theorem), and the search behind it need not be unrolled.
+    # derivative (the implicit function theorem), and the search behind it need not be unrolled. The
+    # theorem wants the residual's own derivative, where the steps were content with a smooth one.
     t, gain, bias, system, changed = jax.lax.stop_gradient((t, gain, bias, system, changed))
     samples = sampled(t)
     fit = weigh(samples, target, gain, bias)
-    raw, centred = _project(system, fit._replace(weight=jax.lax.stop_gradient(fit.weight)))
-    delta = jnp.where(changed, solve(system.full, centred)[:3], solve(system.fixed, raw[:3]))
+    weight = jax.lax.stop_gradient(fit.weight)
+    columns = jnp.concatenate([samples.slope, samples.value[None]])
+    exact = jax.lax.stop_gradient(_system(system.projection, columns, gain, weight))
+    raw, centred = _project(exact, fit._replace(weight=weight))
+    delta = jnp.where(changed, solve(exact.full, centred)[:3], solve(exact.fixed, raw[:3]))
     t = advance(t, delta - jax.lax.stop_gradient(delta))
     covariance = _covariance(system, fit, changed)
     covariance *= jnp.where(d.linear, 1.0, _ALIASING_INFLATION)

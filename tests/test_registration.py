@@ -1,0 +1,206 @@
+"""The public calls: shapes, dtypes, batches, transformations, errors and the API's conventions."""
+
+import inspect
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxreg
+from jaxreg import registration
+from jaxreg.geometry import RigidTransform
+from jaxreg.registration import register, register_batch
+from jaxreg.result import Registration
+from jaxreg.similarity import judge
+from jaxreg.warping import warp
+from tests.registration_support import assert_finite, errors, photo_pairs, texture
+from tests.tolerances import REGISTERED, REGISTERED_UNIT
+
+TRUTH = RigidTransform(2.25, -1.5, 100.0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    pairs = photo_pairs()
+    return register_batch(pairs.fixed, pairs.moving)
+
+
+# Even and odd differences between the sides, the smallest, larger ones, many channels.
+@pytest.mark.parametrize("shape", [(24, 40, 5), (48, 33), (128, 96)])
+def test_any_size_and_number_of_channels(shape):
+    fixed = texture(shape)
+    result = register(fixed, warp(fixed, TRUTH))
+    shift, turn = errors(result.transform, TRUTH)
+    assert shift < REGISTERED[0]
+    assert turn < REGISTERED[1]
+    assert result.success
+    assert result.covariance.shape == (3, 3)
+    assert result.transform.tx.shape == result.score.shape == result.success.shape == ()
+
+
+def test_the_smallest_size():
+    """Some are too small to be sure of; none may fail otherwise."""
+    fixed = texture((8, 8))
+    assert_finite(register(fixed, warp(fixed, RigidTransform(0.5, -0.5, 90.0))))
+    result = register(fixed, np.rot90(fixed, -1))
+    assert_finite(result)
+    if result.success:
+        assert max(errors(result.transform, RigidTransform(0.0, 0.0, 90.0))) < REGISTERED_UNIT
+
+
+def test_a_channel_axis_of_one_is_none():
+    fixed = texture((48, 33))
+    moving = np.asarray(warp(fixed, TRUTH))
+    plain, with_axis = register(fixed, moving), register(fixed[..., None], moving[..., None])
+    jax.tree.map(np.testing.assert_array_equal, plain, with_axis)
+
+
+def test_any_dtype_gives_the_same_answer(batch):
+    pairs = photo_pairs()
+    fixed, moving = (np.round(np.asarray(v)) for v in (pairs.fixed, pairs.moving))
+    results = [
+        register_batch(fixed.astype(dtype), moving.astype(dtype))
+        for dtype in (np.uint8, np.uint16, np.int64, np.float16, np.float32, np.float64)
+    ]
+    for other in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, results[0], other)
+    assert results[0].transform.tx.dtype == jnp.float32
+
+
+def test_plain_call_jit_and_vmap_agree():
+    fixed = np.stack([texture((24, 40, 5), seed=s) for s in range(2)])
+    moving = np.stack([warp(image, TRUTH) for image in fixed])
+    together = jax.jit(jax.vmap(register))(fixed, moving)
+    for i in range(2):
+        one = register(fixed[i], moving[i])
+        other = jax.tree.map(lambda v, i=i: v[i], together)
+        assert max(errors(one.transform, other.transform)) < REGISTERED_UNIT
+        assert bool(one.success) == bool(other.success)
+        np.testing.assert_allclose(one.score, other.score, atol=1e-4)
+
+
+def test_a_second_pair_of_a_shape_compiles_nothing():
+    fixed = texture((48, 33), seed=1)
+    register(fixed, fixed)
+    size = registration._align._cache_size()
+    register(fixed[::-1], fixed.astype(np.uint8))
+    assert registration._align._cache_size() == size
+
+
+def cheap_method(fixed, moving):
+    """The first pixels as an answer: what a method sees and in which order."""
+    first = RigidTransform(fixed[:, 0, 0, 0], moving[:, 0, 0, 0], jnp.zeros(len(fixed)))
+    return judge(fixed, moving, first)
+
+
+def test_batches_of_any_number_keep_their_order(monkeypatch):
+    monkeypatch.setattr(registration, "_CHUNK", {jax.default_backend(): 4})
+    shapes = []
+
+    def method(fixed, moving):
+        shapes.append(fixed.shape[0])
+        return cheap_method(fixed, moving)
+
+    monkeypatch.setattr(registration, "find_method", lambda _: method)
+    for count in (0, 1, 3, 4, 5, 8, 11):
+        shapes.clear()
+        number = np.arange(count, dtype=np.float32)[:, None, None] * np.ones((count, 8, 8))
+        result = register_batch(number, number + 100, method="any")
+        np.testing.assert_array_equal(result.transform.tx, np.arange(count))
+        np.testing.assert_array_equal(result.transform.ty, np.arange(count) + 100)
+        assert len({*shapes}) == 1  # one shape, so one compilation
+        assert result.score.shape == (count,)
+
+
+def test_no_pairs_give_an_empty_answer():
+    result = register_batch(np.zeros((0, 32, 32, 3)), np.zeros((0, 32, 32, 3)))
+    assert isinstance(result, Registration)
+    assert result.transform.as_array().shape == (0, 3)
+    assert result.success.shape == result.score.shape == (0,)
+    assert result.covariance.shape == (0, 3, 3)
+
+
+def test_more_pairs_than_a_chunk(batch):
+    pairs = photo_pairs()
+    order = np.r_[np.arange(64), 3]
+    result = register_batch(pairs.fixed[order], pairs.moving[order])
+    expected = jax.tree.map(lambda v: v[order], batch)
+    shift, turn = errors(result.transform, expected.transform)
+    assert max(shift.max(), turn.max()) < REGISTERED_UNIT
+
+
+def test_other_methods_by_name():
+    fixed = texture((16, 16))
+    result = register(fixed, fixed, method="constant")
+    assert result.transform.tx.shape == ()
+    assert float(result.score) == pytest.approx(1.0, abs=1e-5)
+    assert result.covariance is None
+    assert result.standard_errors is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i: register(i[None], i[None]), r"got shape \(1, 16, 16, 3\).*register_batch"),
+        (lambda i: register_batch(i[..., 0], i[..., 0]), r"for one pair call jaxreg.register"),
+        (lambda i: register(i, i[:12]), r"same shape.*\(16, 16, 3\) and \(12, 16, 3\)"),
+        (lambda i: register(i, i, method="dirct"), "did you mean direct"),
+        (lambda i: register(i, i, max_shift=0.0), r"max_shift must be in \(0, 0.5\]"),
+        (lambda i: register(i, i, interpolation="cubic"), "interpolation must be"),
+        (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
+        (lambda i: register(i, i[:7]), "moving must be 8 to 512 pixels"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(texture((16, 16, 3)))
+
+
+def test_standard_errors_are_the_roots_of_the_diagonal(batch):
+    np.testing.assert_allclose(
+        np.square(batch.standard_errors),
+        np.diagonal(batch.covariance, axis1=1, axis2=2),
+        rtol=1e-5,
+        atol=1e-12,
+    )
+
+
+# Conventions of the public API.
+
+
+def test_every_public_name_is_documented():
+    for name in jaxreg.__all__:
+        assert inspect.getdoc(getattr(jaxreg, name)), name
+
+
+@pytest.mark.parametrize("function", [register, register_batch])
+def test_options_are_keyword_only(function):
+    fixed, moving, *options = inspect.signature(function).parameters.values()
+    assert (fixed.name, moving.name) == ("fixed", "moving")
+    assert options
+    for option in options:
+        assert option.kind is inspect.Parameter.KEYWORD_ONLY
+        assert option.default is not inspect.Parameter.empty
+        assert f"{option.name}:" in function.__doc__
+
+
+def test_a_result_is_a_pytree(batch):
+    assert isinstance(jax.tree.map(lambda v: v[0], batch), Registration)
+
+
+def test_importing_is_light():
+    heavy = (
+        "cv2",
+        "tensorflow_datasets",
+        "matplotlib",
+        "flax",
+        "skimage",
+        "orbax",
+        "scipy.ndimage",
+    )
+    code = f"import sys, jaxreg; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
