@@ -71,7 +71,7 @@ def register(
     fixed, moving = check_pair(fixed, moving)
     if method == "direct":
         return _align(fixed, moving, DirectOptions(max_shift, interpolation))
-    result = find_method(method)(fixed[None], moving[None])
+    result = _per_pair(find_method(method))(fixed[None], moving[None])
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
 
 
@@ -106,7 +106,7 @@ def register_batch(
         options = DirectOptions(max_shift, interpolation)
         estimator = functools.partial(direct_estimator, options=options)
     else:
-        estimator = find_method(method)
+        estimator = _per_pair(find_method(method))
     return _in_chunks(estimator, fixed, moving)
 
 
@@ -115,6 +115,17 @@ def direct_estimator(
 ) -> Registration:
     """The direct method as an estimator: batches ``(N, H, W, C)`` to a batched `Registration`."""
     return _align_many(jnp.asarray(fixed), jnp.asarray(moving), options)
+
+
+def _per_pair(estimator: Estimator) -> Estimator:
+    """The estimator with a field for each pair where it gave one for all, as ``found=True``."""
+
+    def complete(fixed: jax.Array, moving: jax.Array) -> Registration:
+        result = estimator(fixed, moving)
+        count = fixed.shape[:1]
+        return jax.tree.map(lambda v: v if jnp.ndim(v) else jnp.broadcast_to(v, count), result)
+
+    return complete
 
 
 def _in_chunks(estimator: Estimator, fixed: jax.Array, moving: jax.Array) -> Registration:
