@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags
 
 from experiments.records import RESULTS
+from jaxreg.command_line import read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -243,12 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _flags()
     try:
         arguments = list(sys.argv if argv is None else argv)
-        rest = options(arguments)
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
+        if not read_flags(options, arguments, __doc__):
             return 0
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         import jax
 
         from experiments import benchmark_report

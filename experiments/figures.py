@@ -23,6 +23,7 @@ from absl import flags
 from experiments import notes, paper, plots
 from experiments.records import RESULTS, Record, load_record, recorded_systems
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
+from jaxreg.command_line import read_flags
 
 NAMES = (*map(str, range(3, 12)), "direct", "cdf")
 SUITE_TITLES = {
@@ -121,12 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status, 2 where it was asked for what does not exist."""
     options = _flags()
     try:
-        rest = options(list(sys.argv if argv is None else argv))
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
+        if not read_flags(options, argv, __doc__):
             return 0
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         unknown = [name for name in options.figure if name not in NAMES]
         if unknown:
             raise ValueError(f"--figure={unknown[0]}: there are {', '.join(NAMES)}")

@@ -27,6 +27,7 @@ from absl import flags
 from experiments import notes
 from experiments.records import RESULTS
 from experiments.rendering import NOTHING, markdown_table, value
+from jaxreg.command_line import read_flags
 from jaxreg.evaluation.report import write_text
 from jaxreg.result import Estimator
 
@@ -265,12 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out: list[str] = []
     try:
         arguments = list(sys.argv if argv is None else argv)
-        rest = options(arguments)
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
+        if not read_flags(options, arguments, __doc__):
             return 0
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         path = Path(options.results) / "peers.json"
         if options.run:
             # Where the results go is this machine's business.

@@ -25,6 +25,7 @@ from absl import flags
 from experiments import paper, rendering
 from experiments.records import RESULTS
 from experiments.systems import FEATURES, find_system, parse_folders
+from jaxreg.command_line import read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -120,12 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status, 2 where something asked for could not be done."""
     options = _flags()
     try:
-        rest = options(list(sys.argv if argv is None else argv))
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
+        if not read_flags(options, argv, __doc__):
             return 0
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         _check(options)
         failures = _run(options) if options.run else []
         numbers = [int(t) for t in options.table] or list(paper.TABLES)

@@ -17,6 +17,8 @@ from typing import Any
 
 from absl import flags
 
+from jaxreg.command_line import read_flags
+
 
 def _flags() -> flags.FlagValues:
     """A set of flags of its own, so that others' flags may have the same names."""
@@ -107,12 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status, 2 where it was asked for what cannot be done."""
     options = _flags()
     try:
-        rest = options(list(sys.argv if argv is None else argv))
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
+        if not read_flags(options, argv, __doc__):
             return 0
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         prepared = _prepare(options)
     except (flags.Error, ValueError, OSError) as error:
         print(f"jaxreg.evaluate: {_one_line(error)}", file=sys.stderr)

@@ -259,7 +259,7 @@ def _covariance(system: _System, fit: Fit, changed: jax.Array) -> jax.Array:
     left = system.projection
     count = jnp.maximum(fit.weight.sum(), 1.0)
     spread = jnp.einsum("apc,p,bpc->ab", left, fit.weight, left, precision=_HIGHEST)
-    centred = spread - count * jnp.einsum("ac,bc->ab", system.mean, system.mean)
+    centred = spread - count * jnp.einsum("ac,bc->ab", system.mean, system.mean, precision=_HIGHEST)
     padded = jnp.zeros((4, 4)).at[:3, :3].set(system.fixed).at[3, 3].set(system.full[3, 3])
     normal = jnp.where(changed, system.full, padded)
     spread = jnp.where(changed, centred, spread)

@@ -1,0 +1,29 @@
+"""What the commands share: reading their flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+
+def read_flags(options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None) -> bool:
+    """Read a command's flags; False if it was only asked for help, which is then printed.
+
+    Args:
+      options: the command's own flags, ``help`` among them.
+      argv: the command line, its name first; default ``sys.argv``.
+      doc: what the help says above the flags.
+
+    Raises:
+      flags.Error: a flag is unknown or ill-formed.
+      ValueError: there is an argument that is no flag.
+    """
+    rest = options(list(sys.argv if argv is None else argv))
+    if options.help:
+        print(f"{doc}\n{options.get_help()}")
+        return False
+    if len(rest) > 1:
+        raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return True
