@@ -21,20 +21,22 @@ __version__ = "0.1.0"
 __all__ = ["Registration", "RigidTransform", "load", "register", "register_batch", "sample", "warp"]
 
 
-def load(folder: str) -> TrainedNetwork:
-    """A trained network, rebuilt from its checkpoint folder alone.
+def load(name: str) -> TrainedNetwork:
+    """A trained network: one that comes with the package, or one of your own.
 
     Args:
-      folder: the ``--workdir`` of a training run.
+      name: ``"compact32"`` or ``"compact96"``, which come with the package; the ``--workdir`` of a
+        training run; or a file that ``python -m jaxreg.export`` wrote. A folder that is called as
+        a network of the package is ``"./compact32"``.
 
     Returns:
       A `jaxreg.training.trained.TrainedNetwork`: ``.register(fixed, moving)``,
       ``.register_batch``, and ``.estimate`` for the evaluation harness.
 
     Raises:
-      FileNotFoundError: there is no checkpoint in the folder.
+      ValueError: there is no such network; says which come with the package.
     """
-    # Flax and Orbax are heavy: only who loads a network pays for them.
-    from jaxreg.training.checkpoint import load_network
+    # Flax is heavy: only who loads a network pays for it.
+    from jaxreg.training.weights import load
 
-    return load_network(folder)
+    return load(name)

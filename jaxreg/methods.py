@@ -1,8 +1,8 @@
 """Finding a method of registration by name.
 
 A name is, in this order: a built-in method; a plug-in, which any installed package may add in the
-entry-point group ``jaxreg.methods``; the checkpoint folder of a trained network; or a user's own
-estimator as ``module:function``.
+entry-point group ``jaxreg.methods``; the checkpoint folder of a trained network, or the file that
+``python -m jaxreg.export`` made of it; or a user's own estimator as ``module:function``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jaxreg.similarity import judge
 GROUP = "jaxreg.methods"
 # Name -> where its estimator is; imported only when asked for.
 BUILT_IN = {
+    "compact": "jaxreg.learned:compact",
     "constant": "jaxreg.methods:constant",
     "direct": "jaxreg.registration:direct_estimator",
 }
@@ -73,7 +74,7 @@ def find_method(name: str) -> Estimator:
     elif plug_ins := importlib.metadata.entry_points(group=GROUP, name=name):
         plug_in = next(iter(plug_ins))
         estimator = _import(name, f"{plug_in.module}:{plug_in.attr}")
-    elif os.path.isdir(name):
+    elif os.path.isdir(name) or (name.endswith(".safetensors") and os.path.isfile(name)):
         estimator = _trained(name)
     elif ":" in name and all(part.isidentifier() for part in name.replace(":", ".").split(".")):
         estimator = _import(name, name)
@@ -90,10 +91,10 @@ def find_method(name: str) -> Estimator:
 
 
 def _trained(folder: str) -> Estimator:
-    """The estimator of the network in a checkpoint folder."""
+    """The estimator of the network in a checkpoint folder, or in an exported file."""
     try:
-        from jaxreg.training.checkpoint import load_network
+        from jaxreg.training.weights import load
 
-        return load_network(folder).estimate
+        return load(folder).estimate
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"method {folder!r} is not a usable checkpoint folder: {error}") from error

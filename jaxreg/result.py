@@ -22,8 +22,9 @@ class Registration:
 
     Attributes:
       transform: the estimated `RigidTransform` from fixed to moving.
-      score: normalised cross-correlation of the two images over their overlap after alignment,
-        in [-1, 1].
+      score: the higher, the more likely the answer is right, in [-1, 1]: the normalised
+        cross-correlation of the two images over their overlap after alignment, unless a method
+        knows something better and says so.
       success: whether the answer should be trusted.
       covariance: ``(3, 3)`` covariance of ``(tx, ty, theta)`` in px and degrees, or None for a
         method that does not estimate it.

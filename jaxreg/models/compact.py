@@ -26,9 +26,14 @@ from jaxreg.models.network import Network, check_images
 from jaxreg.models.polish import blur, inverse, polish
 from jaxreg.models.volume import GRID, correlate, visible
 from jaxreg.pairs import Pairs
+from jaxreg.result import Registration
 
 INPUT_SIZE = 2 * GRID  # larger images are brought to 32x32 first
 NEAR = 5  # cells each way that the local regression looks at
+# An answer is trusted if the odds for its peak outweigh so much a working pixel of standard error.
+# Chosen on pairs of training images: with it 1% of pairs with noise 10 and 8% of noisy scenes are
+# refused, and none of 2,000 unrelated pairs and 3% of the wrong answers to noisy scenes trusted.
+ODDS_PER_PIXEL = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,22 @@ class Compact(Network):
         units = jnp.array([scale, scale, 180.0 / jnp.pi])
         covariance = inverse(precision) * units[:, None] * units
         return self._to_pixels(transform), covariance, self._certainty(logits, best)
+
+    def estimate(self, fixed: jax.Array, moving: jax.Array) -> Registration:
+        """Register N pairs, see `Network.estimate`.
+
+        The score is not the images' correlation but how sure the network is, from 0 to 1: the odds
+        for the chosen peak, against the standard error of the answer (the largest of both shifts
+        and of the turn, seen a third of the image's side from its centre). Sorted by it, the wrong
+        answers on scenes come ten times later than by correlation. Above 0.5 it is a success.
+        """
+        transform, covariance, certainty = self.predict(fixed, moving)
+        scale = self.image_size / INPUT_SIZE
+        arm = jnp.array([1.0, 1.0, INPUT_SIZE / 3 * jnp.pi / 180 * scale]) / scale
+        errors = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2)) * arm
+        doubt = ODDS_PER_PIXEL * errors.max(-1) * jnp.maximum(1.0 - certainty, 0.0)
+        score = certainty / (certainty + doubt + 1e-12)
+        return Registration(transform, score, score > 0.5, covariance, jnp.ones_like(score, bool))
 
     def loss(
         self, pairs: Pairs, translation_weight: float = LAMBDA

@@ -11,6 +11,8 @@ from flax import nnx
 from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.metrics import LAMBDA, paper_loss
 from jaxreg.pairs import Pairs
+from jaxreg.result import Registration
+from jaxreg.similarity import judge
 
 
 class Network(nnx.Module):
@@ -45,6 +47,18 @@ class Network(nnx.Module):
           N transforms, pixels of the images given and degrees in [-180, 180).
         """
         raise NotImplementedError
+
+    def estimate(self, fixed: jax.Array, moving: jax.Array) -> Registration:
+        """The transforms of N pairs with what the network can say of their worth.
+
+        By default that is what `jaxreg.similarity.judge` says; a network that knows how sure it is
+        overrides this.
+
+        Args:
+          fixed: ``(N, image_size, image_size, 3)`` float32, intensities in 0..255.
+          moving: the same.
+        """
+        return judge(fixed, moving, self(fixed, moving))
 
     def loss(
         self, pairs: Pairs, translation_weight: float = LAMBDA

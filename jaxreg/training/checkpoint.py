@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from jaxreg.atomic import replacing
 from jaxreg.training.configs import TrainConfig, changed_fields
 from jaxreg.training.devices import data_mesh
+from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
 from jaxreg.training.trained import TrainedNetwork
 
@@ -306,4 +307,6 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
     finally:
         store.close()
     structure, _, _ = network_structure(config)
-    return TrainedNetwork(config, step, structure, weights, statistics)
+    rows = read_metrics(folder)
+    seconds = float(rows[-1]["seconds"]) if rows else None
+    return TrainedNetwork(config, step, structure, weights, statistics, seconds)

@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 from jaxreg.geometry import RigidTransform
 from jaxreg.models import Network
 from jaxreg.result import Registration
-from jaxreg.similarity import judge
 from jaxreg.training.configs import TrainConfig
 
 
@@ -34,6 +33,7 @@ class TrainedNetwork:
       step: after how many steps of training.
       image_size: height and width of the images that it takes.
       arrays: weights and statistics, nested dictionaries of arrays.
+      seconds: what the training took, or None where nobody noted it.
     """
 
     def __init__(
@@ -43,9 +43,11 @@ class TrainedNetwork:
         structure: nnx.GraphDef,
         weights: Any,
         statistics: Any,
+        seconds: float | None = None,
     ):
         self.config = config
         self.step = step
+        self.seconds = seconds
         self.image_size = config.image_size
         self.arrays = (weights, statistics)
 
@@ -54,7 +56,9 @@ class TrainedNetwork:
             return network_transform(structure, weights, statistics, fixed, moving)
 
         def registration(arrays: tuple, fixed: jax.Array, moving: jax.Array) -> Registration:
-            return judge(fixed, moving, transform(arrays, fixed, moving))
+            network: Network = nnx.merge(structure, *arrays)
+            network.eval()
+            return network.estimate(fixed, moving)
 
         # The weights are an argument: closed over, they would be copied into the program.
         self._transform = jax.jit(transform)
@@ -95,8 +99,8 @@ class TrainedNetwork:
           moving: the same shape.
 
         Returns:
-          The transforms from fixed to moving, in pixels and degrees, with the score that
-          `jaxreg.similarity.judge` gives them.
+          The transforms from fixed to moving, in pixels and degrees, with what the network says of
+          their worth (`jaxreg.models.Network.estimate`).
 
         Raises:
           ValueError: the images have another size or number of channels, or hold NaN.

@@ -1,0 +1,56 @@
+"""Write a trained network into a single file, which `jaxreg.load` takes.
+
+    python -m jaxreg.export --workdir=runs/compact32 --out=compact32.safetensors
+
+The file holds the weights that the network is used with and the configuration of its training; of
+the optimiser, nothing. The networks of the package (jaxreg/weights) are such files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from jaxreg.command_line import read_flags
+
+
+def _flags() -> flags.FlagValues:
+    """A set of flags of its own, so that others' flags may have the same names."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Of the training run.", flag_values=values)
+    flags.DEFINE_string("out", None, "The file, *.safetensors.", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "float16"], "Of its numbers.", flag_values=values
+    )
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
+    options = _flags()
+    try:
+        if not read_flags(options, argv, __doc__):
+            return 0
+        for name in ("workdir", "out"):
+            if not options[name].value:
+                raise ValueError(f"--{name} is missing")
+        from jaxreg.training.weights import SUFFIX, load, write_weights
+
+        out = Path(options.out)
+        if out.suffix != SUFFIX:
+            raise ValueError(f"--out={out} must end in {SUFFIX}")
+        network = load(options.workdir)
+        write_weights(network, out, options.dtype)
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"jaxreg.export: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{out}: {network.parameter_count:,} weights after {network.step} steps")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Trained networks in a single file each, and the ones that come with the package.
+
+A file is safetensors: the weights that are used (the moving average where there is one) and the
+statistics, with the training's configuration in its metadata. Nothing else is needed to rebuild the
+network, and reading one needs no checkpoint library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from jaxreg.atomic import replacing
+from jaxreg.training.configs import TrainConfig
+from jaxreg.training.state import Tree, network_structure
+from jaxreg.training.trained import TrainedNetwork
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+SUFFIX = ".safetensors"
+_KEY = "jaxreg"  # of the metadata
+
+
+def shipped_names() -> list[str]:
+    """Names of the trained networks that come with the package.
+
+    >>> "compact32" in shipped_names()
+    True
+    """
+    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+
+
+def load(name: str | os.PathLike) -> TrainedNetwork:
+    """A trained network by its name, file or folder; see `jaxreg.load`."""
+    path = Path(name)
+    if os.fspath(name) in shipped_names():
+        return read_weights(SHIPPED / f"{name}{SUFFIX}")
+    if path.suffix == SUFFIX and path.is_file():
+        return read_weights(path)
+    if path.is_dir():
+        from jaxreg.training.checkpoint import load_network  # orbax is heavy
+
+        return load_network(path)
+    raise ValueError(
+        f"there is no trained network {os.fspath(name)!r}: expected {', '.join(shipped_names())}, "
+        f"the --workdir of a jaxreg.train run, or a {SUFFIX} file of jaxreg.export"
+    )
+
+
+def write_weights(
+    network: TrainedNetwork, path: Path, dtype: Literal["float32", "float16"] = "float32"
+) -> None:
+    """Write a trained network into a single file.
+
+    Args:
+      network: what to write.
+      path: the file, made anew.
+      dtype: of its floating-point numbers; ``"float16"`` halves the file and rounds them.
+    """
+    about = {"config": network.config.to_dict(), "step": network.step, "seconds": network.seconds}
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(network.arrays).items()}
+    arrays = {n: a.astype(dtype) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+    with replacing(path) as file:
+        file.write(save(arrays, {_KEY: json.dumps(about)}))
+
+
+def read_weights(path: Path) -> TrainedNetwork:
+    """The trained network of a file that `write_weights` wrote.
+
+    Raises:
+      ValueError: the file is no such file, or does not fit the network that it names.
+      FileNotFoundError: there is no such file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no file of a trained network: {error}") from error
+    config = TrainConfig.from_dict(about["config"])
+    structure, *expected = network_structure(config)
+    wanted = _named(tuple(expected))
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if shapes != {name: leaf.shape for name, leaf in wanted.items()}:
+        raise ValueError(f"{path} does not hold the weights of {config.network}")
+    leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
+    # Also when the first call is being traced, for the arrays outlive the trace.
+    with jax.ensure_compile_time_eval():
+        leaves = [jax.device_put(leaf) for leaf in leaves]
+    weights, statistics = jax.tree.unflatten(jax.tree.structure(tuple(expected)), leaves)
+    return TrainedNetwork(config, about["step"], structure, weights, statistics, about["seconds"])
+
+
+def _named(arrays: Tree) -> dict[str, Any]:
+    """Leaves of ``(weights, statistics)`` by names such as ``weights.last.kernel``, in order."""
+    named = {}
+    for part, tree in zip(("weights", "statistics"), arrays, strict=True):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            named[f"{part}.{jax.tree_util.keystr(path, simple=True, separator='.')}"] = leaf
+    return named

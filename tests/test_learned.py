@@ -1,0 +1,83 @@
+"""The shipped networks through the public calls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxreg
+from jaxreg.registration import register, register_batch
+from tests.registration_support import SIZE, are_gross, assert_finite, errors, photo_pairs
+
+COUNT = 16
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return jax.tree.map(lambda x: x[:COUNT], photo_pairs())
+
+
+@pytest.fixture(scope="module")
+def answer(pairs):
+    return register_batch(pairs.fixed, pairs.moving, method="compact")
+
+
+def test_registers_photographs_and_says_how_well(pairs, answer):
+    shift, turn = errors(answer.transform, pairs.transform)
+    assert np.median(shift) < 0.1
+    assert np.median(turn) < 0.3
+    assert not (np.asarray(answer.success) & are_gross(answer.transform, pairs.transform)).any()
+    assert answer.success.mean() > 0.9
+    assert answer.standard_errors.shape == (COUNT, 3)
+    truth, estimate = (np.asarray(t.as_array()) for t in (pairs.transform, answer.transform))
+    deviations = np.abs(truth - estimate) / np.asarray(answer.standard_errors)
+    assert 0.1 < np.median(deviations) < 3.0
+
+
+def test_unrelated_flat_and_infinite_ones_are_no_success(pairs, answer):
+    moving = np.roll(pairs.moving, 1, 0)
+    moving[:2] = 77.0
+    fixed = np.array(pairs.fixed)
+    fixed[1] = 12.0
+    many = jax.jit(lambda f, m: register_batch(f, m, method="compact"))
+    result = many(np.where(np.arange(COUNT)[:, None, None, None] == 2, np.inf, fixed), moving)
+    assert_finite(result)
+    assert not result.success.any()
+    assert result.score.max() < answer.score.min() + 0.5
+
+
+def test_any_unit_and_grey_pairs(pairs, answer):
+    scaled = register_batch(
+        np.asarray(pairs.fixed) / 255, np.asarray(pairs.moving) / 255, method="compact"
+    )
+    np.testing.assert_allclose(scaled.transform.as_array(), answer.transform.as_array(), atol=0.02)
+    grey = [np.asarray(i).mean(-1).round().astype(np.uint8) for i in (pairs.fixed, pairs.moving)]
+    result = register_batch(*grey, method="compact")
+    assert np.median(errors(result.transform, pairs.transform)[0]) < 0.15
+    assert result.success.mean() > 0.9
+
+
+def test_one_pair_plain_jitted_and_mapped(pairs, answer):
+    one = lambda f, m: register(f, m, method="compact")  # noqa: E731
+    plain = one(pairs.fixed[0], pairs.moving[0])
+    assert plain.covariance.shape == (3, 3)
+    mapped = jax.jit(jax.vmap(one))(pairs.fixed, pairs.moving)
+    for result, at in ((plain, 0), (mapped, slice(None))):
+        np.testing.assert_allclose(
+            result.transform.as_array(), answer.transform.as_array()[at], atol=1e-3
+        )
+        np.testing.assert_array_equal(result.success, answer.success[at])
+
+
+def test_it_is_the_network_that_load_gives(pairs, answer):
+    network = jaxreg.load("compact32")
+    direct = network.estimate(pairs.fixed, pairs.moving)
+    np.testing.assert_allclose(direct.transform.as_array(), answer.transform.as_array(), atol=0.02)
+    np.testing.assert_allclose(direct.score, answer.score, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(33, 33), (32, 48), (95, 96, 3), (SIZE, SIZE, 2)])
+def test_other_sizes_are_told(shape):
+    expected = r"1 or 3 channels.*got 2" if shape[-1] == 2 else "must be 32x32 or 96x96.*'direct'"
+    with pytest.raises(ValueError, match=expected):
+        register(jnp.zeros(shape), jnp.zeros(shape), method="compact")

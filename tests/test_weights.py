@@ -1,0 +1,128 @@
+"""Trained networks in one file: what comes back, what the package holds, what is refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxreg
+from jaxreg import export
+from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
+from jaxreg.training.configs import CONFIGS
+from jaxreg.training.devices import data_mesh
+from jaxreg.training.logs import COLUMNS, METRICS_FILE
+from jaxreg.training.state import create_state
+from jaxreg.training.weights import SHIPPED, shipped_names
+from tests.training_support import assert_same_bits, register_normed, tiny_config, write_images
+
+LARGEST = 10e6  # bytes of a file in the package
+
+
+@pytest.fixture(autouse=True)
+def _normed(monkeypatch):
+    register_normed(monkeypatch)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of a network with statistics, weights and an average of them."""
+    folder, config = tmp_path / "run", tiny_config(write_images(tmp_path))
+    settle_config(folder, config)
+    store = CheckpointStore(folder)
+    store.save(create_state(config, data_mesh(1)), Best(), config)
+    store.close()
+    row = dict.fromkeys(COLUMNS, 1) | {"seconds": 2.5}
+    lines = (",".join(map(str, values)) for values in (row.keys(), row.values()))
+    (folder / METRICS_FILE).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def exported(run, *more):
+    out = run.parent / "net.safetensors"
+    assert export.main(["export", f"--workdir={run}", f"--out={out}", *more]) == 0
+    return out
+
+
+def test_a_file_holds_all_of_a_trained_network(run, capsys):
+    network, original = jaxreg.load(str(exported(run))), load_network(run)
+    assert "weights after 0 steps" in capsys.readouterr().out
+    assert_same_bits(network.arrays, original.arrays)
+    assert (network.config, network.step) == (original.config, original.step)
+    assert network.seconds == original.seconds == 2.5
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype(np.float32)
+    answers = [n.estimate(images, images[::-1]).transform for n in (network, original)]
+    assert_same_bits(*answers)
+
+
+def test_half_precision_rounds_and_is_read_as_float32(run):
+    network = jaxreg.load(str(exported(run, "--dtype=float16")))
+    kernel, original = (n.arrays[0]["first"]["kernel"] for n in (network, load_network(run)))
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel, original, rtol=1e-3, atol=1e-6)
+    assert not np.array_equal(kernel, original)
+
+
+def test_folders_load_as_before(run):
+    assert_same_bits(jaxreg.load(str(run)).arrays, load_network(run).arrays)
+
+
+@pytest.mark.parametrize("name", ["compact32"])
+def test_shipped_networks_are_what_their_configuration_trains(name):
+    assert name in shipped_names()
+    assert (SHIPPED / f"{name}.safetensors").stat().st_size < LARGEST
+    network = jaxreg.load(name)
+    assert network.config == CONFIGS[name]
+    assert network.step == network.config.steps
+    assert network.seconds > 0
+
+
+def test_files_that_are_none_are_told(run, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"broken\.safetensors is no file of a trained network"):
+        jaxreg.load(str(broken))
+    save_file({"a": np.zeros(3)}, broken)
+    with pytest.raises(ValueError, match="no file of a trained network"):
+        jaxreg.load(str(broken))
+    whole = exported(run)
+    arrays = load_file(whole)
+    arrays.pop("weights.last.bias")
+    about = {"config": load_network(run).config.to_dict(), "step": 0, "seconds": None}
+    save_file(arrays, broken, {"jaxreg": json.dumps(about)})
+    with pytest.raises(ValueError, match="does not hold the weights of NormedConfig"):
+        jaxreg.load(str(broken))
+
+
+@pytest.mark.parametrize("name", ["compact33", "runs/nowhere", "nowhere.safetensors"])
+def test_unknown_names_list_the_shipped_ones(name):
+    with pytest.raises(ValueError, match=f"no trained network '{name}': expected compact32, "):
+        jaxreg.load(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=/nowhere", "--out=x.safetensors"], "no trained network '/nowhere'"),
+        (["--workdir=compact32", "--out=x.npz"], "must end in .safetensors"),
+        (["--workdir=compact32"], "--out is missing"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, message, capsys):
+    assert export.main(["export", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxreg.export: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_shipped_network_needs_no_checkpoint_library():
+    script = (
+        "import sys, jaxreg; before = set(sys.modules); jaxreg.load('compact32');"
+        "print('flax' in before, 'orbax.checkpoint' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.split() == ["False", "False"], result.stderr
