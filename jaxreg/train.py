@@ -2,6 +2,10 @@
 
 Without flags the quick start is run into ``runs/quickstart``. Any field of the configuration is
 set by its name, ``--batch_size=64`` or ``--network.hidden=512``.
+
+Several processes train together, each on the devices it sees, if each is given
+``--coordinator=HOST:PORT --processes=N --process_id=0..N-1``, or ``--distributed`` where a cluster
+(Slurm, Open MPI, Kubernetes, Cloud TPU) tells them the same. They must share the workdir.
 """
 
 from __future__ import annotations
@@ -12,11 +16,18 @@ from collections.abc import Sequence
 from absl import flags
 
 from jaxreg.training.configs import CONFIGS
+from jaxreg.training.devices import join_processes
 from jaxreg.training.loop import Interrupted, NonFiniteError, train
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", "quickstart", f"One of {', '.join(CONFIGS)}.", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "The run's folder; default runs/CONFIG.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first of several processes.", flag_values=FLAGS
+)
+flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("process_id", None, "Which this is, from 0.", 0, flag_values=FLAGS)
+flags.DEFINE_bool("distributed", False, "Ask the cluster for these three.", flag_values=FLAGS)
 flags.DEFINE_bool("help", False, "Say what can be set.", short_name="h", flag_values=FLAGS)
 
 
@@ -39,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
             print(_help(FLAGS.config))
             return 0
         config = CONFIGS[FLAGS.config].override(overrides)
+        placed = (FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+        if FLAGS.distributed or placed != (None, None, None):
+            join_processes(*placed)
         train(config, FLAGS.workdir or f"runs/{FLAGS.config}")
     except NonFiniteError as error:
         return _failed(error, 1)

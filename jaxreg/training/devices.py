@@ -1,7 +1,8 @@
 """Where things live on the devices: the one place that knows of more than one.
 
 Training is data-parallel: each device holds the whole state and the whole image set, and works on
-its part of every batch. With one device all of this does nothing.
+its part of every batch. With one device all of this does nothing. Several processes, on one host or
+many, are joined first (`join_processes`); each then sees the devices of all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,38 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
+
+
+def join_processes(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Make this process one of several that train together; before anything touches a device.
+
+    Args:
+      coordinator: ``host:port`` of the first process, on which it listens. Without it, all three
+        are taken from the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
+      count: how many processes there are.
+      index: which of them this is, from 0.
+
+    Raises:
+      ValueError: an argument is missing or unfit, or no cluster is recognised.
+      OSError: the others cannot be reached.
+    """
+    if coordinator is not None:
+        host, colon, port = coordinator.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise ValueError(f"coordinator must be host:port, got {coordinator!r}")
+        if count is None or index is None or not 0 <= index < count:
+            raise ValueError(
+                "with a coordinator, processes must say how many there are and process_id which "
+                f"this is, from 0; got {count} and {index}"
+            )
+    elif (count, index) != (None, None):
+        raise ValueError("processes and process_id need the coordinator's host:port")
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except RuntimeError as error:
+        raise OSError(f"the processes did not come together: {error}") from error
 
 
 def data_mesh(batch_size: int) -> Mesh:
@@ -46,8 +79,22 @@ def split_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """A pytree's arrays put on every device of the mesh, whole."""
-    return jax.device_put(tree, replicated(mesh))
+    """A pytree's arrays put on every device of the mesh, whole.
+
+    With several processes each must hold the same arrays; they are not sent around.
+    """
+    where = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+
+    def one(leaf: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key):
+            data = one(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
 
 
 def agreed(flag: bool) -> bool:

@@ -15,8 +15,8 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import paper_loss, rotation_error, translation_error
 from jaxreg.pairs import Pairs, draw_pairs
 from jaxreg.training.configs import TrainConfig
-from jaxreg.training.devices import place
-from jaxreg.training.state import TrainState, network_structure
+from jaxreg.training.devices import place, replicated, split_batch
+from jaxreg.training.state import TrainState, Tree, network_structure
 from jaxreg.training.trained import network_transform
 
 # The same pairs in every run on the same images, whatever its seed.
@@ -78,10 +78,19 @@ def constant_predictor(truth: RigidTransform) -> RigidTransform:
 Estimate = Callable[[TrainState, Pairs], RigidTransform]
 
 
-def make_estimate(config: TrainConfig) -> Estimate:
-    """``(state, pairs) -> transforms`` by the state's weights, or their average if there is one."""
+def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
+    """``(state, pairs) -> transforms`` by the state's weights, or their average if there is one.
+
+    The pairs are spread over the devices, where they come out even. The transforms are arrays of
+    the host.
+    """
     structure = network_structure(config)[0]
-    jitted = jax.jit(functools.partial(network_transform, structure))
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def jitted(weights: Tree, statistics: Tree, fixed: jax.Array, moving: jax.Array) -> jax.Array:
+        if fixed.shape[0] % mesh.size == 0:
+            fixed, moving = split_batch(mesh, (fixed, moving))
+        return network_transform(structure, weights, statistics, fixed, moving).as_array()
 
     def estimate(state: TrainState, pairs: Pairs) -> RigidTransform:
         weights = state.average if config.average_decay > 0 else state.weights
@@ -93,7 +102,7 @@ def make_estimate(config: TrainConfig) -> Estimate:
             first = min(start, count - size)
             chunk = slice(first, first + size)
             part = jitted(weights, state.statistics, pairs.fixed[chunk], pairs.moving[chunk])
-            parts.append(part.as_array()[start - first :])
-        return RigidTransform.from_array(jnp.concatenate(parts))
+            parts.append(np.asarray(part)[start - first :])
+        return RigidTransform.from_array(np.concatenate(parts))
 
     return estimate

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.training.batches import Images, load_held_out_images, load_training_images
 from jaxreg.training.checkpoint import (
@@ -186,16 +187,16 @@ class _Run:
     ):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.images, self.pairs, self.store, self.best = images, pairs, store, best
-        self.estimate = make_estimate(config)
+        self.estimate = make_estimate(config, mesh)
         self.rate = learning_rate_schedule(config)
+        self.truth: RigidTransform = jax.device_get(pairs.transform)
         self.last: tuple[int, Errors] | None = None
         self.saved_at = time.monotonic()
 
     def go(self, state: TrainState, arrived: list[int]) -> Summary:
         """From the state to the last step."""
         config, step = self.config, int(state.step)
-        truth = self.pairs.transform
-        constant = errors_of(constant_predictor(truth), truth, config.translation_weight)
+        constant = errors_of(constant_predictor(self.truth), self.truth, config.translation_weight)
         _say(
             f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, "
             f"{self.images.pictures.shape[0]:,} images, {self.mesh.size} "
@@ -215,8 +216,11 @@ class _Run:
         finally:
             if log:
                 log.close()
+        # All processes take part in the estimate; the first alone writes.
+        few = jax.tree.map(lambda x: x[:_EXAMPLES], self.pairs)
+        estimate = self.estimate(state, few)
         if log:
-            self._finish(state, summary)
+            self._finish(jax.device_get(few), estimate, summary)
         return summary
 
     def _steps(self, state: TrainState, log: MetricsLog | None, arrived: list[int]) -> TrainState:
@@ -246,7 +250,7 @@ class _Run:
                 if stop == 1 or stop % config.eval_every == 0 or stop == config.steps:
                     errors = self._evaluated(state)
                     values |= {f"eval_{k}": v for k, v in dataclasses.asdict(errors).items()}
-                    bar.write(f"step {stop}: held out {errors}")
+                    _say(f"step {stop}: held out {errors}")
                 if log:
                     log.write(stop, values, seconds)
                 rate = (stop - step) / seconds
@@ -274,7 +278,7 @@ class _Run:
         step = int(state.step)
         if self.last is None or self.last[0] != step:
             estimate = self.estimate(state, self.pairs)
-            errors = errors_of(estimate, self.pairs.transform, self.config.translation_weight)
+            errors = errors_of(estimate, self.truth, self.config.translation_weight)
             self.last = (step, errors)
             if errors.loss < self.best.loss:
                 self.best = Best(step, errors.loss)
@@ -308,13 +312,11 @@ class _Run:
             f"{self.workdir}. A lower learning_rate or a clip_norm may help, in another workdir"
         )
 
-    def _finish(self, state: TrainState, summary: Summary) -> None:
+    def _finish(self, few: Pairs, estimate: RigidTransform, summary: Summary) -> None:
         """Pictures and the summary, on disk."""
         from jaxreg.training.pictures import write_curve, write_examples
 
-        count = min(_EXAMPLES, self.config.eval_pairs)
-        few = jax.tree.map(lambda x: x[:count], self.pairs)
-        write_examples(self.workdir / "examples.png", few, self.estimate(state, few))
+        write_examples(self.workdir / "examples.png", few, estimate)
         write_curve(self.workdir / "curve.png", self.workdir, summary.constant)
         text = json.dumps(dataclasses.asdict(summary), indent=2)
         (self.workdir / SUMMARY_FILE).write_text(text + "\n")

@@ -1,0 +1,110 @@
+"""Two real processes train as one does."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxreg import train as command
+from jaxreg.training.checkpoint import CheckpointStore, read_config
+from jaxreg.training.devices import data_mesh, join_processes
+from jaxreg.training.logs import read_metrics
+from jaxreg.training.state import abstract_state
+from tests.training_support import write_images
+
+STEPS = 2
+
+
+def arguments(source, workdir):
+    return [
+        "--config=lstm_cifar10_paper",
+        f"--workdir={workdir}",
+        f"--data={source}",
+        "--network.hidden=4",
+        "--network.layers=1",
+        "--batch_size=4",
+        f"--steps={STEPS}",
+        "--eval_pairs=8",
+        "--steps_per_dispatch=1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"), size=32)
+
+
+def free_port():
+    try:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            return s.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"no port on this machine: {error}")
+
+
+def run_processes(more):
+    port = free_port()
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command_line = [sys.executable, "-m", "jaxreg.train", *more, "--processes=2"]
+    processes = [
+        subprocess.Popen(
+            [*command_line, f"--coordinator=127.0.0.1:{port}", f"--process_id={i}"],
+            cwd=Path(__file__).parent.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [p.communicate(timeout=300)[0] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    text = "\n".join(outputs)
+    if [p.returncode for p in processes] != [0, 0]:
+        if re.search(r"gloo.*\b(not|unknown|unavailable)\b|address already in use", text, re.I):
+            pytest.skip("no gloo, or the port was taken meanwhile")
+        raise AssertionError(text)
+    return outputs
+
+
+def test_two_processes_do_as_one_and_their_checkpoint_restores_on_one(source, tmp_path):
+    first, second = run_processes(arguments(source, tmp_path / "two"))
+    assert "2 cpu device(s)" in first
+    assert "held out" not in second  # one of them speaks
+    assert command.main(["train", *arguments(source, tmp_path / "one")]) == 0
+    two, one = (read_metrics(tmp_path / name) for name in ("two", "one"))
+    assert [row["step"] for row in two] == [str(i + 1) for i in range(STEPS)]
+    for a, b in zip(two, one, strict=True):
+        for name in ("train_loss", "gradient_norm", "eval_loss"):
+            if a[name] or b[name]:
+                assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5), name
+    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("two", "one")]
+    assert summaries[0]["trained"] == pytest.approx(summaries[1]["trained"], rel=1e-5)
+    config = read_config(tmp_path / "two")
+    store = CheckpointStore(tmp_path / "two")
+    state, _ = store.restore(abstract_state(config, data_mesh(1)))
+    store.close()
+    assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("localhost", 2, 0), "coordinator must be host:port, got 'localhost'"),
+        (("localhost:1234", None, 0), "processes must say how many"),
+        (("localhost:1234", 2, 2), "process_id which this is, from 0; got 2 and 2"),
+        ((None, 2, 0), "need the coordinator"),
+    ],
+)
+def test_mistakes_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        join_processes(*given)
