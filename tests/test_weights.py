@@ -69,7 +69,7 @@ def test_folders_load_as_before(run):
     assert_same_bits(jaxreg.load(str(run)).arrays, load_network(run).arrays)
 
 
-@pytest.mark.parametrize("name", ["compact32"])
+@pytest.mark.parametrize("name", ["compact32", "compact96"])
 def test_shipped_networks_are_what_their_configuration_trains(name):
     assert name in shipped_names()
     assert (SHIPPED / f"{name}.safetensors").stat().st_size < LARGEST
