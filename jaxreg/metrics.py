@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -9,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxreg.geometry import RigidTransform
 
 LAMBDA = 17.0  # the paper's weight of the translation loss
+AngleLoss = Literal["arc", "chord"]
 
 
 def translation_error(estimate: RigidTransform, truth: RigidTransform) -> jax.Array:
@@ -31,11 +34,28 @@ def rotation_error(estimate: ArrayLike, truth: ArrayLike) -> jax.Array:
     return jnp.where(difference > 180.0, 360.0 - difference, difference)
 
 
+def chord(angle: jax.Array) -> jax.Array:
+    """The chord of an angle in degrees, in units in which small ones equal the angle.
+
+    Unlike the angle itself it levels off towards 180 degrees, where there is no telling which way
+    round is the right one.
+
+    >>> [round(float(chord(a)), 1) for a in (1.0, 60.0, 180.0)]
+    [1.0, 57.3, 114.6]
+    """
+    return (360.0 / jnp.pi) * jnp.sin(angle * (jnp.pi / 360.0))
+
+
 def paper_loss(
-    estimate: RigidTransform, truth: RigidTransform, translation_weight: float = LAMBDA
+    estimate: RigidTransform,
+    truth: RigidTransform,
+    translation_weight: float = LAMBDA,
+    angle_loss: AngleLoss = "arc",
 ) -> jax.Array:
-    """Mean of ``lambda * translation error + rotation error`` over a batch (Eq. 5)."""
-    return jnp.mean(
-        translation_weight * translation_error(estimate, truth)
-        + rotation_error(estimate.theta, truth.theta)
-    )
+    """Mean of ``lambda * translation error + rotation error`` over a batch (Eq. 5).
+
+    With ``angle_loss="chord"``, which is not the paper's, the `chord` of the rotation error.
+    """
+    turn = rotation_error(estimate.theta, truth.theta)
+    turn = chord(turn) if angle_loss == "chord" else turn
+    return jnp.mean(translation_weight * translation_error(estimate, truth) + turn)

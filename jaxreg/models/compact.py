@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jaxreg.geometry import RigidTransform, wrap_degrees
-from jaxreg.metrics import LAMBDA
+from jaxreg.metrics import LAMBDA, AngleLoss
 from jaxreg.models.network import Network, check_images
 from jaxreg.models.polish import blur, inverse, polish
 from jaxreg.models.volume import GRID, correlate, visible
@@ -150,15 +150,18 @@ class Compact(Network):
         return Registration(transform, score, score > 0.5, covariance, jnp.ones_like(score, bool))
 
     def loss(
-        self, pairs: Pairs, translation_weight: float = LAMBDA
+        self,
+        pairs: Pairs,
+        translation_weight: float = LAMBDA,
+        angle_loss: AngleLoss = "arc",
     ) -> tuple[jax.Array, RigidTransform]:
         """Cross-entropy over the volume plus the likelihood of the estimate; see `Network.loss`.
 
         The local regression is trained at the best cell, or at the true one where the best is
         wrong: a wrong cell has nothing to teach it. Both terms are likelihoods, in cells, so
-        ``translation_weight`` is of no use to them.
+        ``translation_weight`` and ``angle_loss`` are of no use to them.
         """
-        del translation_weight
+        del translation_weight, angle_loss
         check_images(pairs.fixed, pairs.moving, self.image_size)
         fixed, moving = _standardise(pairs.fixed), _standardise(pairs.moving)
         volume = self._volume(fixed, moving)

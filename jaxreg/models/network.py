@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxreg.geometry import RigidTransform, wrap_degrees
-from jaxreg.metrics import LAMBDA, paper_loss
+from jaxreg.metrics import LAMBDA, AngleLoss, paper_loss
 from jaxreg.pairs import Pairs
 from jaxreg.result import Registration
 from jaxreg.similarity import judge
@@ -61,11 +61,14 @@ class Network(nnx.Module):
         return judge(fixed, moving, self(fixed, moving))
 
     def loss(
-        self, pairs: Pairs, translation_weight: float = LAMBDA
+        self,
+        pairs: Pairs,
+        translation_weight: float = LAMBDA,
+        angle_loss: AngleLoss = "arc",
     ) -> tuple[jax.Array, RigidTransform]:
         """Training loss of a batch (the paper's Eq. 5) and the estimates that it judges."""
         estimate = self(pairs.fixed, pairs.moving)
-        return paper_loss(estimate, pairs.transform, translation_weight), estimate
+        return paper_loss(estimate, pairs.transform, translation_weight, angle_loss), estimate
 
 
 class NetworkConfig(Protocol):

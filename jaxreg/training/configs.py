@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxreg.disturbances import Disturbance
 from jaxreg.interpolation import Interpolation, check_interpolation
-from jaxreg.metrics import LAMBDA
+from jaxreg.metrics import LAMBDA, AngleLoss
 from jaxreg.models import NETWORKS, NetworkConfig
 from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
@@ -49,6 +49,8 @@ class TrainConfig:
       average_decay: decay of the moving average of the weights, 0 for none. Where there is one,
         it is what is evaluated and used.
       translation_weight: weight of pixels against degrees in the loss (lambda of Eq. 5).
+      angle_loss: ``"arc"``, the angle's error itself as in Eq. 5, or its `jaxreg.metrics.chord`.
+        The compact network has a loss of its own and heeds neither this nor the weight.
       seed: of the initial weights and of all pairs.
       steps_per_dispatch: steps that run on the device without the host; also those between two
         rows of metrics. Does not change the weights.
@@ -77,6 +79,7 @@ class TrainConfig:
     clip_norm: float = 0.0
     average_decay: float = 0.0
     translation_weight: float = LAMBDA
+    angle_loss: AngleLoss = "arc"
     seed: int = 0
     steps_per_dispatch: int = 50
     eval_every: int = 1000
@@ -87,6 +90,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_interpolation(self.interpolation)
+        if self.angle_loss not in get_args(AngleLoss):
+            raise ValueError(f"angle_loss must be arc or chord, got {self.angle_loss!r}")
         if type(self.network) not in NETWORKS.values():
             raise ValueError(
                 f"network must be the settings of {', '.join(NETWORKS)}, got {self.network!r}"

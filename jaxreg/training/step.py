@@ -96,7 +96,7 @@ def _loss(
 ):
     network: Network = nnx.merge(structure, weights, statistics)
     network.train()
-    loss, estimate = network.loss(pairs, config.translation_weight)
+    loss, estimate = network.loss(pairs, config.translation_weight, config.angle_loss)
     return loss, (estimate, split_network(network)[2])
 
 
