@@ -1,14 +1,15 @@
-"""The paper's Figures 3 to 11, and two of our own, from recorded rows.
+"""The paper's Figures 3 to 11, and three of our own, from recorded rows.
 
     python -m experiments.figures                     # whatever rows are recorded
     python -m experiments.figures --figure=4,7
-    python -m experiments.figures --figure=direct,cdf
+    python -m experiments.figures --figure=direct,cdf,risk
 
 3: originals, transformed and aligned images of CIFAR-10 (needs the image set); 4 to 11: prediction
 against truth, a method and a suite each; `direct`: the same for the library's own method; `cdf`:
-the share of pairs below an error, all methods. They go to experiments/results/figures. The rows
-come from `python -m experiments.tables --run=...`; a figure without rows is left out, which the
-command says.
+the share of pairs below an error, all methods; `risk`: the share of wrong answers among the surest
+ones, of the methods that say how sure they are, on scenes. They go to experiments/results/figures.
+The rows come from `python -m experiments.tables --run=...`; a figure without rows is left out,
+which the command says.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from experiments.records import RESULTS, Record, load_record, recorded_systems
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
 from jaxreg.command_line import read_flags
 
-NAMES = (*map(str, range(3, 12)), "direct", "cdf")
+NAMES = (*map(str, range(3, 12)), "direct", "cdf", "risk")
 SUITE_TITLES = {
     "cifar10": "CIFAR-10",
     "random32": "random 32x32",
     "stl10": "STL-10",
     "random96": "random 96x96",
+    "scene32": "scenes 32x32",
+    "scene96": "scenes 96x96",
 }
+_RISK_SUITES = ("scene32", "scene96")
+_RISK_SYSTEMS = ("compact", "compact+refine", "direct")
 _QUALITATIVE = ("lstm", "fft", "direct")  # the first is the paper's
 _EXAMPLES = 6
 
@@ -83,6 +88,15 @@ def error_cdf(results: Path, folder: Path, suite: str) -> Path:
     return plots.error_cdf(folder / f"errors_{suite}.png", rows, SUITE_TITLES[suite])
 
 
+def risk(results: Path, folder: Path, suite: str) -> Path:
+    """The share of wrong answers among the surest, of the systems that know."""
+    names = [name for name in _RISK_SYSTEMS if name in recorded_systems(results, suite)]
+    if not names:
+        raise MissingError(f"no rows on {suite}: {notes.RUN}=compact --suites={suite}")
+    rows = {find_system(name).label: _record(results, suite, name).rows for name in names}
+    return plots.risk(folder / f"risk_{suite}.png", rows, SUITE_TITLES[suite])
+
+
 def write_figures(results: Path, names: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Draw figures below ``results/figures``.
 
@@ -97,6 +111,8 @@ def write_figures(results: Path, names: Sequence[str]) -> tuple[list[Path], list
             jobs += [(qualitative, (system,), f"3 ({system})") for system in _QUALITATIVE]
         elif name == "cdf":
             jobs += [(error_cdf, (suite,), f"cdf ({suite})") for suite in paper.SUITES]
+        elif name == "risk":
+            jobs += [(risk, (suite,), f"risk ({suite})") for suite in _RISK_SUITES]
         elif name == "direct":
             jobs += [(scatter, (name, name, suite), f"{name} ({suite})") for suite in paper.SUITES]
         else:

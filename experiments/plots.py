@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxreg.evaluation.harness import Rows, parameter_errors
+from jaxreg.evaluation.harness import Rows, parameter_errors, risk_curve
 from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
@@ -170,6 +170,32 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     pairs = " or ".join(f"{n:,}" for n in sorted({len(r.found) for r in rows.values()}))
     figure.suptitle(f"Errors on {title}, {pairs} pairs; no answer counts as infinite")
+    return _save(figure, path)
+
+
+def risk(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
+    """The share of wrong answers among the surest ones, against how many are kept.
+
+    Args:
+      path: of the PNG file.
+      rows: by label.
+      title: of the suite.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (label, r), colour in zip(rows.items(), _COLOURS, strict=False):
+        success = r.success & r.found
+        curve = risk_curve(r.score, success, gross_errors(r) | ~r.found)
+        coverage = (np.arange(len(curve)) + 1) / len(curve)
+        axes.plot(coverage, curve, color=colour, label=label, linewidth=1.5)
+        axes.plot(success.mean(), curve[max(success.sum(), 1) - 1], "o", color=colour)
+    axes.set_xlim(0, 1.01)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("share of the pairs that are kept, the surest first")
+    axes.set_ylabel("wrong answers among them")
+    axes.grid(linewidth=0.3)
+    axes.legend(frameon=False)
+    axes.set_title(f"Risk and coverage on {title}; dots: success")
     return _save(figure, path)
 
 

@@ -67,16 +67,16 @@ def load_method(system: System, suite: str, job: Job) -> tuple[str, Estimator, d
     method = method_of(system, suite, job.folders)
     if not system.configs and not os.path.isdir(method):
         return method, find_method(method), None
-    from jaxreg.training.checkpoint import load_network
+    from jaxreg.training.weights import load
 
-    network = load_network(method)
+    network = load(method)
     size = parse_suite(suite).size
     if network.image_size != size:
         raise ValueError(
             f"{method} takes images of {network.image_size} pixels, {suite} has {size}"
         )
     config = system.configs.get(size, "")
-    return method, network.estimate, _training(Path(method), network, config)
+    return method, network.estimate, _training(network, config)
 
 
 def run_system(
@@ -170,17 +170,15 @@ def _nameless(text: str) -> str:
     return re.sub(r"(?<![\w.~-])/(?:[^/\s,:=]+/)+", "", text)
 
 
-def _training(folder: Path, trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
+def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
     """How far a network was trained, and on what."""
     from jaxreg.data import load_images
     from jaxreg.models import network_to_dict
     from jaxreg.training.configs import CONFIGS
-    from jaxreg.training.logs import read_metrics
 
     config, named = trained.config, CONFIGS.get(config_name, trained.config)
     network = network_to_dict(config.network)
     planned = network_to_dict(named.network)
-    metrics = read_metrics(folder)
     images: dict[str, int | None] = {}
     for source in config.data:
         try:
@@ -196,7 +194,7 @@ def _training(folder: Path, trained: TrainedNetwork, config_name: str) -> dict[s
         "batch_size": config.batch_size,
         "pairs_seen": trained.step * config.batch_size,
         "pairs_planned": named.steps * named.batch_size,
-        "seconds": float(metrics[-1]["seconds"]) if metrics else None,
+        "seconds": trained.seconds,
         "images": images,
         "init_from": _nameless(config.init_from),
         "init_planned": named.init_from,

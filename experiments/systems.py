@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxreg.evaluation.protocol import parse_suite
 from jaxreg.training.configs import CONFIGS
+from jaxreg.training.weights import shipped_names
 
 RUNS = Path("runs")
 
@@ -51,7 +52,7 @@ FURTHER_SYSTEMS = (
     System("surf_x4", "SURF, enlarged 4x"),
     System("sift_x4", "SIFT, enlarged 4x"),
     System("lstm512", "LSTM, 512 units", {32: "lstm512_cifar10"}),
-    System("compact", "compact network", {32: "compact32"}),
+    System("compact", "compact network", {32: "compact32", 96: "compact96"}),
     System("direct", "direct (jaxreg)"),
 )
 _BY_NAME = {system.name: system for system in PAPER_SYSTEMS + FURTHER_SYSTEMS}
@@ -77,13 +78,16 @@ def method_of(system: System, suite: str, folders: Mapping[str, str] | None = No
     Args:
       system: what to run.
       suite: on what; a network is another one for each image size.
-      folders: checkpoint folders by configuration; ``runs/CONFIGURATION`` where it is not named.
+      folders: checkpoint folders by configuration. Where it is not named: the network that comes
+        with the package under the configuration's name, else ``runs/CONFIGURATION``.
 
     Raises:
       ValueError: the system has no network for images of this size.
 
     >>> method_of(find_system("lstm"), "random96")
     'runs/lstm_stl10'
+    >>> method_of(find_system("compact"), "random32")
+    'compact32'
     >>> method_of(find_system("fft"), "random96")
     'fft'
     """
@@ -93,7 +97,8 @@ def method_of(system: System, suite: str, folders: Mapping[str, str] | None = No
     if size not in system.configs:
         raise ValueError(f"{system.name} has no network for {size}x{size} images, as in {suite}")
     config = system.configs[size]
-    return os.fspath((folders or {}).get(config, RUNS / config))
+    default = config if config in shipped_names() else RUNS / config
+    return os.fspath((folders or {}).get(config, default))
 
 
 def parse_folders(items: list[str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Figures are drawn from recorded rows, and left out with a word where there are none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -51,6 +53,22 @@ def test_error_curves(tmp_path):
     written, skipped = figures.write_figures(tmp_path, ["cdf"])
     assert [path.name for path in written] == ["errors_cifar10.png"]
     assert len(skipped) == 3
+    drawn(written[0])
+
+
+def test_risk_curves(tmp_path):
+    rng = np.random.default_rng(0)
+    made = record("scene32", "compact", error=(0.0, 0.0, 0.0))
+    wrong = rng.uniform(size=len(made.rows.found)) < 0.1
+    rows = dataclasses.replace(
+        made.rows,
+        estimate=made.rows.estimate + 20.0 * wrong[:, None],
+        score=np.where(wrong, 0.2, rng.uniform(0.1, 1.0, len(wrong))),
+    )
+    save_record(tmp_path, "compact", dataclasses.replace(made, rows=rows))
+    written, skipped = figures.write_figures(tmp_path, ["risk"])
+    assert [path.name for path in written] == ["risk_scene32.png"]
+    assert "--run=compact --suites=scene96" in skipped[0]
     drawn(written[0])
 
 

@@ -249,7 +249,7 @@ def test_the_command_recomputes_rows(tmp_path, capsys):
     assert tables.main([*run, missing]) == 2
     out, err = capsys.readouterr()
     assert "lstm on random32" in err
-    assert "does not exist" in err
+    assert "no trained network" in err
     assert line(out, "SIFT")[0].startswith("SIFT (1; ")
     assert line(out, "constant")[6] == "not timed"
     about = load_record(tmp_path, "random32", "sift").about

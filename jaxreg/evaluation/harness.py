@@ -159,23 +159,28 @@ def _rate(hits: np.ndarray) -> float | None:
     return float(hits.mean()) if hits.size else None
 
 
-def risk_coverage(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
-    """How the share of wrong answers falls when only the surest are kept.
+def risk_curve(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """``(N,)`` the share of wrong answers among the surest 1, 2, ... N.
 
     Answers are kept in the order of ``success``, then ``score``; equal ones count as in random
     order (Geifman and El-Yaniv, 2017, arXiv:1705.08500).
-
-    Returns:
-      ``area`` under the curve of risk against coverage (0 is perfect), and ``risk`` at several
-      coverages, as ``{"0.5": ..., ...}``.
     """
     order = np.lexsort((-np.nan_to_num(score, nan=-np.inf), ~success))
     keys = np.stack([success, np.nan_to_num(score, nan=-np.inf)], -1)[order]
     new = np.r_[True, (keys[1:] != keys[:-1]).any(-1)]
     group = np.cumsum(new) - 1
     share = np.bincount(group, wrong[order]) / np.bincount(group)
-    kept = np.arange(1, len(wrong) + 1)
-    risk = np.cumsum(share[group]) / kept
+    return np.cumsum(share[group]) / np.arange(1, len(wrong) + 1)
+
+
+def risk_coverage(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
+    """How the share of wrong answers falls when only the surest are kept, see `risk_curve`.
+
+    Returns:
+      ``area`` under the curve of risk against coverage (0 is perfect), and ``risk`` at several
+      coverages, as ``{"0.5": ..., ...}``.
+    """
+    risk = risk_curve(score, success, wrong)
     at = [max(1, math.ceil(c * len(wrong))) - 1 for c in _COVERAGES]
     return {
         "area": float(risk.mean()),
