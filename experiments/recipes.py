@@ -1,0 +1,140 @@
+"""What each part of the training recipe brings to the paper's LSTM, at equal compute.
+
+    python -m experiments.recipes                 # trains what is not there yet, then the table
+    python -m experiments.recipes --only=all,constant_rate
+
+A narrow LSTM of the paper's architecture is trained with the whole recipe of `lstm512_cifar10`, and
+with one part of it changed at a time; all see the same number of pairs (--pairs), which is what
+most of the computing goes with. Runs go to --runs, so that a stopped command goes on where it was; the
+table goes to experiments/results/tables/recipes.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.records import RESULTS
+from experiments.running import _nameless
+from jaxreg.command_line import read_flags
+from jaxreg.training.configs import CONFIGS, TrainConfig
+from jaxreg.training.fields import override
+
+# What is taken away from the whole recipe, as overrides of its fields.
+WITHOUT: dict[str, tuple[str, ...]] = {
+    "all": (),
+    "constant_rate": ("--schedule=constant", "--warmup_steps=0"),
+    "unscaled_outputs": ("--network.output_scale=1,1,1",),
+    "no_average": ("--average_decay=0",),
+    "no_clipping": ("--clip_norm=0",),
+    "batch_16": ("--batch_size=16",),
+    "batch_1024": ("--batch_size=1024",),
+    "chord": ("--angle_loss=chord",),
+}
+LABELS = {
+    "all": "the whole recipe",
+    "constant_rate": "constant learning rate",
+    "unscaled_outputs": "outputs not scaled",
+    "no_average": "no averaging of weights",
+    "no_clipping": "gradient not clipped",
+    "batch_16": "batches of 16",
+    "batch_1024": "batches of 1,024",
+    "chord": "chord of the angle in the loss",
+}
+
+
+def recipe(name: str, pairs: int, hidden: int, data: Sequence[str], seed: int) -> TrainConfig:
+    """The configuration of one row; every one sees the same number of pairs.
+
+    >>> recipe("batch_16", 16000, 128, ["random"], 0).steps
+    1000
+    """
+    base = CONFIGS["lstm512_cifar10"]
+    network: Any = dataclasses.replace(base.network, hidden=hidden)  # type: ignore[type-var]
+    config = dataclasses.replace(base, network=network, data=tuple(data), seed=seed)
+    config = override(config, WITHOUT[name])
+    steps = max(pairs // config.batch_size, 1)
+    return dataclasses.replace(
+        config,
+        steps=steps,
+        warmup_steps=min(config.warmup_steps, steps // 20),
+        eval_every=steps,
+        save_every=steps,
+    )
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_list("only", list(WITHOUT), "Rows to train.", flag_values=values)
+    flags.DEFINE_integer("pairs", 1_000_000, "That each training sees.", 1, flag_values=values)
+    flags.DEFINE_integer("hidden", 128, "Units of a layer.", 1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of weights and pairs.", 0, flag_values=values)
+    flags.DEFINE_list("data", ["cifar10"], "Image sources.", flag_values=values)
+    flags.DEFINE_string("runs", "runs/recipes", "Folder of the trainings.", flag_values=values)
+    flags.DEFINE_string("results", str(RESULTS), "Folder of the table.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def table(rows: dict[str, dict[str, Any]], config: TrainConfig, pairs: int) -> str:
+    """The Markdown table of the summaries of trainings."""
+    lines = [
+        f"LSTM of the paper's architecture with {config.network.hidden:,} units "  # type: ignore[attr-defined]
+        f"({_nameless(', '.join(config.data))}; {pairs:,} pairs each, seed {config.seed}); "
+        f"errors on {config.eval_pairs:,} held-out pairs after training. "
+        f"`python -m experiments.recipes --pairs={pairs}`. One seed: differences of a few "
+        "hundredths of a pixel or a degree or two mean nothing.",
+        "",
+        "| recipe | steps | px | degrees | loss (Eq. 5) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        trained = row["trained"]
+        lines.append(
+            f"| {LABELS[name]} | {row['step']:,} | {trained['translation']:.3f} "
+            f"| {trained['rotation']:.2f} | {trained['loss']:.2f} |"
+        )
+    constant = next(iter(rows.values()))["constant"]
+    lines.append(
+        f"| best constant answer | | {constant['translation']:.3f} "
+        f"| {constant['rotation']:.2f} | {constant['loss']:.2f} |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
+    options = _flags()
+    try:
+        if not read_flags(options, argv, __doc__):
+            return 0
+        unknown = [name for name in options.only if name not in WITHOUT]
+        if unknown:
+            raise ValueError(f"--only={unknown[0]}: there are {', '.join(WITHOUT)}")
+        from jaxreg.training.loop import train
+
+        rows = {}
+        for name in options.only:
+            config = recipe(name, options.pairs, options.hidden, options.data, options.seed)
+            folder = Path(options.runs) / f"{name}_{options.hidden}_{options.pairs}_{options.seed}"
+            train(config, folder)
+            rows[name] = json.loads((folder / "summary.json").read_text())
+    except (flags.Error, ValueError, OSError) as error:
+        print(f"experiments.recipes: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    text = table(rows, config, options.pairs)
+    path = Path(options.results) / "tables" / "recipes.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
