@@ -5,8 +5,8 @@
 
 A narrow LSTM of the paper's architecture is trained with the whole recipe of `lstm512_cifar10`, and
 with one part of it changed at a time; all see the same number of pairs (--pairs), which is what
-most of the computing goes with. Runs go to --runs, so that a stopped command goes on where it was; the
-table goes to experiments/results/tables/recipes.md.
+most of the computing goes with. Runs go to --runs, so that a stopped command goes on where it was;
+the table goes to experiments/results/tables/recipes.md.
 """
 
 from __future__ import annotations
