@@ -23,6 +23,7 @@ GROUP = "jaxreg.methods"
 # Name -> where its estimator is; imported only when asked for.
 BUILT_IN = {
     "compact": "jaxreg.learned:compact",
+    "compact+refine": "jaxreg.hybrid:compact_refine",
     "constant": "jaxreg.methods:constant",
     "direct": "jaxreg.registration:direct_estimator",
 }

@@ -8,6 +8,7 @@ import pytest
 import jaxreg
 from jaxreg.registration import register, register_batch
 from tests.registration_support import SIZE, are_gross, assert_finite, errors, photo_pairs
+from tests.tolerances import REGISTERED_EXACTLY
 
 COUNT = 16
 
@@ -74,6 +75,22 @@ def test_it_is_the_network_that_load_gives(pairs, answer):
     direct = network.estimate(pairs.fixed, pairs.moving)
     np.testing.assert_allclose(direct.transform.as_array(), answer.transform.as_array(), atol=0.02)
     np.testing.assert_allclose(direct.score, answer.score, atol=0.05)
+
+
+def test_the_exact_end_makes_it_exact(pairs, answer):
+    fixed, moving = np.array(pairs.fixed), np.array(pairs.moving)
+    moving[-2:] = moving[:2]  # unrelated
+    fixed[-1] = np.nan
+    result = jax.jit(lambda f, m: register_batch(f, m, method="compact+refine"))(fixed, moving)
+    assert_finite(result)
+    assert not result.success[-2:].any()
+    related = slice(0, COUNT - 2)
+    good = np.asarray(answer.success)[related]
+    assert result.success[related].mean() > 0.8
+    shift, turn = (e[related][good] for e in errors(result.transform, pairs.transform))
+    assert np.median(shift) < REGISTERED_EXACTLY[0]
+    assert np.median(turn) < REGISTERED_EXACTLY[1]
+    assert (result.standard_errors[related] < answer.standard_errors[related] + 1e-3).mean() > 0.8
 
 
 @pytest.mark.parametrize("shape", [(33, 33), (32, 48), (95, 96, 3), (SIZE, SIZE, 2)])
