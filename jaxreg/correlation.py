@@ -81,6 +81,39 @@ def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
     return windows.reshape(span * span, side * side)
 
 
+@functools.cache
+def _frame(shape: tuple[int, ...], side: int, reach: int) -> np.ndarray:
+    """``(side^2, (2 reach + 1)^2)``: 1 where a template's pixel lies in the frame at each shift."""
+    shifts = np.arange(-reach, reach + 1)[:, None]
+    lines = ((size - side) // 2 + np.arange(side) + shifts for size in shape)
+    rows, columns = ((line >= 0) & (line < size) for line, size in zip(lines, shape, strict=True))
+    frame = rows.T[:, None, :, None] & columns.T[None, :, None, :]
+    return frame.reshape(side**2, -1).astype(np.float32)
+
+
+def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> jax.Array:
+    """Sums of each template and of its square over what the moving frame shows at each shift.
+
+    Args:
+      quarter: ``(angles / 4, S, S)``, the templates of the first quarter turn.
+      shape: of the moving image.
+      reach: largest shift.
+
+    Returns:
+      ``(2, angles, 2 reach + 1, 2 reach + 1)``. A template turned by a quarter has the sums of the
+      unturned one over the frame turned back.
+    """
+    count, side = quarter.shape[:2]
+    flat = jnp.stack([quarter, quarter**2]).reshape(2 * count, -1)
+    span = 2 * reach + 1
+    turns = []
+    for k, frame_shape in enumerate([shape, shape[::-1]] * 2):
+        frame = _frame(frame_shape, side, reach)
+        sums = jnp.matmul(flat, frame, precision=_HIGHEST).reshape(2, count, span, span)
+        turns.append(jnp.rot90(sums, -k, axes=(2, 3)))
+    return jnp.concatenate(turns, axis=1)
+
+
 def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: int) -> jax.Array:
     """`evidence` of every alignment of the turned fixed disc and the moving image.
 
@@ -95,25 +128,24 @@ def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: 
       ``[k, reach + dy, reach + dx]`` is the alignment ``(dx, dy, 360 k / angles)``, less half a
       pixel along the longer axis if its length has the other parity (see `search`).
     """
-    side = min(fixed.shape)
-    template = rotated_discs(fixed - fixed.mean(), angles).reshape(angles, -1)
+    side, span = min(fixed.shape), 2 * reach + 1
+    template = rotated_discs(fixed - fixed.mean(), angles)
     window = _windows(moving - moving.mean(), side, reach)
-    frame = _windows(jnp.ones_like(moving), side, reach)
-    disc = _disc(side).reshape(-1)
-    product = functools.partial(jnp.einsum, "kp,sp->ks", precision=_HIGHEST)
+    disc = _disc(side)
+    product = functools.partial(jnp.matmul, precision=_HIGHEST)
 
-    count = frame @ disc
-    template_sum = product(template, frame)
-    template_energy = product(template * template, frame) - template_sum**2 / count
-    window_sum = jnp.einsum("sp,p->s", window, disc, precision=_HIGHEST)
-    window_energy = (
-        jnp.einsum("sp,p->s", window * window, disc, precision=_HIGHEST) - window_sum**2 / count
-    )
-    covariance = product(template, window) - template_sum * window_sum / count
+    frame = _frame(moving.shape, side, reach)
+    count = disc.reshape(-1) @ frame
+    sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
+    template = template.reshape(angles, -1)
+    template_sum, template_energy = sums.reshape(2, angles, -1)
+    template_energy -= template_sum**2 / count
+    window_sum, window_energy = (product(w, disc.reshape(-1)) for w in (window, window**2))
+    window_energy -= window_sum**2 / count
+    covariance = product(template, window.T) - template_sum * (window_sum / count)
     energy = template_energy * window_energy
     floor = 1e-6 * jnp.max(energy) + 1e-12
     ncc = covariance * jax.lax.rsqrt(jnp.maximum(energy, floor))
-    span = 2 * reach + 1
     return evidence(ncc, count / disc.sum()).reshape(angles, span, span)
 
 
@@ -127,7 +159,7 @@ def evidence(ncc: jax.Array, share: jax.Array) -> jax.Array:
       ncc: normalised cross-correlation; anticorrelation counts against.
       share: the part of the image that overlaps, in [0, 1].
     """
-    return -jnp.sign(ncc) * share * jnp.log1p(0.01 - jnp.square(jnp.clip(ncc, -1.0, 1.0)))
+    return -jnp.sign(ncc) * share * jnp.log(1.01 - jnp.square(jnp.clip(ncc, -1.0, 1.0)))
 
 
 def search(fixed: jax.Array, moving: jax.Array, angles: int, reach: int, count: int) -> Peaks:
@@ -141,19 +173,25 @@ def search(fixed: jax.Array, moving: jax.Array, angles: int, reach: int, count: 
       count: how many peaks.
     """
     volume = correlation_volume(fixed, moving, angles, reach)
-    span = 2 * reach + 1
-    around = jnp.concatenate([volume[-1:], volume, volume[:1]])
-    highest = jax.lax.reduce_window(
-        around, -jnp.inf, jax.lax.max, (3, 3, 3), (1, 1, 1), ((0, 0), (1, 1), (1, 1))
-    )
     # What is no maximum comes after all that are, should there be too few.
-    ranked = jnp.where(volume >= highest, volume, volume - 100.0)
+    ranked = jnp.where(volume >= _highest_around(volume), volume, volume - 100.0)
     score, index = jax.lax.top_k(ranked.reshape(-1), count)
+    k, y, x = jnp.unravel_index(index, ranked.shape)
     # An even square in an odd axis, or the reverse, sits half a pixel off its centre.
     half_y, half_x = (0.5 * ((size - min(fixed.shape)) % 2) for size in fixed.shape)
     transform = RigidTransform(
-        (index % span - reach).astype(jnp.float32) - half_x,
-        (index // span % span - reach).astype(jnp.float32) - half_y,
-        (index // span**2).astype(jnp.float32) * (360.0 / angles),
+        (x - reach).astype(jnp.float32) - half_x,
+        (y - reach).astype(jnp.float32) - half_y,
+        k.astype(jnp.float32) * (360.0 / angles),
     )
     return Peaks(transform, score)
+
+
+def _highest_around(volume: jax.Array) -> jax.Array:
+    """The maximum of each cell and its 26 neighbours, axis by axis; the first is a circle."""
+    around = jnp.concatenate([volume[-1:], volume, volume[:1]])
+    for axis, padding in enumerate((0, 1, 1)):
+        window, pads = [1, 1, 1], [(0, 0)] * 3
+        window[axis], pads[axis] = 3, (padding, padding)
+        around = jax.lax.reduce_window(around, -jnp.inf, jax.lax.max, window, (1, 1, 1), pads)
+    return around

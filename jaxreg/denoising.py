@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.pyramid import apply_separable
+from jaxreg.pyramid import apply_separable, mix_channels
 
 _BANDS = 12
 
@@ -56,14 +56,13 @@ def wiener(image: jax.Array, noise_variance: jax.Array, averaged: float = 1.0) -
     centred = image - mean
     if channels > 1:
         basis = jnp.linalg.eigh(jnp.einsum("yxc,yxd->cd", centred, centred))[1]
-        centred = jnp.einsum("yxc,cd->yxd", centred, basis)
+        centred = mix_channels(centred, basis)
     spectrum = apply_separable(rows, centred, columns)
     power = jnp.einsum("yxc,yxb->bc", jnp.square(spectrum), bands)
     power /= np.maximum(bands.sum((0, 1)), 1.0)[:, None]
     signal = jnp.maximum(power - noise_variance, 0.0)
     gain = signal / (signal + noise_variance / averaged + 1e-6 * power.max() + 1e-12)
     spectrum *= jnp.einsum("bc,yxb->yxc", gain, bands)
-    smooth = apply_separable(rows.T, spectrum, columns.T)
     if channels > 1:
-        smooth = jnp.einsum("yxd,cd->yxc", smooth, basis)
-    return smooth + mean
+        spectrum = mix_channels(spectrum, basis.T)
+    return apply_separable(rows.T, spectrum, columns.T) + mean

@@ -16,14 +16,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxreg.correlation import evidence, search
+from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.pyramid import downsample, level_factors
-from jaxreg.refinement import gauss_newton, sample_source
+from jaxreg.refinement import gauss_newton
 from jaxreg.result import Registration
-from jaxreg.similarity import masked_ncc
 from jaxreg.trust import correlation, trusted
 
 Kernel = Literal["auto", "linear", "spline"]
@@ -34,6 +33,7 @@ _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow. Wide, for the black corners of a warped image count in its spread.
 _ALIKE = 16.0
+_MORE_PADDING = 0.02  # share of an image's pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +86,56 @@ def align(
       moving: the same shape.
       options: settings.
     """
-    finite = jnp.isfinite(fixed).all() & jnp.isfinite(moving).all()
-    fixed, moving = jnp.where(finite, fixed, 0.0), jnp.where(finite, moving, 0.0)
+    fixed, moving, finite = _clean(fixed, moving)
+    padded = _padded(fixed, moving)
     fixed, moving = _in_common_units(fixed, moving)
-    start, lead, evidence_of_best = _coarse_to_fine(fixed, moving, options)
-    end = finish(fixed, moving, start, options.interpolation)
-    score = correlation(end, fixed.shape)
-    success = finite & trusted(end, score, fixed, moving, lead, evidence_of_best)
+    axis = principal_axis(*jax.lax.stop_gradient((fixed, moving)))
+    # Pixels that the search pulls from beyond the frame do not count, while those of a padded image
+    # look like any other: so the one with less of them is pulled.
+    pick = lambda a, b: jnp.where(padded, a, b)  # noqa: E731
+    grey = fixed @ axis, moving @ axis
+    start, lead, evidence = _coarse_to_fine(pick(*grey[::-1]), pick(*grey), options)
+    start = jax.tree.map(pick, start.inverse(), start)
+    return _conclude(fixed, moving, finite, axis, start, lead, evidence, options.interpolation)
+
+
+def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Registration:
+    """`align` from a close start that somebody else vouches for, such as a network.
+
+    Args:
+      fixed: ``(H, W, C)`` float32.
+      moving: the same shape.
+      start: within a few tenths of a pixel.
+    """
+    fixed, moving, finite = _clean(fixed, moving)
+    fixed, moving = _in_common_units(fixed, moving)
+    axis = principal_axis(*jax.lax.stop_gradient((fixed, moving)))
+    no_rival, nothing = jnp.float32(jnp.inf), jnp.float32(0.0)
+    return _conclude(fixed, moving, finite, axis, start, no_rival, nothing, "auto")
+
+
+def _clean(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The images, or zeros if either holds a value that is not finite, and which it was."""
+    finite = jnp.isfinite(fixed).all() & jnp.isfinite(moving).all()
+    return jnp.where(finite, fixed, 0.0), jnp.where(finite, moving, 0.0), finite
+
+
+def _conclude(
+    fixed: jax.Array,
+    moving: jax.Array,
+    finite: jax.Array,
+    axis: jax.Array,
+    start: RigidTransform,
+    lead: jax.Array,
+    evidence: jax.Array,
+    kernel: Kernel,
+) -> Registration:
+    """Finish an alignment and judge it."""
+    end = finish(fixed, moving, start, kernel)
+    success = finite & trusted(end, fixed, moving, axis, lead, evidence)
     transform = jax.tree.map(_without_rounding, end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
+    score = correlation(end, fixed.shape)
     return Registration(transform, score, success, covariance, jnp.bool_(True))
 
 
@@ -135,24 +176,29 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def principal_channel(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Project two images ``(H, W, C)`` on the mix of channels in which both vary most.
+def principal_axis(fixed: jax.Array, moving: jax.Array) -> jax.Array:
+    """The mix of channels ``(C, 1)`` in which two images ``(H, W, C)`` both vary most.
 
     Both, for black corners vary in grey alone, where the other image may be constant: hence the
     parallel sum of the two covariances, which is large only where both are.
     """
     channels = fixed.shape[-1]
     if channels == 1:
-        return fixed, moving
+        return jnp.ones((1, 1))
 
     def inverse_spread(image: jax.Array) -> jax.Array:
-        centred = image - image.mean((0, 1))
-        spread = jnp.einsum("yxc,yxd->cd", centred, centred, precision=jax.lax.Precision.HIGHEST)
+        centred = (image - image.mean((0, 1))).reshape(-1, channels)
+        spread = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
         ridge = 1e-4 * jnp.trace(spread) / channels + 1e-12
         return jnp.linalg.inv(spread + ridge * jnp.eye(channels))
 
-    axis = jnp.linalg.eigh(inverse_spread(fixed) + inverse_spread(moving))[1][:, :1]
-    return fixed @ axis, moving @ axis
+    return jnp.linalg.eigh(inverse_spread(fixed) + inverse_spread(moving))[1][:, :1]
+
+
+def _padded(fixed: jax.Array, moving: jax.Array) -> jax.Array:
+    """Whether the fixed image has more padding than the moving one: pixels of zero throughout."""
+    share = lambda image: (image == 0.0).all(-1).mean()  # noqa: E731
+    return share(fixed) > share(moving) + _MORE_PADDING
 
 
 def _coarse_to_fine(
@@ -160,39 +206,22 @@ def _coarse_to_fine(
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """The best alignment by Gauss-Newton, its lead in evidence over the closest rival, and its own.
 
-    No gradient passes.
+    Of images ``(H, W, 1)``, the first pulled onto the second; no gradient passes.
     """
     fixed, moving = jax.lax.stop_gradient((fixed, moving))
     grid = coarse_side(min(fixed.shape[:2]))
     factors = level_factors(fixed.shape, grid, options.level_step)
-    coarse = principal_channel(downsample(fixed, factors[0]), downsample(moving, factors[0]))
-    reach = max(round(options.max_shift * min(coarse[0].shape[:2])), 1)
+    levels = [[downsample(image, f)[..., 0] for image in (fixed, moving)] for f in factors]
+    reach = max(round(options.max_shift * min(levels[0][0].shape)), 1)
     # Three angles for each pixel of the side: half a step then moves the rim by half a pixel.
-    peaks = search(
-        coarse[0][..., 0], coarse[1][..., 0], 4 * round(0.75 * grid), reach, options.candidates
-    )
-    t, score = _refine(*coarse, peaks.transform, iterations=5)
+    peaks = search(*levels[0], 4 * round(0.75 * grid), reach, options.candidates)
+    t, score = gauss_newton(*levels[0], peaks.transform, iterations=5)
     t, score = _best_and_rival(t, score)
-    for coarser, factor in itertools.pairwise(factors):
+    for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
         t = RigidTransform(t.tx * (coarser / factor), t.ty * (coarser / factor), t.theta)
-        t, score = _refine(downsample(fixed, factor), downsample(moving, factor), t, iterations=4)
+        t, score = gauss_newton(*level, t, iterations=4)
     t, score = _best_and_rival(t, score)
     return _take(t, jnp.array(0)), score[0] - score[1], score[0]
-
-
-def _refine(
-    fixed: jax.Array, moving: jax.Array, candidates: RigidTransform, iterations: int
-) -> tuple[RigidTransform, jax.Array]:
-    """Gauss-Newton from each candidate, and the evidence where it ends."""
-
-    def one(start: RigidTransform) -> tuple[RigidTransform, jax.Array]:
-        end, _ = gauss_newton(fixed, moving, start, iterations)
-        samples = sample_source(fixed, end)
-        mask = samples.inside.reshape(fixed.shape[:2])
-        ncc = masked_ncc(samples.value.reshape(fixed.shape), moving, mask)
-        return end, evidence(ncc, samples.inside.mean())
-
-    return jax.vmap(one)(candidates)
 
 
 def _take(t: RigidTransform, index: jax.Array) -> RigidTransform:

@@ -7,32 +7,36 @@ and swapping the images gives the inverse). Which frequencies to trust: a Wiener
 measured noise, and for a pair not explained exactly a blur against aliasing. Whether the brightness
 changed: gain and bias are held at 1 and 0 unless the images clearly say otherwise, for fitting them
 costs accuracy.
+
+The normal equations are those of instrumental variables: the residual
+``target - gain * source(T^-1 p) - bias`` is projected on the derivative of a *denoised* image
+instead of the noisy one's. At low noise that is Gauss-Newton; at high noise it keeps the estimate
+near the Cramér-Rao bound, from which the noise in the derivative would otherwise carry it away.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
 from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
-from jaxreg.interpolation import spline_coefficients
 from jaxreg.pyramid import apply_separable, blurring_matrix
-from jaxreg.refinement import (
-    Fit,
-    Samples,
-    advance,
-    clip_step,
-    fit_intensity,
-    sample_source,
-    solve,
-    weigh,
-    weighted_sums,
+from jaxreg.refinement import clip_step, robust_weight, solve
+from jaxreg.resampling import (
+    DEGREE,
+    Points,
+    moved_by,
+    noise_gain,
+    prepared,
+    pull,
+    slopes,
+    source_points,
 )
-from jaxreg.warping import pixel_grid
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
@@ -43,8 +47,8 @@ _ALIASING_RIM = 1.0
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on the same pairs.
 _ALIASING_INFLATION = 2.5
-# The target's share in the instruments: half, as the noise of both is alike.
-_SHARE = 0.5
+_FEW_PIXELS = 500  # below this, none is spared in choosing direction and kernel
+_CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
 # Chi-square (1 gain + C biases) from which a brightness change is believed.
 _BRIGHTNESS_CHANGED = 30.0
 
@@ -55,114 +59,66 @@ class Finished(NamedTuple):
     Attributes:
       transform: from fixed to moving.
       covariance: ``(3, 3)`` of ``(tx, ty, theta)``, px and degrees.
-      samples: the source on the target's pixels at the end.
-      fit: its fit.
+      value: ``(P, C)``, the source on the target's pixels at the end.
       target: ``(P, C)``.
+      inside: ``(P,)`` weight of the overlap.
     """
 
     transform: RigidTransform
     covariance: jax.Array
-    samples: Samples
-    fit: Fit
+    value: jax.Array
     target: jax.Array
+    inside: jax.Array
 
 
-class _Direction(NamedTuple):
-    """Which image is pulled (`source`), by which kernel, and the transform from it to the other."""
+class Fit(NamedTuple):
+    """How well the source explains the target at some transform.
 
-    source: jax.Array
-    target: jax.Array
-    transform: RigidTransform
-    linear: ArrayLike
-    swapped: ArrayLike
-
-
-def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: bool) -> jax.Array:
-    """Residual variance in units of the noise that the kernel lets through."""
-    image = source if linear else spline_coefficients(source)
-    samples = sample_source(image, t, linear)
-    flat = target.reshape(-1, target.shape[-1])
-    fit = fit_intensity(samples, flat, samples.inside)
-    return fit.variance / (jnp.square(fit.gain) * samples.noise_gain + 1.0) / fit.gain
-
-
-def _choose(fixed: jax.Array, moving: jax.Array, t: RigidTransform, kernel: str) -> _Direction:
-    inverse = t.inverse()
-    kinds = {"linear": (True,), "spline": (False,), "auto": (True, False)}[kernel]
-    scores = jnp.stack(
-        [_mismatch(fixed, moving, t, kind) for kind in kinds]
-        + [_mismatch(moving, fixed, inverse, kind) for kind in kinds]
-    )
-    best = jnp.argmin(scores)
-    swapped = best >= len(kinds)
-    linear = kinds[0] if len(kinds) == 1 else best % 2 == 0
-    pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
-    transform = jax.tree.map(pick, inverse, t)
-    return _Direction(pick(moving, fixed), pick(fixed, moving), transform, linear, swapped)
-
-
-def _slopes(image: jax.Array, dx: jax.Array, dy: jax.Array) -> jax.Array:
-    """``(3, P, C)`` derivatives of a target by the ``(tx, ty, theta)`` that moves it."""
-    channels = image.shape[-1]
-    v, u = (g.reshape(-1, channels) for g in jnp.gradient(image, axis=(0, 1)))
-    return jnp.stack([-u, -v, jnp.pi / 180 * (dy[:, None] * u - dx[:, None] * v)])
-
-
-def _instruments(d: _Direction, first: Samples, fit: Fit) -> tuple[jax.Array, jax.Array]:
-    """What the residual is projected on, and the derivatives of the source: both ``(4, P, C)``.
-
-    Both are the mean of source and target, each denoised on its own grid. Each half stays with its
-    own noise as the transform moves; averaging the pictures first would tie the estimate to the
-    transform at which they were averaged.
+    Attributes:
+      gain: scalar, grey values of the target for one of the source.
+      bias: ``(C,)``.
+      residual: ``(P, C)``, raw.
+      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
+      variance: scalar, the weighted mean square of the residual.
     """
-    height, width, channels = d.source.shape
-    noise = fit.variance / (1.0 + jnp.square(fit.gain) * first.noise_gain)
-    # Beyond the overlap the target may be black or something else altogether.
-    expected = fit.gain * first.value + fit.bias
-    seen = jnp.where(first.inside[:, None] > 0, d.target.reshape(-1, channels), expected)
-    source = wiener(d.source, noise / jnp.square(fit.gain), averaged=2.0)
-    target = (wiener(seen.reshape(d.target.shape), noise, averaged=2.0) - fit.bias) / fit.gain
-    grid = pixel_grid(d.source.shape).reshape(-1, 2)
-    dx = grid[:, 0] - (width - 1) / 2 - d.transform.tx
-    dy = grid[:, 1] - (height - 1) / 2 - d.transform.ty
 
-    def mean(blur: float) -> jax.Array:
-        rows, columns = blurring_matrix(height, blur), blurring_matrix(width, blur)
-        a = jnp.where(d.linear, source, spline_coefficients(apply_separable(rows, source, columns)))
-        b = jnp.where(d.linear, target, apply_separable(rows, target, columns))
-        samples = sample_source(a, d.transform, d.linear)
-        slope = (1 - _SHARE) * samples.slope + _SHARE * _slopes(b, dx, dy)
-        value = (1 - _SHARE) * samples.value + _SHARE * b.reshape(-1, channels)
-        return jnp.concatenate([slope, value[None]])
-
-    return mean(_ALIASING_BLUR), mean(0.0)
+    gain: jax.Array
+    bias: jax.Array
+    residual: jax.Array
+    weight: jax.Array
+    variance: jax.Array
 
 
-class _System(NamedTuple):
-    """Instrumental-variable normal equations, with and without gain and bias."""
+def _weigh(
+    value: jax.Array, target: jax.Array, inside: jax.Array, gain: jax.Array, bias: jax.Array
+) -> Fit:
+    """Residuals for a given gain and bias, and their robust weights."""
+    residual = target - gain * value - bias
+    square = jnp.square(residual).mean(-1)
+    weight = inside * robust_weight(square, inside)
+    variance = (weight * square).sum() / jnp.maximum(weight.sum(), 1.0)
+    return Fit(gain, bias, residual, weight, variance)
 
-    projection: jax.Array  # (4, P, C) what the residual is projected on: 3 slopes, the value
-    full: jax.Array  # (4, 4) with bias eliminated
-    fixed: jax.Array  # (3, 3) without gain and bias
-    mean: jax.Array  # (4, C) of the projection
 
+def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array) -> Fit:
+    """Fit gain and bias on weighted pixels, then weigh the residuals.
 
-def _system(left: jax.Array, right: jax.Array, gain: jax.Array, weight: jax.Array) -> _System:
-    right = jnp.concatenate([gain * right[:3], right[3:]])
+    Args:
+      value: ``(P, C)`` of the source.
+      target: ``(P, C)``.
+      inside: ``(P,)`` weight of the overlap.
+      weight: ``(P,)`` for this fit: of an earlier residual, or ``inside``.
+    """
     count = jnp.maximum(weight.sum(), 1.0)
-    mean_left = weighted_sums(weight, left) / count
-    mean_right = weighted_sums(weight, right) / count
-    raw = jnp.einsum("apc,p,bpc->ab", left, weight, right, precision=_HIGHEST)
-    full = raw - count * jnp.einsum("ac,bc->ab", mean_left, mean_right, precision=_HIGHEST)
-    return _System(left, full, raw[:3, :3], mean_left)
-
-
-def _project(system: _System, fit: Fit) -> tuple[jax.Array, jax.Array]:
-    """The residual on the instruments: raw, and with its mean taken out."""
-    weighted = fit.weight[:, None] * fit.residual
-    raw = jnp.einsum("apc,pc->a", system.projection, weighted, precision=_HIGHEST)
-    mean = weighted.sum(0)
-    return raw, raw - jnp.einsum("ac,c->a", system.mean, mean, precision=_HIGHEST)
+    mean = lambda v: jnp.matmul(weight, v, precision=_HIGHEST) / count  # noqa: E731
+    mean_value, mean_target = mean(value), mean(target)
+    source = value - mean_value
+    weighted = weight[:, None] * source
+    gain = (weighted * (target - mean_target)).sum() / jnp.maximum((weighted * source).sum(), 1e-12)
+    # A gain near or below zero means that the images are not aligned: hold it where the residual
+    # still says which way to go.
+    gain = jnp.clip(gain, 0.1, 10.0)
+    return _weigh(value, target, inside, gain, mean_target - gain * mean_value)
 
 
 def finish(
@@ -170,114 +126,301 @@ def finish(
     moving: jax.Array,
     transform: RigidTransform,
     kernel: str = "auto",
-    iterations: int = 4,
+    iterations: int = 30,
 ) -> Finished:
     """Refine a close alignment to the end.
+
+    The transform is differentiable with respect to the images, through the optimum it is.
 
     Args:
       fixed: ``(H, W, C)``.
       moving: the same shape.
       transform: within a few tenths of a pixel.
       kernel: ``"auto"``, ``"linear"`` or ``"spline"``.
-      iterations: how many steps.
+      iterations: how many steps at most.
     """
-    d = _choose(fixed, moving, transform, kernel)
-    image = jnp.where(d.linear, d.source, spline_coefficients(d.source))
-    target = d.target.reshape(-1, d.target.shape[-1])
-    rim = jnp.where(d.linear, 0.0, _ALIASING_RIM)
+    both, t = jax.lax.stop_gradient(((fixed, moving), transform))
+    inverse = t.inverse()
+    kinds = {"linear": (True,), "spline": (False,), "auto": (True, False)}[kernel]
+    scores = jnp.stack(
+        [
+            _mismatch(*pair, towards, linear)
+            for linear in kinds
+            for pair, towards in ((both, t), (both[::-1], inverse))
+        ]
+    )
+    best = jnp.argmin(scores)
+    swapped = best % 2 == 1
+    pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
+    start = jax.tree.map(pick, inverse, t)
+    ways = [functools.partial(_finish, linear=linear, iterations=iterations) for linear in kinds]
+    # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
+    end = jax.lax.switch(best // 2, ways, pick(moving, fixed), pick(fixed, moving), start)
+    back, turned = _unswap(end.transform, end.covariance)
+    t = jax.tree.map(pick, back, end.transform)
+    t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
+    return end._replace(transform=t, covariance=pick(turned, end.covariance))
 
-    def sampled(t: RigidTransform) -> Samples:
-        return sample_source(image, t, d.linear, rim)
 
-    first = sampled(d.transform)
-    fit = fit_intensity(first, target, first.inside)
-    fit = fit_intensity(first, target, fit.weight)
-    system = _system(*_instruments(d, first, fit), fit.gain, fit.weight)
-    changed = _brightness_changed(system, first, target, fit)
+@functools.cache
+def _slanted_lines(height: int, width: int) -> np.ndarray:
+    """Indices of every third pixel, but all of a small image: enough to tell the kernel by."""
+    y, x = np.mgrid[:height, :width]
+    return np.flatnonzero((y + x) % 3 == 0) if y.size > _FEW_PIXELS else np.arange(y.size)
+
+
+def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: bool) -> jax.Array:
+    """Residual variance in units of the noise that the kernel lets through.
+
+    What a small move would take away does not count: the start is not the optimum yet.
+    """
+    points, some = source_points(source.shape, t), _slanted_lines(*source.shape[:2])
+    v, u = (_flat(g)[some] for g in jnp.gradient(target, axis=(0, 1)))
+    slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
+    points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
+    value = pull(prepared(source, linear), points, linear)
+    fit = fit_intensity(value, _flat(target)[some], points.inside, points.inside)
+    system = _System(slope, _normal(slope, slope, fit.weight))
+    moments = system.moments(fit.weight, fit.residual)
+    moved = jnp.vdot(moments, solve(system.inverse, moments)) / value.shape[-1]
+    variance = fit.variance - moved / jnp.maximum(fit.weight.sum(), 1.0)
+    variance = jnp.maximum(variance, 1e-3 * fit.variance)
+    return variance / (jnp.square(fit.gain) * noise_gain(points, linear) + 1.0) / fit.gain
+
+
+def _flat(image: jax.Array) -> jax.Array:
+    return image.reshape(-1, image.shape[-1])
+
+
+class _System(NamedTuple):
+    """What takes weighted residuals to steps of ``(tx, ty, theta, gain, bias...)``, U of them.
+
+    Attributes:
+      instruments: ``(U, P * C)``.
+      inverse: ``(U, U)`` of instruments times derivatives; zero for gain and bias if held.
+    """
+
+    instruments: jax.Array
+    inverse: jax.Array
+
+    def moments(self, weight: jax.Array, residual: jax.Array) -> jax.Array:
+        weighted = (weight[:, None] * residual).reshape(-1)
+        return jnp.matmul(self.instruments, weighted, precision=_HIGHEST)
+
+
+def _finish(
+    source: jax.Array, target: jax.Array, start: RigidTransform, *, linear: bool, iterations: int
+) -> Finished:
+    """`finish` with the choices made: ``source`` is pulled onto the pixels of ``target``."""
+    images = (source, target)
+    source, target = jax.lax.stop_gradient(images)
+    shape, flat = source.shape, _flat(target)
+    image = prepared(source, linear)
+    margin = 0.0 if linear else _ALIASING_RIM
+
+    points = source_points(shape, start, margin)
+    value = pull(image, points, linear)
+    fit = fit_intensity(value, flat, points.inside, points.inside)
+    fit = fit_intensity(value, flat, points.inside, fit.weight)
+    left, right = _instruments(source, target, points, value, fit, linear)
+    normal = _normal(left, _of_model(right, fit.gain), fit.weight)
+    changed = _brightness_changed(left, normal, value, flat, fit)
+    system = _System(left, _inverse(normal, changed))
+
+    def step(state: tuple) -> tuple:
+        t, gain, bias, inverse, last, last_moments, _, left_over = state
+        points = source_points(shape, t, margin)
+        fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias)
+        moments = system.moments(fit.weight, fit.residual)
+        inverse = _secant(inverse, scale, last, last_moments - moments)
+        delta = jnp.nan_to_num(inverse @ moments)
+        delta = delta.at[:3].set(clip_step(delta[:3]))
+        gain = jnp.clip(gain + delta[3], 0.1, 10.0)
+        # A secant gone astray may shrink its steps short of the optimum: the plain one tells.
+        plain = jnp.nan_to_num(system.inverse @ moments)
+        moved = jnp.maximum(jnp.abs(delta[:3]), jnp.abs(plain[:3])).max()
+        t, bias = _add(t, delta), bias + delta[4:]
+        return t, gain, bias, inverse, delta, moments, moved, left_over - 1
+
+    def moves(state: tuple) -> jax.Array:
+        *_, moved, left_over = state
+        return (moved > _CONVERGED) & (left_over > 0)
+
     gain = jnp.where(changed, fit.gain, 1.0)
     bias = jnp.where(changed, fit.bias, 0.0)
+    nothing = jnp.zeros(len(left))
+    scale = jnp.abs(jnp.diagonal(normal))
+    state = (start, gain, bias, system.inverse, nothing, nothing, jnp.inf, jnp.int32(iterations))
+    t, gain, bias, *_ = jax.lax.while_loop(moves, step, state)
+    t = _optimum(linear, *images, _Optimum(t, gain, bias, left, changed))
+    points = source_points(shape, t, margin)
+    value = pull(prepared(images[0], linear), points, linear)
+    fit = _weigh(value, _flat(images[1]), points.inside, gain, bias)
+    covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
+    return Finished(t, covariance, value, _flat(images[1]), points.inside)
 
-    def step(state: tuple, _: None) -> tuple:
-        t, gain, bias = state
-        samples = sampled(t)
-        fit = weigh(samples, target, gain, bias)
-        raw, centred = _project(system, fit)
-        with_brightness = solve(system.full, centred)
-        alone = solve(system.fixed, raw[:3])
-        delta = jnp.where(changed, with_brightness[:3], alone)
-        new_gain = jnp.clip(gain + with_brightness[3], 0.1, 10.0)
-        count = jnp.maximum(fit.weight.sum(), 1.0)
-        value = weighted_sums(fit.weight, samples.value) / count
-        new_bias = weighted_sums(fit.weight, target) / count - new_gain * value
-        gain = jnp.where(changed, new_gain, gain)
-        bias = jnp.where(changed, new_bias, bias)
-        return (advance(t, clip_step(delta)), gain, bias), None
 
-    (t, gain, bias), _ = jax.lax.scan(step, (d.transform, gain, bias), None, length=iterations)
-    # The optimum as a function of the images: one more step, whose value is dropped, carries the
-    # derivative (the implicit function theorem), and the search behind it need not be unrolled. The
-    # theorem wants the residual's own derivative, where the steps were content with a smooth one.
-    t, gain, bias, system, changed = jax.lax.stop_gradient((t, gain, bias, system, changed))
-    samples = sampled(t)
-    fit = weigh(samples, target, gain, bias)
-    weight = jax.lax.stop_gradient(fit.weight)
-    columns = jnp.concatenate([samples.slope, samples.value[None]])
-    exact = jax.lax.stop_gradient(_system(system.projection, columns, gain, weight))
-    raw, centred = _project(exact, fit._replace(weight=weight))
-    delta = jnp.where(changed, solve(exact.full, centred)[:3], solve(exact.fixed, raw[:3]))
-    t = advance(t, delta - jax.lax.stop_gradient(delta))
-    covariance = _covariance(system, fit, changed)
-    covariance *= jnp.where(d.linear, 1.0, _ALIASING_INFLATION)
-    back, turned = _unswap(t, covariance)
-    pick = lambda a, b: jnp.where(d.swapped, a, b)  # noqa: E731
-    t = jax.tree.map(pick, back, t)
-    t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
-    return Finished(t, pick(turned, covariance), samples, fit, target)
+def _secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Array) -> jax.Array:
+    """The inverse that sends the drop of the moments back to the step that caused it.
+
+    The denoised derivatives are steeper or flatter than the residual's own, more so in one
+    direction than another: Broyden's update (1965, doi:10.1090/S0025-5718-1965-0198670-6) learns
+    it from the steps taken.
+
+    Args:
+      inverse: ``(U, U)``, from moments to steps.
+      scale: ``(U,)``, what makes steps comparable.
+      step: ``(U,)``, the last step; zero for none.
+      drop: ``(U,)``, by how much the moments fell with it.
+    """
+    row = (scale * step) @ inverse
+    expected, taken = row @ drop, (scale * step) @ step
+    known = (taken > 0.0) & (expected > 0.2 * taken)
+    error = step - inverse @ drop
+    return inverse + jnp.where(known, jnp.outer(error, row) / jnp.where(known, expected, 1.0), 0.0)
+
+
+def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:
+    return RigidTransform(t.tx + step[0], t.ty + step[1], t.theta + step[2])
+
+
+def _instruments(
+    source: jax.Array, target: jax.Array, points: Points, value: jax.Array, fit: Fit, linear: bool
+) -> tuple[jax.Array, jax.Array]:
+    """What the residual is projected on, and the model's derivatives: both ``(4 + C, P * C)``.
+
+    The unknowns are ``(tx, ty, theta)``, the gain, and each channel's bias. The former are the mean
+    of source and target, each denoised on its own grid. Each half stays with its own noise as the
+    transform moves; averaging the pictures first would tie the estimate to the transform at which
+    they were averaged.
+    """
+    height, width, channels = source.shape
+    noise = fit.variance / (1.0 + jnp.square(fit.gain) * noise_gain(points, linear))
+    # Beyond the overlap the target may be black or something else altogether.
+    expected = fit.gain * value + fit.bias
+    seen = jnp.where(points.inside[:, None] > 0, _flat(target), expected)
+    seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
+    noise_of_both = noise / jnp.square(fit.gain)
+    smooth_source, smooth_target = jax.vmap(lambda v: wiener(v, noise_of_both, averaged=2.0))(
+        jnp.stack([source, seen])
+    )
+    biases = jnp.tile(jnp.eye(channels), (1, height * width))
+
+    def columns(a: jax.Array, b: jax.Array) -> jax.Array:
+        image = prepared(a, linear)
+        v, u = (_flat(g) for g in jnp.gradient(b, axis=(0, 1)))
+        slope = 0.5 * (slopes(image, points, linear) + moved_by(u, v, points.lever))
+        level = 0.5 * (pull(image, points, linear) + _flat(b))
+        return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])
+
+    smooth = columns(smooth_source, smooth_target)
+    if linear:
+        return smooth, smooth
+    rows, across = (blurring_matrix(size, _ALIASING_BLUR) for size in (height, width))
+    blurred = (apply_separable(rows, image, across) for image in (smooth_source, smooth_target))
+    return columns(*blurred), smooth
+
+
+def _of_model(columns: jax.Array, gain: jax.Array) -> jax.Array:
+    """Derivatives ``(U, P * C)`` of ``gain * source + bias`` from those of the source."""
+    return jnp.concatenate([gain * columns[:3], columns[3:]])
+
+
+def _normal(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.Array:
+    """``(U, U)`` weighted products of ``(U, P * C)`` over all pixels and channels."""
+    weighted = right * jnp.repeat(weight, right.shape[1] // weight.size)
+    # Column by column: as one product of such a shape it takes four times as long on CPUs.
+    columns = [jnp.matmul(left, column, precision=_HIGHEST) for column in weighted]
+    return jnp.stack(columns, axis=1)
+
+
+def _inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:
+    """Inverse of the normal matrix, or of its block of ``(tx, ty, theta)`` alone, rest zero."""
+    unknowns = len(normal)
+    free = changed | (jnp.arange(unknowns) < 3)
+    both = free[:, None] & free
+    diagonal = jnp.maximum(jnp.abs(jnp.diagonal(normal)), 1e-12)
+    scale = jax.lax.rsqrt(diagonal)
+    scaled = jnp.where(both, normal * scale[:, None] * scale, 0.0)
+    damped = scaled + jnp.diag(jnp.where(free, 1e-6, 1.0))
+    return jnp.where(both, jnp.linalg.inv(damped) * scale[:, None] * scale, 0.0)
 
 
 def _brightness_changed(
-    system: _System, samples: Samples, target: jax.Array, fit: Fit
+    left: jax.Array, normal: jax.Array, value: jax.Array, target: jax.Array, fit: Fit
 ) -> jax.Array:
     """Whether gain 1 and bias 0 are out of the question: a likelihood-ratio test.
 
     The transform is free to make up for what it can, as it would if the test said no.
     """
-    residual = target - samples.value
-    plain = Fit(jnp.float32(1), jnp.zeros_like(fit.bias), residual, fit.weight, fit.variance)
-    raw, _ = _project(system, plain)
-    gained = jnp.vdot(raw[:3], solve(system.fixed, raw[:3]))
-    weighted = fit.weight[:, None] * residual
-    excess = jnp.vdot(weighted, residual) - gained
-    unexplained = jnp.vdot(fit.weight[:, None] * fit.residual, fit.residual)
-    energy = jnp.vdot(fit.weight[:, None] * target, target)
-    noise = jnp.maximum(fit.variance, 1e-7 * energy / jnp.maximum(fit.weight.sum(), 1.0))
-    return excess - unexplained > _BRIGHTNESS_CHANGED * noise
+    residual = target - value
+    alone = _System(left, _inverse(normal, jnp.bool_(False)))
+    moments = alone.moments(fit.weight, residual)
+    gained = jnp.vdot(moments, alone.inverse @ moments)
+    energy = lambda v: (fit.weight[:, None] * jnp.square(v)).sum()  # noqa: E731
+    excess = energy(residual) - gained - energy(fit.residual)
+    floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
+    return excess > _BRIGHTNESS_CHANGED * jnp.maximum(fit.variance, floor)
 
 
-def _covariance(system: _System, fit: Fit, changed: jax.Array) -> jax.Array:
+def _covariance(system: _System, fit: Fit) -> jax.Array:
     """Of the estimate: ``N^-1 (Z' S Z) N^-T``, S the variance of the residual."""
-    left = system.projection
-    count = jnp.maximum(fit.weight.sum(), 1.0)
-    spread = jnp.einsum("apc,p,bpc->ab", left, fit.weight, left, precision=_HIGHEST)
-    centred = spread - count * jnp.einsum("ac,bc->ab", system.mean, system.mean, precision=_HIGHEST)
-    padded = jnp.zeros((4, 4)).at[:3, :3].set(system.fixed).at[3, 3].set(system.full[3, 3])
-    normal = jnp.where(changed, system.full, padded)
-    spread = jnp.where(changed, centred, spread)
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(jnp.diagonal(normal)), 1e-12))
-    inverse = jnp.linalg.inv(normal * jnp.outer(scale, scale) + 1e-6 * jnp.eye(4))
-    inverse *= jnp.outer(scale, scale)
-    return fit.variance * (inverse @ spread @ inverse.T)[:3, :3]
+    influence = jnp.matmul(system.inverse[:3], system.instruments, precision=_HIGHEST)
+    return fit.variance * _normal(influence, influence, fit.weight)
+
+
+class _Optimum(NamedTuple):
+    """Where the search ended, and what its optimum is an optimum of."""
+
+    transform: RigidTransform
+    gain: jax.Array
+    bias: jax.Array
+    instruments: jax.Array
+    changed: jax.Array
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _optimum(linear: bool, source: jax.Array, target: jax.Array, end: _Optimum) -> RigidTransform:
+    """``end.transform`` as a function of the images, by the implicit function theorem.
+
+    The search behind it need not be unrolled: one more step from there, of value zero, has the
+    optimum's derivative. The theorem wants the residual's own derivative by the transform, where
+    the search was content with a smooth one.
+    """
+    del linear, source, target
+    return end.transform
+
+
+@_optimum.defjvp
+def _optimum_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
+    source, target, end = primals
+    margin = 0.0 if linear else _ALIASING_RIM
+    points = source_points(source.shape, end.transform, margin)
+    image = prepared(source, linear)
+    value = pull(image, points, linear)
+    fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias)
+    columns = jnp.concatenate([slopes(image, points, linear), value[None]])
+    right = jnp.concatenate([columns.reshape(4, -1), end.instruments[4:]])
+    normal = _normal(end.instruments, _of_model(right, end.gain), fit.weight)
+    system = _System(end.instruments, _inverse(normal, end.changed))
+
+    def step(source: jax.Array, target: jax.Array) -> jax.Array:
+        value = pull(prepared(source, linear), points, linear)
+        residual = _flat(target) - end.gain * value - end.bias
+        return (system.inverse @ system.moments(fit.weight, residual))[:3]
+
+    moved = jax.jvp(step, (source, target), tangents[:2])[1]
+    return end.transform, RigidTransform(moved[0], moved[1], moved[2])
 
 
 def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, jax.Array]:
     """The inverse of a transform, and its covariance carried over."""
     inverse = t.inverse()
     cos, sin = cos_sin_degrees(t.theta)
-    degree = jnp.pi / 180
     jacobian = jnp.array(
         [
-            [-cos, -sin, degree * inverse.ty],
-            [sin, -cos, -degree * inverse.tx],
+            [-cos, -sin, DEGREE * inverse.ty],
+            [sin, -cos, -DEGREE * inverse.tx],
             [0.0, 0.0, -1.0],
         ]
     )

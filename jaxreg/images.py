@@ -46,7 +46,7 @@ def _check_shape(shape: tuple[int, ...], name: str, batched: bool) -> None:
 
 def check_pair(
     fixed: ArrayLike, moving: ArrayLike, batched: bool = False
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
     """Two images, or two stacks of them, as float32 with a channel axis.
 
     Args:
@@ -55,7 +55,7 @@ def check_pair(
       batched: whether there is a batch axis.
 
     Returns:
-      Both, ``([N,] H, W, C)``.
+      Both, ``([N,] H, W, C)``; stacks stay where they are, on the host or a device.
 
     Raises:
       ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.
@@ -80,4 +80,6 @@ def check_pair(
         )
     with_channels = 4 if batched else 3
     pair = [image if image.ndim == with_channels else image[..., None] for image in pair]
+    if batched:  # a stack goes to the device in parts
+        return pair[0], pair[1]
     return jnp.asarray(pair[0]), jnp.asarray(pair[1])

@@ -79,13 +79,30 @@ def _prefilter_matrix(n: int) -> np.ndarray:
     return np.linalg.inv(sampling).astype(np.float32)
 
 
-def spline_coefficients(image: jax.Array) -> jax.Array:
+@functools.cache
+def _rimmed_prefilter(n: int, rim: int) -> np.ndarray:
+    """``(n + 2 rim, n)``: `_prefilter_matrix` with the coefficients beyond both ends."""
+    index = np.abs(np.arange(-rim, n + rim))
+    return _prefilter_matrix(n)[np.where(index > n - 1, 2 * (n - 1) - index, index)]
+
+
+@functools.cache
+def derivative_matrix(n: int) -> np.ndarray:
+    """``(n, n)`` matrix from samples to the derivative of their cubic spline at the samples."""
+    coefficients = _rimmed_prefilter(n, 1)
+    return 0.5 * (coefficients[2:] - coefficients[:-2])
+
+
+def spline_coefficients(image: jax.Array, rim: int = 0) -> jax.Array:
     """Cubic B-spline coefficients of an image ``(H, W, C)``, mirrored at the borders.
 
     Evaluating them with the ``spline`` kernel at whole pixels gives the image back.
+
+    Args:
+      image: ``(H, W, C)``.
+      rim: how many coefficients beyond each border to return besides: 0 or 1.
     """
-    height, width = image.shape[:2]
-    rows, columns = _prefilter_matrix(height), _prefilter_matrix(width)
+    rows, columns = (_rimmed_prefilter(size, rim) for size in image.shape[:2])
     highest = jax.lax.Precision.HIGHEST  # TF32 would cost the third digit
     image = jnp.einsum("yi,ixc->yxc", rows, image, precision=highest)
     return jnp.einsum("xj,yjc->yxc", columns, image, precision=highest)

@@ -1,13 +1,9 @@
-"""Gauss-Newton refinement of a rigid alignment on the overlap of two images.
+"""Gauss-Newton refinement of coarse alignments, many at once: from near to close.
 
-One image, the *source*, is pulled onto the pixels of the other, the *target*; the residual there is
-``target - gain * source(T^-1 p) - bias``, one gain and a bias for each channel. Pixels whose
-residual is out of line (an occlusion) lose their weight.
-
-The normal equations are those of instrumental variables: the residual is projected on the
-derivative of a *denoised* image instead of the noisy one's. At low noise that is Gauss-Newton; at
-high noise it keeps the estimate near the Cramér-Rao bound, from which the noise in the derivative
-would otherwise carry it away.
+The moving target's own gradient stands in for that of the warped source (inverse compositional,
+Baker and Matthews 2004, doi:10.1023/B:VISI.0000011205.11775.fd): it is the same for all candidates
+and steps, and so are its products, so a step costs one sampling and two small matrix products.
+Gain and bias are fitted along, and pixels whose residual is out of line lose their weight.
 """
 
 from __future__ import annotations
@@ -16,240 +12,155 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
-from jaxreg.geometry import RigidTransform, cos_sin_degrees
+from jaxreg.correlation import evidence
+from jaxreg.geometry import RigidTransform
+from jaxreg.interpolation import derivative_matrix
+from jaxreg.resampling import moved_by, pull, source_points
 from jaxreg.warping import pixel_grid
 
-_DEGREE = jnp.pi / 180
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
 # noise alone, near enough that an occlusion weighs little.
 _OUTLIER = 3.0
 # px, px, degrees: the farthest that one step may go, about the reach of a linear model.
 _MAX_STEP = (1.0, 1.0, 6.0)
+# px: towards the rim of the overlap the target's gradient feels what lies beyond, and counts less.
+_RIM = 1.5
+# The products of five columns, each pair once, and where in that list a 5x5 matrix finds them.
+_FIRST, _SECOND = np.triu_indices(5)
+_SYMMETRIC = np.zeros((5, 5), int)
+_SYMMETRIC[_FIRST, _SECOND] = _SYMMETRIC[_SECOND, _FIRST] = np.arange(15)
 
 
-class Samples(NamedTuple):
-    """The source image at the pixels of the target.
+class _Target(NamedTuple):
+    """What all candidates share: columns ``(t's slopes, t, 1)`` and their products."""
 
-    Attributes:
-      value: ``(P, C)``.
-      slope: ``(3, P, C)`` derivatives by ``(tx, ty, theta)``, theta in degrees.
-      inside: ``(P,)`` weight, 0 where the point lies outside the source's frame.
-      noise_gain: scalar, the share of white noise that interpolation lets through.
+    columns: jax.Array  # (5, P)
+    products: jax.Array  # (15, P), of each two columns
+
+
+def robust_weight(square: jax.Array, inside: jax.Array) -> jax.Array:
+    """Weight of each pixel by its squared residual, both ``(..., P)``: 1, falling off for outliers.
+
+    The scale is the mean absolute residual over the overlap, nearly blind to a few large ones.
     """
-
-    value: jax.Array
-    slope: jax.Array
-    inside: jax.Array
-    noise_gain: jax.Array
-
-
-class Fit(NamedTuple):
-    """How well the source explains the target at some transform.
-
-    Attributes:
-      gain: scalar, grey values of the target for one of the source.
-      bias: ``(C,)``.
-      residual: ``(P, C)``, raw.
-      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
-      variance: scalar, the weighted mean square of the residual.
-    """
-
-    gain: jax.Array
-    bias: jax.Array
-    residual: jax.Array
-    weight: jax.Array
-    variance: jax.Array
-
-
-def _linear_taps(u: jax.Array, size: int) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-    base = jnp.clip(jnp.floor(u), 0.0, max(size - 2.0, 0.0))
-    t = u - base
-    one = jnp.ones_like(t)
-    return base, [1.0 - t, t], [-one, one]
-
-
-def _spline_taps(
-    u: jax.Array, size: int, linear: ArrayLike
-) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-    """Four taps of the cubic B-spline, or where ``linear`` the two linear ones between zeros."""
-    base, low, low_slope = _linear_taps(u, size)
-    t = u - base
-    s = 1.0 - t
-    zero = jnp.zeros_like(t)
-    weights = [
-        s * s * s / 6.0,
-        (4.0 - 3.0 * t * t * (2.0 - t)) / 6.0,
-        (4.0 - 3.0 * s * s * (2.0 - s)) / 6.0,
-        t * t * t / 6.0,
-    ]
-    slopes = [-0.5 * s * s, t * (1.5 * t - 2.0), s * (2.0 - 1.5 * s), 0.5 * t * t]
-    mix = lambda a, b: [jnp.where(linear, p, q) for p, q in zip(a, b, strict=True)]  # noqa: E731
-    return (
-        base - 1.0,
-        mix([zero, *low, zero], weights),
-        mix([zero, *low_slope, zero], slopes),
-    )
-
-
-def _noise_gain(t: jax.Array, linear: ArrayLike) -> jax.Array:
-    """Sum of squared weights of the samples, for a fraction ``t``; cubic spline to 1%."""
-    dip = 4.0 * t * (1.0 - t)
-    return jnp.where(linear, 1.0 - 0.5 * dip, 1.0 - dip * (0.284 * dip - 0.04))
-
-
-def sample_source(
-    source: jax.Array,
-    transform: RigidTransform,
-    linear: ArrayLike = True,
-    margin: ArrayLike = 0.0,
-) -> Samples:
-    """The source at ``T^-1 p`` for every pixel p of the target, with derivatives by T.
-
-    Args:
-      source: ``(H, W, C)`` samples; B-spline coefficients where not ``linear``.
-      transform: from source to target.
-      linear: bilinear, else cubic B-spline. A Python bool is cheaper than a traced one.
-      margin: width in px of the rim of the source's frame over which `inside` rises from 0 to 1;
-        0 counts the whole frame.
-    """
-    height, width, channels = source.shape
-    grid = pixel_grid(source.shape).reshape(-1, 2)
-    cos, sin = cos_sin_degrees(transform.theta)
-    dx = grid[:, 0] - (width - 1) / 2 - transform.tx
-    dy = grid[:, 1] - (height - 1) / 2 - transform.ty
-    x = cos * dx + sin * dy + (width - 1) / 2
-    y = cos * dy - sin * dx + (height - 1) / 2
-    depth = jnp.minimum(jnp.minimum(x, width - 1 - x), jnp.minimum(y, height - 1 - y))
-    inside = jnp.clip(depth / jnp.maximum(margin, 1e-3) + 1e-3, 0.0, 1.0)
-    inside = jnp.where(jnp.asarray(margin) > 0, inside, depth >= -1e-3)
-
-    x, y = jnp.clip(x, 0.0, width - 1.0), jnp.clip(y, 0.0, height - 1.0)
-    if isinstance(linear, bool) and linear:
-        first_x, wx, sx = _linear_taps(x, width)
-        first_y, wy, sy = _linear_taps(y, height)
-    else:
-        first_x, wx, sx = _spline_taps(x, width, linear)
-        first_y, wy, sy = _spline_taps(y, height, linear)
-
-    def mirrored(first: jax.Array, k: int, size: int) -> jax.Array:
-        index = jnp.abs(first + k)
-        return jnp.where(index > size - 1, 2 * (size - 1) - index, index).astype(jnp.int32)
-
-    flat = source.reshape(-1, channels)
-    columns = [mirrored(first_x, i, width) for i in range(len(wx))]
-    value = along_x = along_y = jnp.zeros((x.size, channels), jnp.float32)
-    for j in range(len(wy)):
-        row = mirrored(first_y, j, height) * width
-        row_value = row_slope = jnp.zeros((x.size, channels), jnp.float32)
-        for i, column in enumerate(columns):
-            pixel = flat.at[row + column].get(mode="promise_in_bounds")
-            row_value += wx[i][:, None] * pixel
-            row_slope += sx[i][:, None] * pixel
-        value += wy[j][:, None] * row_value
-        along_x += wy[j][:, None] * row_slope
-        along_y += sy[j][:, None] * row_value
-    # Along the target's axes. Moving T one way moves the source the other way under the grid.
-    u = cos * along_x - sin * along_y
-    v = sin * along_x + cos * along_y
-    slope = jnp.stack([-u, -v, _DEGREE * (dy[:, None] * u - dx[:, None] * v)])
-    share = _noise_gain(x - jnp.floor(x), linear) * _noise_gain(y - jnp.floor(y), linear)
-    noise_gain = (share * inside).sum() / jnp.maximum(inside.sum(), 1.0)
-    return Samples(value, slope, inside, noise_gain)
-
-
-def weighted_sums(weight: jax.Array, values: jax.Array) -> jax.Array:
-    """Sum ``(..., P, C)`` values over the pixels with weights ``(P,)``."""
-    return jnp.einsum("p,...pc->...c", weight, values, precision=_HIGHEST)
-
-
-def fit_intensity(samples: Samples, target: jax.Array, weight: jax.Array) -> Fit:
-    """Fit gain and bias on weighted pixels, then weigh the residuals.
-
-    Args:
-      samples: of the source.
-      target: ``(P, C)``.
-      weight: ``(P,)`` for this fit: of an earlier residual, or `Samples.inside`.
-    """
-    count = jnp.maximum(weight.sum(), 1.0)
-    mean_source = weighted_sums(weight, samples.value) / count
-    mean_target = weighted_sums(weight, target) / count
-    source, centred = samples.value - mean_source, target - mean_target
-    energy = (weighted_sums(weight, source * source)).sum()
-    gain = weighted_sums(weight, source * centred).sum() / jnp.maximum(energy, 1e-12)
-    # A gain near or below zero means that the images are not aligned: hold it where the residual
-    # still says which way to go.
-    gain = jnp.clip(gain, 0.1, 10.0)
-    bias = mean_target - gain * mean_source
-    return weigh(samples, target, gain, bias)
-
-
-def weigh(samples: Samples, target: jax.Array, gain: jax.Array, bias: jax.Array) -> Fit:
-    """Residuals for a given gain and bias, and their robust weights."""
-    residual = target - gain * samples.value - bias
-    square = jnp.square(residual).mean(-1)
-    count = jnp.maximum(samples.inside.sum(), 1.0)
-    # The mean absolute residual is nearly blind to a few large ones.
-    scale = (samples.inside * jnp.sqrt(square)).sum() / count
+    count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
+    scale = (inside * jnp.sqrt(square)).sum(-1, keepdims=True) / count
     limit = jnp.square(_OUTLIER * scale) + 1e-12
-    weight = samples.inside * jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
-    variance = (weight * square).sum() / jnp.maximum(weight.sum(), 1.0)
-    return Fit(gain, bias, residual, weight, variance)
+    return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
 
 
 def clip_step(step: jax.Array) -> jax.Array:
-    """Shorten a step, without turning it, so that no component passes its limit."""
-    return step / jnp.maximum(1.0, jnp.max(jnp.abs(step) / jnp.asarray(_MAX_STEP)))
+    """Shorten steps ``(..., 3)``, without turning them, so that no component passes its limit."""
+    excess = jnp.max(jnp.abs(step) / jnp.asarray(_MAX_STEP), -1, keepdims=True)
+    return jnp.nan_to_num(step / jnp.maximum(1.0, excess))
 
 
 def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """Solve small normal equations, scaled to unit diagonal and faintly damped."""
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(jnp.diagonal(matrix)), 1e-12))
-    damped = matrix * jnp.outer(scale, scale) + 1e-6 * jnp.eye(len(vector))
-    return scale * jnp.linalg.solve(damped, scale * vector)
+    """Solve ``(..., 3, 3)`` normal equations, scaled to unit diagonal and faintly damped.
+
+    By cofactors: thousands of systems of three are no work for a linear algebra library.
+    """
+    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(diagonal), 1e-12))
+    m = matrix * scale[..., :, None] * scale[..., None, :] + 1e-6 * jnp.eye(3)
+    a, b, c = m[..., :, 0], m[..., :, 1], m[..., :, 2]
+    cofactors = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], axis=-2)
+    determinant = (a * cofactors[..., 0, :]).sum(-1, keepdims=True)
+    v = (cofactors * (scale * vector)[..., None, :]).sum(-1)
+    return scale * v / jnp.where(jnp.abs(determinant) > 1e-12, determinant, 1e-12)
 
 
-def advance(t: RigidTransform, step: jax.Array) -> RigidTransform:
-    """Add a step ``(3,)`` to the parameters."""
-    return RigidTransform(t.tx + step[0], t.ty + step[1], t.theta + step[2])
+def _prepare(target: jax.Array) -> _Target:
+    height, width = target.shape
+    u = jnp.matmul(target, derivative_matrix(width).T, precision=_HIGHEST).reshape(-1, 1)
+    v = jnp.matmul(derivative_matrix(height), target, precision=_HIGHEST).reshape(-1, 1)
+    centre = jnp.array([(width - 1) / 2, (height - 1) / 2])
+    lever = (pixel_grid(target.shape).reshape(-1, 2) - centre).T
+    slope = moved_by(u, v, lever)[..., 0]
+    flat = target.reshape(1, -1)
+    columns = jnp.concatenate([slope, flat, jnp.ones_like(flat)])
+    return _Target(columns, columns[_FIRST] * columns[_SECOND])
+
+
+def _times(matrix: jax.Array, vectors: jax.Array) -> jax.Array:
+    """``vectors @ matrix.T``, a vector at a time: for so few of them CPUs are far faster so."""
+    return jnp.stack([jnp.matmul(matrix, v, precision=_HIGHEST) for v in vectors])
+
+
+def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
+    """Weighted scatter about the means of ``(slopes, t)``, with the source's value, and of that.
+
+    Returns:
+      ``(K, 4, 4)``, ``(K, 4)``, ``(K,)``, and the ``(K, 5)`` and ``(K,)`` means.
+    """
+    products = _times(target.products, weight)[:, _SYMMETRIC]
+    weighted = weight * value
+    with_value = _times(target.columns, weighted)
+    energy = (weighted * value).sum(-1)
+    count = jnp.maximum(products[:, 4, 4], 1.0)
+    mean, mean_value = products[:, 4] / count[:, None], with_value[:, 4] / count
+    scatter = products - count[:, None, None] * mean[:, :, None] * mean[:, None]
+    with_value = with_value - (count * mean_value)[:, None] * mean
+    energy = energy - count * jnp.square(mean_value)
+    return scatter[:, :4, :4], with_value[:, :4], energy, mean[:, :4], mean_value
+
+
+def _advance(t: RigidTransform, step: jax.Array) -> RigidTransform:
+    """Compose small transforms ``(K, 3)`` about the centre onto K transforms."""
+    return RigidTransform(step[:, 0], step[:, 1], step[:, 2]).compose(t)
 
 
 def gauss_newton(
-    source: jax.Array, target: jax.Array, transform: RigidTransform, iterations: int
-) -> tuple[RigidTransform, Fit]:
-    """Plain robust Gauss-Newton with bilinear interpolation: from near to close.
-
-    Gain and bias are fitted along, so a brightness change does not pull the estimate.
+    source: jax.Array, target: jax.Array, start: RigidTransform, iterations: int
+) -> tuple[RigidTransform, jax.Array]:
+    """Robust Gauss-Newton from K starts, with bilinear interpolation.
 
     Args:
-      source: ``(H, W, C)``.
+      source: ``(H, W)``.
       target: the same shape.
-      transform: where to start, within about a pixel.
+      start: K transforms from source to target, within about a pixel.
       iterations: how many steps.
 
     Returns:
-      The refined transform and the fit before its last step.
+      The K refined transforms and the `evidence` for each.
     """
-    flat = target.reshape(-1, target.shape[-1])
+    prepared, flat = _prepare(target), target.reshape(-1)
+    shape = target.shape
 
-    def step(state: tuple[RigidTransform, jax.Array], _: None) -> tuple:
-        transform, weight = state
-        samples = sample_source(source, transform)
-        fit = fit_intensity(samples, flat, weight * samples.inside)
-        columns = jnp.concatenate([samples.slope, samples.value[None]])
-        count = jnp.maximum(fit.weight.sum(), 1.0)
-        centred = columns - (weighted_sums(fit.weight, columns) / count)[:, None]
-        weighted = centred * fit.weight[:, None]
-        normal = jnp.einsum("apc,bpc->ab", weighted, centred, precision=_HIGHEST)
-        moment = jnp.einsum("apc,pc->a", weighted, fit.residual, precision=_HIGHEST)
-        delta = solve(normal, moment)[:3] / fit.gain
+    def sampled(t: RigidTransform, margin: float) -> tuple[jax.Array, jax.Array]:
+        def one(t: RigidTransform) -> tuple[jax.Array, jax.Array]:
+            points = source_points(shape, t, margin)
+            return pull(source, points, linear=True), points.inside
+
+        return jax.vmap(one)(t)
+
+    def step(state: tuple, _: None) -> tuple:
+        t, robust = state
+        value, inside = sampled(t, _RIM)
+        scatter, with_value, energy, mean, mean_value = _sums(prepared, value, inside * robust)
+        # Eliminate the gain: what of each column the source's value explains goes.
+        energy = jnp.maximum(energy, 1e-6)
+        share = with_value / energy[:, None]
+        rest = scatter - share[:, :, None] * with_value[:, None]
+        delta = solve(rest[:, :3, :3], rest[:, :3, 3])
+        gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
+        predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
+        predicted += delta @ prepared.columns[:3] - (mean[:, :3] * delta).sum(-1, keepdims=True)
+        robust = robust_weight(jnp.square(flat - predicted), inside)
         # Pixels outside now may be inside later: they start unprejudiced.
-        robust = jnp.where(samples.inside > 0, fit.weight, 1.0)
-        return (advance(transform, clip_step(delta)), robust), fit
+        return (_advance(t, clip_step(delta)), jnp.where(inside > 0, robust, 1.0)), None
 
-    start = (transform, jnp.ones(flat.shape[0], jnp.float32))
-    fits: Fit
-    (transform, _), fits = jax.lax.scan(step, start, None, length=iterations)
-    return transform, jax.tree.map(lambda v: v[-1], fits)
+    ones = jnp.ones((start.tx.shape[0], flat.size), jnp.float32)
+    (end, _), _ = jax.lax.scan(step, (start, ones), None, length=iterations)
+    value, inside = sampled(end, 0.0)
+    count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
+    centred = inside * (value - (inside * value).sum(-1, keepdims=True) / count)
+    centred_flat = inside * (flat - (inside * flat).sum(-1, keepdims=True) / count)
+    floor = 1e-6 * (jnp.square(value).sum(-1) + jnp.square(flat).sum()) + 1e-12
+    spread = jnp.maximum(jnp.square(centred).sum(-1), floor)
+    spread *= jnp.maximum(jnp.square(centred_flat).sum(-1), floor)
+    ncc = (centred * centred_flat).sum(-1) * jax.lax.rsqrt(spread)
+    return end, evidence(ncc, inside.mean(-1))

@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxreg.batching import OnePair, map_pairs
 from jaxreg.direct import DirectOptions, Kernel, align
 from jaxreg.images import check_pair
 from jaxreg.methods import find_method
 from jaxreg.result import Estimator, Registration
 
-# Pairs handled together: enough to keep the cores busy, few enough that the work of each stays in
-# their caches; a GPU wants thousands.
-_CHUNK = {"cpu": 64}
-_ACCELERATOR_CHUNK = 4096
+_CHUNK = 64  # pairs that other methods are given at a time
 _DEFAULT = DirectOptions()
 
 _align = jax.jit(align, static_argnames="options")
-_align_many = jax.jit(
-    lambda fixed, moving, options: jax.vmap(lambda f, m: align(f, m, options))(fixed, moving),
-    static_argnames="options",
-)
+
+
+@functools.cache
+def _aligner(options: DirectOptions) -> OnePair:
+    """`align` with its options: one object for equal ones, so that it is compiled once."""
+    return functools.partial(align, options=options)
 
 
 def register(
@@ -101,20 +101,16 @@ def register_batch(
       ValueError: the images or a setting are unfit; the argument is named.
     """
     fixed, moving = check_pair(fixed, moving, batched=True)
-    estimator: Estimator
     if method == "direct":
-        options = DirectOptions(max_shift, interpolation)
-        estimator = functools.partial(direct_estimator, options=options)
-    else:
-        estimator = _per_pair(find_method(method))
-    return _in_chunks(estimator, fixed, moving)
+        return map_pairs(_aligner(DirectOptions(max_shift, interpolation)), fixed, moving)
+    return _in_chunks(_per_pair(find_method(method)), fixed, moving)
 
 
 def direct_estimator(
     fixed: jax.Array, moving: jax.Array, options: DirectOptions = _DEFAULT
 ) -> Registration:
     """The direct method as an estimator: batches ``(N, H, W, C)`` to a batched `Registration`."""
-    return _align_many(jnp.asarray(fixed), jnp.asarray(moving), options)
+    return map_pairs(_aligner(options), fixed, moving)
 
 
 def _per_pair(estimator: Estimator) -> Estimator:
@@ -129,14 +125,13 @@ def _per_pair(estimator: Estimator) -> Estimator:
 
 
 def _in_chunks(estimator: Estimator, fixed: jax.Array, moving: jax.Array) -> Registration:
-    chunk = _CHUNK.get(jax.default_backend(), _ACCELERATOR_CHUNK)
     count = fixed.shape[0]
-    if count <= chunk:
+    if count <= _CHUNK:
         return estimator(fixed, moving)
     results = []
-    for start in range(0, count, chunk):
+    for start in range(0, count, _CHUNK):
         # The last chunk reaches back rather than being short: one shape, one compilation.
-        begin = min(start, count - chunk)
-        part = estimator(fixed[begin : begin + chunk], moving[begin : begin + chunk])
+        begin = min(start, count - _CHUNK)
+        part = estimator(fixed[begin : begin + _CHUNK], moving[begin : begin + _CHUNK])
         results.append(jax.tree.map(lambda v, skip=start - begin: v[skip:], part))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)

@@ -1,0 +1,105 @@
+"""Many pairs: in chunks, over threads and devices, with one compilation for any number.
+
+A CPU is fastest pair by pair, which keeps the work of each in its caches, with a thread for every
+core; an accelerator wants thousands of pairs at once, and the next ones on their way meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxreg.result import Registration
+
+OnePair = Callable[[jax.Array, jax.Array], Registration]
+_PAIRS = "pairs"  # the mesh axis
+# Pairs of a chunk, for each device.
+_CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 4096
+
+
+@functools.partial(jax.jit, static_argnames=("one", "devices"))
+def _chunk(
+    one: OnePair, fixed: jax.Array, moving: jax.Array, count: jax.Array, devices: int
+) -> Registration:
+    """The first ``count`` pairs of a chunk, which is spread over the devices."""
+    if jax.default_backend() != "cpu":
+        run = jax.vmap(one)
+    else:
+        run = functools.partial(_one_by_one, one, count if devices == 1 else len(fixed) // devices)
+    if devices > 1:
+        mesh = jax.make_mesh(
+            (devices,), (_PAIRS,), devices=jax.local_devices(), axis_types=(AxisType.Auto,)
+        )
+        spec = PartitionSpec(_PAIRS)
+        run = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return run(fixed, moving)
+
+
+def _one_by_one(
+    one: OnePair, count: int | jax.Array, fixed: jax.Array, moving: jax.Array
+) -> Registration:
+    """The first ``count`` pairs, in a loop; zeros for the rest."""
+    shapes = jax.eval_shape(one, fixed[0], moving[0])
+    answers = jax.tree.map(lambda s: jnp.zeros((len(fixed), *s.shape), s.dtype), shapes)
+
+    def step(i: jax.Array, answers: Registration) -> Registration:
+        return jax.tree.map(lambda all_, a: all_.at[i].set(a), answers, one(fixed[i], moving[i]))
+
+    return jax.lax.fori_loop(0, count, step, answers)
+
+
+def map_pairs(
+    one: OnePair, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray
+) -> Registration:
+    """Apply a function of one pair to many; memory is bounded however many there are.
+
+    Under a transformation it is the vmapped function.
+
+    Args:
+      one: from images ``(H, W, C)`` float32 to a `Registration`; hashable, for it is compiled once.
+      fixed: ``(N, H, W, C)``, any real dtype; on the host or a device.
+      moving: the same shape.
+
+    Returns:
+      A `Registration` whose fields have a leading axis N.
+    """
+    if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
+        return jax.vmap(one)(fixed, moving)
+    count, devices, on_cpu = len(fixed), jax.local_device_count(), jax.default_backend() == "cpu"
+    # With several devices each chunk keeps all of them busy; a lone CPU is several cores.
+    threads = os.cpu_count() or 1 if on_cpu and devices == 1 else 2
+    if on_cpu:
+        size = step = _CPU_CHUNK * devices
+        if devices == 1:
+            step = min(size, max(-(-count // threads), 1))
+    else:  # powers of two: few compilations, little in vain
+        step = size = min(1 << max(count - 1, 1).bit_length(), _ACCELERATOR_CHUNK) * devices
+
+    def part(start: int) -> Registration:
+        pair = [_padded(images[start : start + step], size) for images in (fixed, moving)]
+        number = min(step, count - start)
+        answers = _chunk(one, *pair, jnp.int32(number), devices)
+        return jax.block_until_ready(jax.tree.map(lambda v: v[:number], answers))
+
+    starts = range(0, count, step)
+    parts = [part(0)]  # compiles: once, not in every thread
+    if count > step:
+        with ThreadPoolExecutor(threads) as pool:
+            parts += pool.map(part, itertools.islice(starts, 1, None))
+    return jax.tree.map(lambda *v: jnp.concatenate(v), *parts) if len(parts) > 1 else parts[0]
+
+
+def _padded(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:
+    """``size`` images as float32, the last ones zero if there are fewer."""
+    missing = size - len(images)
+    xp = jnp if isinstance(images, jax.Array) else np
+    images = images.astype(np.float32)
+    return xp.pad(images, ((0, missing), *[(0, 0)] * 3)) if missing else images

@@ -1,0 +1,152 @@
+"""The source image at the pixels of the target: where they come from, values, derivatives.
+
+What `jaxreg.warping` does for users, this does for the direct method's inner loops: points are
+clipped into the frame instead of padded with zeros, the share that lies inside is told apart, and
+derivatives are had for the price of another call.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
+from jaxreg.interpolation import spline_coefficients
+from jaxreg.warping import pixel_grid
+
+DEGREE = jnp.pi / 180
+_ON_THE_RIM = 1e-3  # px: a point on the rim counts as inside, whatever rounding says
+
+
+class Points(NamedTuple):
+    """Where the pixels of the target lie in the source.
+
+    Attributes:
+      x: ``(P,)``, clipped into the frame.
+      y: the same.
+      inside: ``(P,)`` weight, 0 where the point lies outside the source's frame.
+      lever: ``(2, P)``, the target's pixels about the centre of the turn, in px.
+      cos: scalar, of the transform's angle.
+      sin: scalar.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    inside: jax.Array
+    lever: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+
+
+def prepared(source: jax.Array, linear: bool) -> jax.Array:
+    """What `pull` wants of a source ``(H, W, C)``: itself, or spline coefficients with a rim."""
+    return source if linear else spline_coefficients(source, rim=1)
+
+
+def source_points(shape: Shape, transform: RigidTransform, margin: float = 0.0) -> Points:
+    """The points ``T^-1 p`` for every pixel p of the target.
+
+    Args:
+      shape: of both images, starting with ``(H, W)``.
+      transform: from source to target.
+      margin: width in px of the rim of the source's frame over which `Points.inside` rises from 0
+        to 1; 0 counts the whole frame.
+    """
+    height, width = shape[:2]
+    grid = pixel_grid(shape).reshape(-1, 2)
+    cos, sin = cos_sin_degrees(transform.theta)
+    dx = grid[:, 0] - (width - 1) / 2 - transform.tx
+    dy = grid[:, 1] - (height - 1) / 2 - transform.ty
+    x = cos * dx + sin * dy + (width - 1) / 2
+    y = cos * dy - sin * dx + (height - 1) / 2
+    depth = jnp.minimum(jnp.minimum(x, width - 1 - x), jnp.minimum(y, height - 1 - y))
+    if margin:
+        inside = jnp.clip(depth / margin + _ON_THE_RIM, 0.0, 1.0)
+    else:
+        inside = (depth >= -_ON_THE_RIM).astype(jnp.float32)
+    x, y = jnp.clip(x, 0.0, width - 1.0), jnp.clip(y, 0.0, height - 1.0)
+    return Points(x, y, inside, jnp.stack([dx, dy]), cos, sin)
+
+
+def _linear_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[jax.Array]]:
+    """First pixel touched, and the weights from it on; of the derivative where ``slope``."""
+    first = jnp.clip(jnp.floor(u), 0.0, max(size - 2.0, 0.0))
+    t = u - first
+    one = jnp.ones_like(t)
+    return first, [-one, one] if slope else [1.0 - t, t]
+
+
+def _spline_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[jax.Array]]:
+    """As `_linear_taps`, for the cubic B-spline, on coefficients that begin one pixel earlier."""
+    first, (s, t) = _linear_taps(u, size, False)
+    if slope:
+        return first, [-0.5 * s * s, t * (1.5 * t - 2.0), s * (2.0 - 1.5 * s), 0.5 * t * t]
+    near = lambda d: (4.0 - 3.0 * d * d * (2.0 - d)) / 6.0  # noqa: E731
+    return first, [s * s * s / 6.0, near(t), near(s), t * t * t / 6.0]
+
+
+def pull(
+    image: jax.Array, points: Points, linear: bool, along: Literal["", "x", "y"] = ""
+) -> jax.Array:
+    """Values of a source at points, or its derivative along one of its axes.
+
+    Args:
+      image: `prepared`; ``(H, W, C)``, or ``(H, W)`` of one channel.
+      points: P of them.
+      linear: the kernel.
+      along: the axis of the derivative, if any.
+
+    Returns:
+      ``(P, C)``, or ``(P,)``.
+    """
+    rim = 0 if linear else 2
+    taps = _linear_taps if linear else _spline_taps
+    stride = image.shape[1]
+    column, x_weights = taps(points.x, stride - rim, along == "x")
+    row, y_weights = taps(points.y, image.shape[0] - rim, along == "y")
+    first = (row * stride + column).astype(jnp.int32)
+    flat = image.reshape(-1, *image.shape[2:])
+    spread = lambda w: w.reshape(-1, *[1] * (image.ndim - 2))  # noqa: E731
+    total = 0.0
+    for j, y_weight in enumerate(y_weights):
+        line = 0.0
+        for i, x_weight in enumerate(x_weights):
+            pixel = flat.at[first + (j * stride + i)].get(mode="promise_in_bounds")
+            line += spread(x_weight) * pixel
+        total += spread(y_weight) * line
+    return total
+
+
+def slopes(image: jax.Array, points: Points, linear: bool) -> jax.Array:
+    """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
+    along_x, along_y = pull(image, points, linear, "x"), pull(image, points, linear, "y")
+    # Along the target's axes. Moving T one way moves the source the other way under the grid.
+    u = points.cos * along_x - points.sin * along_y
+    v = points.sin * along_x + points.cos * along_y
+    return moved_by(u, v, points.lever)
+
+
+def moved_by(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Array:
+    """``(3, P, C)``: how values change with ``(tx, ty, theta)``, from their gradient.
+
+    Args:
+      u: ``(P, C)`` derivative to the right.
+      v: ``(P, C)`` derivative down.
+      lever: ``(2, P)`` pixels about the centre of the turn.
+    """
+    dx, dy = lever[..., None]
+    return jnp.stack([-u, -v, DEGREE * (dy * u - dx * v)])
+
+
+def noise_gain(points: Points, linear: bool) -> jax.Array:
+    """The share of white noise that interpolation lets through, a scalar; cubic spline to 1%."""
+
+    def share(u: jax.Array) -> jax.Array:
+        t = u - jnp.floor(u)
+        dip = 4.0 * t * (1.0 - t)
+        return 1.0 - 0.5 * dip if linear else 1.0 - dip * (0.284 * dip - 0.04)
+
+    kept = (share(points.x) * share(points.y) * points.inside).sum()
+    return kept / jnp.maximum(points.inside.sum(), 1.0)

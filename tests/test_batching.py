@@ -1,0 +1,72 @@
+"""Many pairs in chunks: order, number of compilations, threads, several devices."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg import batching
+from jaxreg.geometry import RigidTransform
+from jaxreg.result import Registration
+
+
+def first_pixels(fixed, moving):
+    """A cheap function of a pair that tells which one it saw."""
+    a, b = fixed[0, 0, 0], moving[0, 0, 0]
+    transform = RigidTransform(a, b, a - b)
+    return Registration(transform, a, a < b, jnp.full((3, 3), a), jnp.bool_(True))
+
+
+def numbered(count, dtype=np.float32):
+    return (np.arange(count)[:, None, None, None] % 200 * np.ones((count, 8, 8, 1))).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
+    monkeypatch.setattr(batching, "_CPU_CHUNK", 8)
+    batching._chunk.clear_cache()
+    for count in (0, 1, 7, 8, 9, 40, 203):
+        images = numbered(count, dtype)
+        answer = batching.map_pairs(first_pixels, images, images + 1)
+        np.testing.assert_array_equal(answer.transform.tx, np.arange(count) % 200)
+        np.testing.assert_array_equal(answer.transform.ty, np.arange(count) % 200 + 1)
+        assert answer.covariance.shape == (count, 3, 3)
+        assert np.asarray(answer.success).all()
+    assert batching._chunk._cache_size() == 1
+
+
+def test_arrays_on_the_device_and_under_vmap():
+    images = jnp.asarray(numbered(70))
+    answer = batching.map_pairs(first_pixels, images, images)
+    np.testing.assert_array_equal(answer.transform.tx, np.arange(70))
+    stacked = jax.jit(jax.vmap(lambda v: batching.map_pairs(first_pixels, v, v)))(images[None])
+    np.testing.assert_array_equal(stacked.transform.tx[0], np.arange(70))
+
+
+SPREAD = """
+import jax
+import numpy as np
+from jaxreg.batching import map_pairs
+from tests.test_batching import first_pixels, numbered
+assert jax.local_device_count() == 8
+images = numbered(1200)
+answer = map_pairs(first_pixels, images, images + 1)
+np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
+np.testing.assert_array_equal(answer.transform.ty, np.arange(1200) % 200 + 1)
+"""
+
+
+def test_pairs_are_spread_over_several_devices():
+    flags = "--xla_force_host_platform_device_count=8"
+    run = subprocess.run(
+        [sys.executable, "-c", SPREAD],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]

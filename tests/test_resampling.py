@@ -1,0 +1,62 @@
+"""The source at the target's pixels against `warp` and its derivative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.geometry import RigidTransform
+from jaxreg.resampling import noise_gain, prepared, pull, slopes, source_points
+from jaxreg.warping import overlap, warp
+from tests.registration_support import texture
+from tests.tolerances import FLOAT32_INTENSITY
+
+SHAPE = (24, 20, 2)
+T = RigidTransform(1.7, -2.4, 33.0)
+
+
+def interior(transform):
+    """Where the kernel touches no pixel beyond the frame, for there the borders differ."""
+    white = np.ones(SHAPE[:2], np.float32)
+    white[:3] = white[-3:] = white[:, :3] = white[:, -3:] = 0
+    return np.asarray(warp(white, transform)).ravel() > 0.999
+
+
+@pytest.mark.parametrize("kernel", ["linear", "spline"])
+def test_values_agree_with_warp(kernel):
+    image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
+    points = source_points(SHAPE, T)
+    value = pull(prepared(image, linear), points, linear)
+    inside = interior(T)
+    expected = np.asarray(warp(image, T, kernel)).reshape(-1, 2)
+    assert inside.sum() > 100
+    np.testing.assert_allclose(np.asarray(value)[inside], expected[inside], atol=FLOAT32_INTENSITY)
+    np.testing.assert_array_equal(np.asarray(points.inside) > 0, overlap(SHAPE, T).ravel())
+    one = pull(prepared(image, linear)[..., 1], points, linear)
+    np.testing.assert_allclose(one, value[:, 1], atol=FLOAT32_INTENSITY)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "spline"])
+def test_slopes_are_the_derivative_of_warp(kernel):
+    image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
+    slope = slopes(prepared(image, linear), source_points(SHAPE, T), linear)
+    jacobian = jax.jacfwd(lambda p: warp(image, RigidTransform.from_array(p), kernel))(T.as_array())
+    inside = interior(T)
+    expected = np.moveaxis(np.asarray(jacobian), -1, 0).reshape(3, -1, 2)
+    np.testing.assert_allclose(
+        np.asarray(slope)[:, inside], expected[:, inside], atol=5 * FLOAT32_INTENSITY
+    )
+
+
+def test_the_rim_counts_less_with_a_margin():
+    inside = np.asarray(source_points(SHAPE, RigidTransform.identity(), 2.0).inside)
+    np.testing.assert_allclose(inside.reshape(24, 20)[12, :4], [0.0, 0.5, 1.0, 1.0], atol=2e-3)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_noise_gain_is_what_white_noise_keeps(linear):
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64, 8)), jnp.float32)
+    points = source_points(noise.shape, RigidTransform(0.4, 0.3, 20.0))
+    value = np.asarray(pull(prepared(noise, linear), points, linear))
+    kept = np.square(value[np.asarray(points.inside) > 0]).mean()
+    assert float(noise_gain(points, linear)) == pytest.approx(kept, rel=0.04)
