@@ -72,7 +72,7 @@ def map_pairs(
       A `Registration` whose fields have a leading axis N.
     """
     if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
-        return jax.vmap(one)(fixed, moving)
+        return jax.vmap(one)(jnp.asarray(fixed), jnp.asarray(moving))
     count, devices, on_cpu = len(fixed), jax.local_device_count(), jax.default_backend() == "cpu"
     # With several devices each chunk keeps all of them busy; a lone CPU is several cores.
     threads = os.cpu_count() or 1 if on_cpu and devices == 1 else 2
@@ -102,4 +102,4 @@ def _padded(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array
     missing = size - len(images)
     xp = jnp if isinstance(images, jax.Array) else np
     images = images.astype(np.float32)
-    return xp.pad(images, ((0, missing), *[(0, 0)] * 3)) if missing else images
+    return xp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images

@@ -20,7 +20,7 @@ from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
-from jaxreg.pyramid import downsample, level_factors
+from jaxreg.pyramid import downsample, level_factors, local_contrast
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Registration
 from jaxreg.trust import correlation, trusted
@@ -211,16 +211,26 @@ def _coarse_to_fine(
     fixed, moving = jax.lax.stop_gradient((fixed, moving))
     grid = coarse_side(min(fixed.shape[:2]))
     factors = level_factors(fixed.shape, grid, options.level_step)
-    levels = [[downsample(image, f)[..., 0] for image in (fixed, moving)] for f in factors]
+    levels = [(downsample(fixed, f)[..., 0], downsample(moving, f)[..., 0]) for f in factors]
     reach = max(round(options.max_shift * min(levels[0][0].shape)), 1)
     # Three angles for each pixel of the side: half a step then moves the rim by half a pixel.
-    peaks = search(*levels[0], 4 * round(0.75 * grid), reach, options.candidates)
-    t, score = gauss_newton(*levels[0], peaks.transform, iterations=5)
-    t, score = _best_and_rival(t, score)
+    angles = 4 * round(0.75 * grid)
+    # Grey values see what is faint, local contrast is blind to what hides a part: each proposes
+    # half of the candidates, and both have a say in how good they are.
+    grey = levels[0]
+    contrast = (local_contrast(grey[0]), local_contrast(grey[1]))
+    proposals = [
+        search(*images, angles, reach, options.candidates // 2).transform
+        for images in (grey, contrast)
+    ]
+    t = jax.tree.map(lambda *v: jnp.concatenate(v), *proposals)
+    t, by_contrast = gauss_newton(*contrast, t, iterations=4)
+    t, by_grey = gauss_newton(*grey, t, iterations=1)
+    t, score, by_contrast = _best_and_rival(t, 0.5 * (by_grey + by_contrast), by_contrast)
     for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
         t = RigidTransform(t.tx * (coarser / factor), t.ty * (coarser / factor), t.theta)
         t, score = gauss_newton(*level, t, iterations=4)
-    t, score = _best_and_rival(t, score)
+    t, score, _ = _best_and_rival(t, 0.5 * (score + by_contrast), by_contrast)
     return _take(t, jnp.array(0)), score[0] - score[1], score[0]
 
 
@@ -228,8 +238,10 @@ def _take(t: RigidTransform, index: jax.Array) -> RigidTransform:
     return jax.tree.map(lambda v: v[index], t)
 
 
-def _best_and_rival(t: RigidTransform, score: jax.Array) -> tuple[RigidTransform, jax.Array]:
-    """The best candidate, and the best of those that are not the same alignment."""
+def _best_and_rival(
+    t: RigidTransform, score: jax.Array, other: jax.Array
+) -> tuple[RigidTransform, jax.Array, jax.Array]:
+    """The best candidate and the best of those that are not the same alignment, both scores too."""
     best = jnp.argmax(score)
     winner = _take(t, best)
     same = (translation_error(t, winner) < 2 * _SAME_SHIFT) & (
@@ -237,4 +249,5 @@ def _best_and_rival(t: RigidTransform, score: jax.Array) -> tuple[RigidTransform
     )
     rival_score = jnp.where(same, -1.0, score)
     rival = jnp.argmax(rival_score)
-    return _take(t, jnp.stack([best, rival])), jnp.stack([score[best], rival_score[rival]])
+    both = jnp.stack([best, rival])
+    return _take(t, both), jnp.stack([score[best], rival_score[rival]]), other[both]

@@ -55,7 +55,7 @@ def check_pair(
       batched: whether there is a batch axis.
 
     Returns:
-      Both, ``([N,] H, W, C)``; stacks stay where they are, on the host or a device.
+      Both, ``([N,] H, W, C)``; they stay where they are, on the host or a device.
 
     Raises:
       ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.
@@ -80,6 +80,4 @@ def check_pair(
         )
     with_channels = 4 if batched else 3
     pair = [image if image.ndim == with_channels else image[..., None] for image in pair]
-    if batched:  # a stack goes to the device in parts
-        return pair[0], pair[1]
-    return jnp.asarray(pair[0]), jnp.asarray(pair[1])
+    return pair[0], pair[1]

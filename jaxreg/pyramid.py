@@ -14,6 +14,10 @@ import numpy as np
 
 # Blur before sampling, in pixels of the coarser level: between aliasing (less) and lost detail.
 _SIGMA = 0.45
+# Of `local_contrast`: the spread of its Gaussian neighbourhood in pixels, and the share of the mean
+# energy below which a contrast is not enlarged. Chosen on training images, occluded and not.
+_NEIGHBOURHOOD = 2.0
+_FAINT = 0.1
 
 
 def apply_separable(rows: np.ndarray, image: jax.Array, columns: np.ndarray) -> jax.Array:
@@ -31,7 +35,10 @@ def mix_channels(image: jax.Array, weights: jax.Array) -> jax.Array:
 
     As a sum, for a matrix product of such a shape takes ten times as long on CPUs.
     """
-    return sum(image[..., k, None] * weights[k] for k in range(len(weights)))
+    mixed = image[..., 0, None] * weights[0]
+    for k in range(1, len(weights)):
+        mixed += image[..., k, None] * weights[k]
+    return mixed
 
 
 def gaussian_rows(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
@@ -54,6 +61,20 @@ def downsampling_matrix(size: int, coarse: int, factor: float) -> np.ndarray:
 def blurring_matrix(size: int, sigma: float) -> np.ndarray:
     """``(size, size)`` Gaussian blur of ``size`` pixels, normalised at the borders."""
     return gaussian_rows(np.arange(size), size, sigma)
+
+
+def local_contrast(image: jax.Array) -> jax.Array:
+    """An image ``(H, W)`` about its local mean, in units of its local spread.
+
+    What hides a part of a view, or the black beyond the frame of another, then has no more weight
+    than what it leaves to be seen.
+    """
+    rows, columns = (blurring_matrix(size, _NEIGHBOURHOOD) for size in image.shape[:2])
+    image = image[..., None]
+    detail = image - apply_separable(rows, image, columns)
+    energy = jnp.square(detail)
+    faint = _FAINT * energy.mean() + 1e-12
+    return (detail * jax.lax.rsqrt(apply_separable(rows, energy, columns) + faint))[..., 0]
 
 
 def level_factors(shape: tuple[int, ...], coarsest: int, step: float) -> list[float]:

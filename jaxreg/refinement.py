@@ -153,7 +153,7 @@ def gauss_newton(
         # Pixels outside now may be inside later: they start unprejudiced.
         return (_advance(t, clip_step(delta)), jnp.where(inside > 0, robust, 1.0)), None
 
-    ones = jnp.ones((start.tx.shape[0], flat.size), jnp.float32)
+    ones = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
     (end, _), _ = jax.lax.scan(step, (start, ones), None, length=iterations)
     value, inside = sampled(end, 0.0)
     count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)

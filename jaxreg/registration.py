@@ -68,10 +68,10 @@ def register(
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
     ([2.25, -1.5, 100.0], True)
     """
-    fixed, moving = check_pair(fixed, moving)
+    pair = [jnp.asarray(image) for image in check_pair(fixed, moving)]
     if method == "direct":
-        return _align(fixed, moving, DirectOptions(max_shift, interpolation))
-    result = _per_pair(find_method(method))(fixed[None], moving[None])
+        return _align(pair[0], pair[1], DirectOptions(max_shift, interpolation))
+    result = _per_pair(find_method(method))(pair[0][None], pair[1][None])
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
 
 
@@ -103,7 +103,8 @@ def register_batch(
     fixed, moving = check_pair(fixed, moving, batched=True)
     if method == "direct":
         return map_pairs(_aligner(DirectOptions(max_shift, interpolation)), fixed, moving)
-    return _in_chunks(_per_pair(find_method(method)), fixed, moving)
+    estimator = _per_pair(find_method(method))
+    return _in_chunks(estimator, jnp.asarray(fixed), jnp.asarray(moving))
 
 
 def direct_estimator(

@@ -109,9 +109,9 @@ def pull(
     first = (row * stride + column).astype(jnp.int32)
     flat = image.reshape(-1, *image.shape[2:])
     spread = lambda w: w.reshape(-1, *[1] * (image.ndim - 2))  # noqa: E731
-    total = 0.0
+    total = jnp.float32(0.0)
     for j, y_weight in enumerate(y_weights):
-        line = 0.0
+        line = jnp.float32(0.0)
         for i, x_weight in enumerate(x_weights):
             pixel = flat.at[first + (j * stride + i)].get(mode="promise_in_bounds")
             line += spread(x_weight) * pixel

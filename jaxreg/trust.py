@@ -139,8 +139,9 @@ def _determination(image: jax.Array) -> jax.Array:
     v = image[2:, 1:-1] - image[:-2, 1:-1]
     y, x = np.mgrid[1 : height - 1, 1 : width - 1]
     half = min(height, width) / 2
-    y, x = ((y - (height - 1) / 2) / half, (x - (width - 1) / 2) / half)
-    turn = np.float32(y)[..., None] * u - np.float32(x)[..., None] * v
+    down = ((y - (height - 1) / 2) / half).astype(np.float32)[..., None]
+    right = ((x - (width - 1) / 2) / half).astype(np.float32)[..., None]
+    turn = down * u - right * v
     slopes = jnp.stack([u, v, turn]).reshape(3, -1)
     normal = jnp.matmul(slopes, slopes.T, precision=jax.lax.Precision.HIGHEST)
     floor = 1e-6 * jnp.square(image - image.mean((0, 1))).sum() + 1e-12
