@@ -51,6 +51,7 @@ FURTHER_SYSTEMS = (
     System("orb_x4", "ORB, enlarged 4x"),
     System("surf_x4", "SURF, enlarged 4x"),
     System("sift_x4", "SIFT, enlarged 4x"),
+    System("lstm256", "LSTM, 256 units", {32: "lstm256_cifar10"}),
     System("lstm512", "LSTM, 512 units", {32: "lstm512_cifar10"}),
     System("compact", "compact network", {32: "compact32", 96: "compact96"}),
     System("direct", "direct (jaxreg)"),

@@ -8,9 +8,9 @@
 
 Without --run the tables are made anew from the rows in experiments/results/; with it, the named
 rows are recomputed first. A row is run by its name in the tables (akaze, orb, surf, sift, fft,
-resnext_fc, resnext_lstm, lstm, each feature method's _x4, direct, compact, lstm512), by any other
-name that `python -m jaxreg.evaluate --methods=` takes, or `keypoints` for Tables 3 and 6. A
-network's row comes from the one that is part of the package (compact), else from the checkpoint
+resnext_fc, resnext_lstm, lstm, each feature method's _x4, direct, compact, lstm256, lstm512), by
+any other name that `python -m jaxreg.evaluate --methods=` takes, or `keypoints` for Tables 3 and 6.
+A network's row comes from the one that is part of the package (compact), else from the checkpoint
 folder runs/CONFIGURATION, unless --checkpoints says otherwise.
 """
 

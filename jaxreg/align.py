@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from jaxreg.command_line import keep_compilations
+
 if TYPE_CHECKING:
     from jaxreg.alignment.batch import Settings
     from jaxreg.alignment.table import Job
@@ -239,4 +241,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main())

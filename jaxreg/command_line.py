@@ -1,11 +1,20 @@
-"""What the commands share: reading their flags."""
+"""What the commands share: reading their flags, keeping what they compile."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import flags
+
+from jaxreg.data.cache import user_folder
+
+
+def keep_compilations() -> None:
+    """Keep what XLA compiles on disk, so that a second start is fast; unless JAX is told where."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(user_folder() / "compiled"))
 
 
 def read_flags(options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None) -> bool:

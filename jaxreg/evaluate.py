@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import keep_compilations, read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -131,4 +131,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main())

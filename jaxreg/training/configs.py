@@ -262,6 +262,15 @@ CONFIGS: dict[str, TrainConfig] = {
         clip_norm=0.0,
         steps=1_000_000,
     ),
+    # What a CPU core can bring to a plateau in an hour or two.
+    "lstm256_cifar10": dataclasses.replace(
+        _LSTM,
+        network=LSTMConfig(hidden=256, output_scale=_SCALE_32),
+        steps=14_000,
+        learning_rate=1e-3,
+        average_decay=0.999,
+        steps_per_dispatch=20,
+    ),
     "lstm512_cifar10": dataclasses.replace(
         _LSTM,
         network=LSTMConfig(hidden=512, output_scale=_SCALE_32),
