@@ -225,7 +225,7 @@ def _coarse_to_fine(
     ]
     t = jax.tree.map(lambda *v: jnp.concatenate(v), *proposals)
     t, by_contrast = gauss_newton(*contrast, t, iterations=4)
-    t, by_grey = gauss_newton(*grey, t, iterations=1)
+    t, by_grey = gauss_newton(*grey, t, iterations=4)
     t, score, by_contrast = _best_and_rival(t, 0.5 * (by_grey + by_contrast), by_contrast)
     for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
         t = RigidTransform(t.tx * (coarser / factor), t.ty * (coarser / factor), t.theta)
