@@ -13,7 +13,7 @@ from jaxreg.data.cache import user_folder
 
 def keep_compilations() -> None:
     """Keep what XLA compiles on disk, so that a second start is fast; unless JAX is told where."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(user_folder() / "compiled"))
 
 
