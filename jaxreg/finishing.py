@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.normal_equations import System, damped_inverse, normal_matrix, of_model, secant
 from jaxreg.pyramid import apply_separable, blurring_matrix
 from jaxreg.refinement import clip_step, robust_weight, solve
 from jaxreg.resampling import (
@@ -180,7 +181,7 @@ def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: b
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
     value = pull(prepared(source, linear), points, linear)
     fit = fit_intensity(value, _flat(target)[some], points.inside, points.inside)
-    system = _System(slope, _normal(slope, slope, fit.weight))
+    system = System(slope, normal_matrix(slope, slope, fit.weight))
     moments = system.moments(fit.weight, fit.residual)
     moved = jnp.vdot(moments, solve(system.inverse, moments)) / value.shape[-1]
     variance = fit.variance - moved / jnp.maximum(fit.weight.sum(), 1.0)
@@ -190,22 +191,6 @@ def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: b
 
 def _flat(image: jax.Array) -> jax.Array:
     return image.reshape(-1, image.shape[-1])
-
-
-class _System(NamedTuple):
-    """What takes weighted residuals to steps of ``(tx, ty, theta, gain, bias...)``, U of them.
-
-    Attributes:
-      instruments: ``(U, P * C)``.
-      inverse: ``(U, U)`` of instruments times derivatives; zero for gain and bias if held.
-    """
-
-    instruments: jax.Array
-    inverse: jax.Array
-
-    def moments(self, weight: jax.Array, residual: jax.Array) -> jax.Array:
-        weighted = (weight[:, None] * residual).reshape(-1)
-        return jnp.matmul(self.instruments, weighted, precision=_HIGHEST)
 
 
 def _finish(
@@ -223,16 +208,16 @@ def _finish(
     fit = fit_intensity(value, flat, points.inside, points.inside)
     fit = fit_intensity(value, flat, points.inside, fit.weight)
     left, right = _instruments(source, target, points, value, fit, linear)
-    normal = _normal(left, _of_model(right, fit.gain), fit.weight)
+    normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
     changed = _brightness_changed(left, normal, value, flat, fit)
-    system = _System(left, _inverse(normal, changed))
+    system = System(left, damped_inverse(normal, changed))
 
     def step(state: tuple) -> tuple:
         t, gain, bias, inverse, last, last_moments, _, left_over = state
         points = source_points(shape, t, margin)
         fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias)
         moments = system.moments(fit.weight, fit.residual)
-        inverse = _secant(inverse, scale, last, last_moments - moments)
+        inverse = secant(inverse, scale, last, last_moments - moments)
         delta = jnp.nan_to_num(inverse @ moments)
         delta = delta.at[:3].set(clip_step(delta[:3]))
         gain = jnp.clip(gain + delta[3], 0.1, 10.0)
@@ -258,26 +243,6 @@ def _finish(
     fit = _weigh(value, _flat(images[1]), points.inside, gain, bias)
     covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
     return Finished(t, covariance, value, _flat(images[1]), points.inside)
-
-
-def _secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Array) -> jax.Array:
-    """The inverse that sends the drop of the moments back to the step that caused it.
-
-    The denoised derivatives are steeper or flatter than the residual's own, more so in one
-    direction than another: Broyden's update (1965, doi:10.1090/S0025-5718-1965-0198670-6) learns
-    it from the steps taken.
-
-    Args:
-      inverse: ``(U, U)``, from moments to steps.
-      scale: ``(U,)``, what makes steps comparable.
-      step: ``(U,)``, the last step; zero for none.
-      drop: ``(U,)``, by how much the moments fell with it.
-    """
-    row = (scale * step) @ inverse
-    expected, taken = row @ drop, (scale * step) @ step
-    known = (taken > 0.0) & (expected > 0.2 * taken)
-    error = step - inverse @ drop
-    return inverse + jnp.where(known, jnp.outer(error, row) / jnp.where(known, expected, 1.0), 0.0)
 
 
 def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:
@@ -321,31 +286,6 @@ def _instruments(
     return columns(*blurred), smooth
 
 
-def _of_model(columns: jax.Array, gain: jax.Array) -> jax.Array:
-    """Derivatives ``(U, P * C)`` of ``gain * source + bias`` from those of the source."""
-    return jnp.concatenate([gain * columns[:3], columns[3:]])
-
-
-def _normal(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.Array:
-    """``(U, U)`` weighted products of ``(U, P * C)`` over all pixels and channels."""
-    weighted = right * jnp.repeat(weight, right.shape[1] // weight.size)
-    # Column by column: as one product of such a shape it takes four times as long on CPUs.
-    columns = [jnp.matmul(left, column, precision=_HIGHEST) for column in weighted]
-    return jnp.stack(columns, axis=1)
-
-
-def _inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:
-    """Inverse of the normal matrix, or of its block of ``(tx, ty, theta)`` alone, rest zero."""
-    unknowns = len(normal)
-    free = changed | (jnp.arange(unknowns) < 3)
-    both = free[:, None] & free
-    diagonal = jnp.maximum(jnp.abs(jnp.diagonal(normal)), 1e-12)
-    scale = jax.lax.rsqrt(diagonal)
-    scaled = jnp.where(both, normal * scale[:, None] * scale, 0.0)
-    damped = scaled + jnp.diag(jnp.where(free, 1e-6, 1.0))
-    return jnp.where(both, jnp.linalg.inv(damped) * scale[:, None] * scale, 0.0)
-
-
 def _brightness_changed(
     left: jax.Array, normal: jax.Array, value: jax.Array, target: jax.Array, fit: Fit
 ) -> jax.Array:
@@ -354,7 +294,7 @@ def _brightness_changed(
     The transform is free to make up for what it can, as it would if the test said no.
     """
     residual = target - value
-    alone = _System(left, _inverse(normal, jnp.bool_(False)))
+    alone = System(left, damped_inverse(normal, jnp.bool_(False)))
     moments = alone.moments(fit.weight, residual)
     gained = jnp.vdot(moments, alone.inverse @ moments)
     energy = lambda v: (fit.weight[:, None] * jnp.square(v)).sum()  # noqa: E731
@@ -363,10 +303,10 @@ def _brightness_changed(
     return excess > _BRIGHTNESS_CHANGED * jnp.maximum(fit.variance, floor)
 
 
-def _covariance(system: _System, fit: Fit) -> jax.Array:
+def _covariance(system: System, fit: Fit) -> jax.Array:
     """Of the estimate: ``N^-1 (Z' S Z) N^-T``, S the variance of the residual."""
     influence = jnp.matmul(system.inverse[:3], system.instruments, precision=_HIGHEST)
-    return fit.variance * _normal(influence, influence, fit.weight)
+    return fit.variance * normal_matrix(influence, influence, fit.weight)
 
 
 class _Optimum(NamedTuple):
@@ -401,8 +341,8 @@ def _optimum_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), end.instruments[4:]])
-    normal = _normal(end.instruments, _of_model(right, end.gain), fit.weight)
-    system = _System(end.instruments, _inverse(normal, end.changed))
+    normal = normal_matrix(end.instruments, of_model(right, end.gain), fit.weight)
+    system = System(end.instruments, damped_inverse(normal, end.changed))
 
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
         value = pull(prepared(source, linear), points, linear)

@@ -15,23 +15,13 @@ from jaxreg.training.checkpoint import CheckpointStore, read_config
 from jaxreg.training.devices import data_mesh, join_processes
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import abstract_state
-from tests.training_support import write_images
+from tests.training_support import smallest_run, write_images
 
 STEPS = 2
 
 
 def arguments(source, workdir):
-    return [
-        "--config=lstm_cifar10_paper",
-        f"--workdir={workdir}",
-        f"--data={source}",
-        "--network.hidden=4",
-        "--network.layers=1",
-        "--batch_size=4",
-        f"--steps={STEPS}",
-        "--eval_pairs=8",
-        "--steps_per_dispatch=1",
-    ]
+    return smallest_run(source, workdir, f"--steps={STEPS}", "--steps_per_dispatch=1")
 
 
 @pytest.fixture(scope="module")

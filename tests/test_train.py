@@ -18,7 +18,7 @@ from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.state import abstract_state, create_state
 from jaxreg.training.step import compile_dispatch
-from tests.training_support import assert_same_bits, write_images
+from tests.training_support import assert_same_bits, smallest_run, write_images
 
 REPOSITORY = Path(__file__).parent.parent
 # Small networks of each kind, to take a step with a configuration made for a large one.
@@ -55,19 +55,7 @@ def source(tmp_path_factory):
 
 
 def arguments(source, workdir, *more):
-    return [
-        "train",
-        "--config=lstm_cifar10_paper",
-        f"--workdir={workdir}",
-        f"--data={source}",
-        "--network.hidden=4",
-        "--network.layers=1",
-        "--batch_size=4",
-        "--steps=6",
-        "--eval_pairs=8",
-        "--steps_per_dispatch=3",
-        *more,
-    ]
+    return ["train", *smallest_run(source, workdir, "--steps=6", "--steps_per_dispatch=3", *more)]
 
 
 def test_trains_into_the_workdir(source, tmp_path, capsys):

@@ -69,6 +69,20 @@ def tiny_config(source, **fields):
     return TrainConfig(**(defaults | fields))
 
 
+def smallest_run(source, workdir, *more):
+    """Arguments of the train command for a run small enough for a second of it."""
+    return [
+        "--config=lstm_cifar10_paper",
+        f"--workdir={workdir}",
+        f"--data={source}",
+        "--network.hidden=4",
+        "--network.layers=1",
+        "--batch_size=4",
+        "--eval_pairs=8",
+        *more,
+    ]
+
+
 def assert_same_bits(a, b):
     """Two pytrees of arrays hold the same numbers, bit for bit."""
     leaves, others = jax.tree.leaves(a), jax.tree.leaves(b)

@@ -185,6 +185,14 @@ _LSTM = TrainConfig(
     save_every=2000,
 )
 
+_NARROW_LSTM = dataclasses.replace(
+    _LSTM,
+    network=LSTMConfig(hidden=512, output_scale=_SCALE_32),
+    learning_rate=5e-4,
+    average_decay=0.999,
+    steps_per_dispatch=20,
+)
+
 _RESNEXT = dataclasses.replace(
     _LSTM,
     network=ResNeXtConfig(output_scale=_SCALE_32),
@@ -264,18 +272,10 @@ CONFIGS: dict[str, TrainConfig] = {
     ),
     # What a CPU core can bring to a plateau in an hour or two.
     "lstm256_cifar10": dataclasses.replace(
-        _LSTM,
+        _NARROW_LSTM,
         network=LSTMConfig(hidden=256, output_scale=_SCALE_32),
         steps=14_000,
         learning_rate=1e-3,
-        average_decay=0.999,
-        steps_per_dispatch=20,
     ),
-    "lstm512_cifar10": dataclasses.replace(
-        _LSTM,
-        network=LSTMConfig(hidden=512, output_scale=_SCALE_32),
-        learning_rate=5e-4,
-        average_decay=0.999,
-        steps_per_dispatch=20,
-    ),
+    "lstm512_cifar10": _NARROW_LSTM,
 }

@@ -1,0 +1,76 @@
+"""Normal equations of the finish, from residuals of all pixels and channels to steps.
+
+They are those of instrumental variables: what the residual is projected on need not be the
+derivative of the model. All of it in forms that CPUs are fast at.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class System(NamedTuple):
+    """What takes weighted residuals to steps of ``(tx, ty, theta, gain, bias...)``, U of them.
+
+    Attributes:
+      instruments: ``(U, P * C)``.
+      inverse: ``(U, U)`` of instruments times derivatives; zero for gain and bias if held.
+    """
+
+    instruments: jax.Array
+    inverse: jax.Array
+
+    def moments(self, weight: jax.Array, residual: jax.Array) -> jax.Array:
+        """``(U,)`` products of the instruments with the residual ``(P, C)``, weighted ``(P,)``."""
+        weighted = (weight[:, None] * residual).reshape(-1)
+        return jnp.matmul(self.instruments, weighted, precision=_HIGHEST)
+
+
+def of_model(columns: jax.Array, gain: jax.Array) -> jax.Array:
+    """Derivatives ``(U, P * C)`` of ``gain * source + bias`` from those of the source."""
+    return jnp.concatenate([gain * columns[:3], columns[3:]])
+
+
+def normal_matrix(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.Array:
+    """``(U, U)`` weighted products of ``(U, P * C)`` over all pixels and channels."""
+    weighted = right * jnp.repeat(weight, right.shape[1] // weight.size)
+    # Column by column: as one product of such a shape it takes four times as long on CPUs.
+    columns = [jnp.matmul(left, column, precision=_HIGHEST) for column in weighted]
+    return jnp.stack(columns, axis=1)
+
+
+def damped_inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:
+    """Inverse of the normal matrix, or of its block of ``(tx, ty, theta)`` alone, rest zero."""
+    unknowns = len(normal)
+    free = changed | (jnp.arange(unknowns) < 3)
+    both = free[:, None] & free
+    diagonal = jnp.maximum(jnp.abs(jnp.diagonal(normal)), 1e-12)
+    scale = jax.lax.rsqrt(diagonal)
+    scaled = jnp.where(both, normal * scale[:, None] * scale, 0.0)
+    damped = scaled + jnp.diag(jnp.where(free, 1e-6, 1.0))
+    return jnp.where(both, jnp.linalg.inv(damped) * scale[:, None] * scale, 0.0)
+
+
+def secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Array) -> jax.Array:
+    """The inverse that sends the drop of the moments back to the step that caused it.
+
+    The denoised derivatives are steeper or flatter than the residual's own, more so in one
+    direction than another: Broyden's update (1965, doi:10.1090/S0025-5718-1965-0198670-6) learns
+    it from the steps taken.
+
+    Args:
+      inverse: ``(U, U)``, from moments to steps.
+      scale: ``(U,)``, what makes steps comparable.
+      step: ``(U,)``, the last step; zero for none.
+      drop: ``(U,)``, by how much the moments fell with it.
+    """
+    row = (scale * step) @ inverse
+    expected, taken = row @ drop, (scale * step) @ step
+    known = (taken > 0.0) & (expected > 0.2 * taken)
+    error = step - inverse @ drop
+    return inverse + jnp.where(known, jnp.outer(error, row) / jnp.where(known, expected, 1.0), 0.0)
