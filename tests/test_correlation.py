@@ -32,14 +32,14 @@ def brute_force(turned, disc, moving, dx, dy):
 def test_volume_agrees_with_brute_force(shape):
     fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
     volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4))
-    assert volume.shape == (8, 9, 9)
+    assert volume.shape == (9, 9, 8)
     side = min(shape)
     turned = np.asarray(rotated_discs(fixed, 8))
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     disc = np.hypot(x, y) <= side / 2
     for k, dy, dx in [(0, 0, 0), (1, 3, -4), (5, -4, 4), (6, 0, 2), (7, 1, 1)]:
         expected = brute_force(turned[k], disc, moving, dx, dy)
-        assert volume[k, 4 + dy, 4 + dx] == pytest.approx(expected, abs=2e-3)
+        assert volume[4 + dy, 4 + dx, k] == pytest.approx(expected, abs=2e-3)
 
 
 def test_discs_are_turned_clockwise():
