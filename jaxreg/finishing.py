@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.interpolation import spline_gradient
 from jaxreg.normal_equations import System, damped_inverse, normal_matrix, of_model, secant
 from jaxreg.pyramid import apply_separable, blurring_matrix
 from jaxreg.refinement import clip_step, robust_weight, solve
@@ -48,7 +49,7 @@ _ALIASING_RIM = 1.0
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on the same pairs.
 _ALIASING_INFLATION = 2.5
-_FEW_PIXELS = 500  # below this, none is spared in choosing direction and kernel
+_FEW_PIXELS = 1024  # below this, none is spared in choosing direction and kernel
 _CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
 # Chi-square (1 gain + C biases) from which a brightness change is believed.
 _BRIGHTNESS_CHANGED = 30.0
@@ -142,21 +143,22 @@ def finish(
     """
     both, t = jax.lax.stop_gradient(((fixed, moving), transform))
     inverse = t.inverse()
-    kinds = {"linear": (True,), "spline": (False,), "auto": (True, False)}[kernel]
-    scores = jnp.stack(
-        [
-            _mismatch(*pair, towards, linear)
-            for linear in kinds
-            for pair, towards in ((both, t), (both[::-1], inverse))
-        ]
-    )
-    best = jnp.argmin(scores)
-    swapped = best % 2 == 1
+    # The direction is told apart by the kernel that is not the same in both: the bilinear one.
+    bilinear = jnp.stack([_mismatch(*both, t, True), _mismatch(*both[::-1], inverse, True)])
+    swapped = bilinear[1] < bilinear[0]
     pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
     start = jax.tree.map(pick, inverse, t)
-    ways = [functools.partial(_finish, linear=linear, iterations=iterations) for linear in kinds]
-    # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
-    end = jax.lax.switch(best // 2, ways, pick(moving, fixed), pick(fixed, moving), start)
+    pair = pick(moving, fixed), pick(fixed, moving)
+    ways = {
+        linear: functools.partial(_finish, linear=linear, iterations=iterations)
+        for linear in (True, False)
+    }
+    if kernel == "auto":
+        spline = _mismatch(*jax.lax.stop_gradient(pair), start, False)
+        # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
+        end = jax.lax.cond(bilinear.min() <= spline, ways[True], ways[False], *pair, start)
+    else:
+        end = ways[kernel == "linear"](*pair, start)
     back, turned = _unswap(end.transform, end.covariance)
     t = jax.tree.map(pick, back, end.transform)
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
@@ -266,14 +268,14 @@ def _instruments(
     seen = jnp.where(points.inside[:, None] > 0, _flat(target), expected)
     seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
     noise_of_both = noise / jnp.square(fit.gain)
-    smooth_source, smooth_target = jax.vmap(lambda v: wiener(v, noise_of_both, averaged=2.0))(
+    smooth_source, smooth_target = jax.vmap(lambda v: wiener(v, noise_of_both))(
         jnp.stack([source, seen])
     )
     biases = jnp.tile(jnp.eye(channels), (1, height * width))
 
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
         image = prepared(a, linear)
-        v, u = (_flat(g) for g in jnp.gradient(b, axis=(0, 1)))
+        v, u = (_flat(g) for g in spline_gradient(b))
         slope = 0.5 * (slopes(image, points, linear) + moved_by(u, v, points.lever))
         level = 0.5 * (pull(image, points, linear) + _flat(b))
         return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])

@@ -93,6 +93,14 @@ def derivative_matrix(n: int) -> np.ndarray:
     return 0.5 * (coefficients[2:] - coefficients[:-2])
 
 
+def spline_gradient(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Derivatives ``(down, right)`` of an image ``(H, W, C)`` at its pixels, by its cubic spline."""
+    rows, columns = (derivative_matrix(size) for size in image.shape[:2])
+    highest = jax.lax.Precision.HIGHEST
+    down = jnp.einsum("yi,ixc->yxc", rows, image, precision=highest)
+    return down, jnp.einsum("xj,yjc->yxc", columns, image, precision=highest)
+
+
 def spline_coefficients(image: jax.Array, rim: int = 0) -> jax.Array:
     """Cubic B-spline coefficients of an image ``(H, W, C)``, mirrored at the borders.
 

@@ -16,6 +16,7 @@ from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients
 from jaxreg.warping import pixel_grid
 
+_HIGHEST = jax.lax.Precision.HIGHEST
 DEGREE = jnp.pi / 180
 _ON_THE_RIM = 1e-3  # px: a point on the rim counts as inside, whatever rounding says
 
@@ -121,10 +122,11 @@ def pull(
 
 def slopes(image: jax.Array, points: Points, linear: bool) -> jax.Array:
     """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
-    along_x, along_y = pull(image, points, linear, "x"), pull(image, points, linear, "y")
-    # Along the target's axes. Moving T one way moves the source the other way under the grid.
-    u = points.cos * along_x - points.sin * along_y
-    v = points.sin * along_x + points.cos * along_y
+    along = jnp.stack([pull(image, points, linear, "x"), pull(image, points, linear, "y")])
+    # Along the target's axes. Moving T one way moves the source the other way under the grid. As a
+    # product it is worked out once; a plain sum would be again for each of its three uses.
+    turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
+    u, v = jnp.matmul(turn, along.reshape(2, -1), precision=_HIGHEST).reshape(along.shape)
     return moved_by(u, v, points.lever)
 
 
