@@ -28,7 +28,7 @@ from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.interpolation import spline_gradient
 from jaxreg.normal_equations import System, damped_inverse, normal_matrix, of_model, secant
 from jaxreg.pyramid import apply_separable, blurring_matrix
-from jaxreg.refinement import clip_step, robust_weight, solve
+from jaxreg.refinement import OUTLIER, clip_step, robust_weight, solve
 from jaxreg.resampling import (
     DEGREE,
     Points,
@@ -46,6 +46,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # chosen on scene pairs of the training photographs.
 _ALIASING_BLUR = 0.8
 _ALIASING_RIM = 1.0
+# Its residual has long tails, at just the edges that say most: fewer of them are outliers.
+_ALIASING_OUTLIER = 5.0
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on the same pairs.
 _ALIASING_INFLATION = 2.5
@@ -92,25 +94,25 @@ class Fit(NamedTuple):
 
 
 def _weigh(
-    value: jax.Array, target: jax.Array, inside: jax.Array, gain: jax.Array, bias: jax.Array
+    value: jax.Array,
+    target: jax.Array,
+    inside: jax.Array,
+    gain: jax.Array,
+    bias: jax.Array,
+    outlier: float = OUTLIER,
 ) -> Fit:
     """Residuals for a given gain and bias, and their robust weights."""
     residual = target - gain * value - bias
     square = jnp.square(residual).mean(-1)
-    weight = inside * robust_weight(square, inside)
+    weight = inside * robust_weight(square, inside, outlier)
     variance = (weight * square).sum() / jnp.maximum(weight.sum(), 1.0)
     return Fit(gain, bias, residual, weight, variance)
 
 
-def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array) -> Fit:
-    """Fit gain and bias on weighted pixels, then weigh the residuals.
-
-    Args:
-      value: ``(P, C)`` of the source.
-      target: ``(P, C)``.
-      inside: ``(P,)`` weight of the overlap.
-      weight: ``(P,)`` for this fit: of an earlier residual, or ``inside``.
-    """
+def _fit_weighted(
+    value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array
+) -> Fit:
+    """Fit gain and bias on pixels of a given weight, then weigh the residuals."""
     count = jnp.maximum(weight.sum(), 1.0)
     mean = lambda v: jnp.matmul(weight, v, precision=_HIGHEST) / count  # noqa: E731
     mean_value, mean_target = mean(value), mean(target)
@@ -121,6 +123,22 @@ def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array, weight
     # still says which way to go.
     gain = jnp.clip(gain, 0.1, 10.0)
     return _weigh(value, target, inside, gain, mean_target - gain * mean_value)
+
+
+def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array) -> Fit:
+    """Fit gain and bias where images agree.
+
+    The first weights are those of an unchanged brightness: a fit to all pixels would follow what
+    hides a part of the view.
+
+    Args:
+      value: ``(P, C)`` of the source.
+      target: ``(P, C)``.
+      inside: ``(P,)`` weight of the overlap.
+    """
+    unchanged = _weigh(value, target, inside, jnp.float32(1.0), jnp.zeros(value.shape[1]))
+    fit = _fit_weighted(value, target, inside, unchanged.weight)
+    return _fit_weighted(value, target, inside, fit.weight)
 
 
 def finish(
@@ -182,7 +200,7 @@ def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: b
     slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
     value = pull(prepared(source, linear), points, linear)
-    fit = fit_intensity(value, _flat(target)[some], points.inside, points.inside)
+    fit = fit_intensity(value, _flat(target)[some], points.inside)
     system = System(slope, normal_matrix(slope, slope, fit.weight))
     moments = system.moments(fit.weight, fit.residual)
     moved = jnp.vdot(moments, solve(system.inverse, moments)) / value.shape[-1]
@@ -203,12 +221,11 @@ def _finish(
     source, target = jax.lax.stop_gradient(images)
     shape, flat = source.shape, _flat(target)
     image = prepared(source, linear)
-    margin = 0.0 if linear else _ALIASING_RIM
+    margin, outlier = (0.0, OUTLIER) if linear else (_ALIASING_RIM, _ALIASING_OUTLIER)
 
     points = source_points(shape, start, margin)
     value = pull(image, points, linear)
-    fit = fit_intensity(value, flat, points.inside, points.inside)
-    fit = fit_intensity(value, flat, points.inside, fit.weight)
+    fit = fit_intensity(value, flat, points.inside)
     left, right = _instruments(source, target, points, value, fit, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
     changed = _brightness_changed(left, normal, value, flat, fit)
@@ -217,7 +234,7 @@ def _finish(
     def step(state: tuple) -> tuple:
         t, gain, bias, inverse, last, last_moments, _, left_over = state
         points = source_points(shape, t, margin)
-        fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias)
+        fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias, outlier)
         moments = system.moments(fit.weight, fit.residual)
         inverse = secant(inverse, scale, last, last_moments - moments)
         delta = jnp.nan_to_num(inverse @ moments)
@@ -242,7 +259,7 @@ def _finish(
     t = _optimum(linear, *images, _Optimum(t, gain, bias, left, changed))
     points = source_points(shape, t, margin)
     value = pull(prepared(images[0], linear), points, linear)
-    fit = _weigh(value, _flat(images[1]), points.inside, gain, bias)
+    fit = _weigh(value, _flat(images[1]), points.inside, gain, bias, outlier)
     covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
     return Finished(t, covariance, value, _flat(images[1]), points.inside)
 
@@ -336,11 +353,11 @@ def _optimum(linear: bool, source: jax.Array, target: jax.Array, end: _Optimum) 
 @_optimum.defjvp
 def _optimum_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     source, target, end = primals
-    margin = 0.0 if linear else _ALIASING_RIM
+    margin, outlier = (0.0, OUTLIER) if linear else (_ALIASING_RIM, _ALIASING_OUTLIER)
     points = source_points(source.shape, end.transform, margin)
     image = prepared(source, linear)
     value = pull(image, points, linear)
-    fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias)
+    fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias, outlier)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), end.instruments[4:]])
     normal = normal_matrix(end.instruments, of_model(right, end.gain), fit.weight)

@@ -23,7 +23,7 @@ from jaxreg.warping import pixel_grid
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
 # noise alone, near enough that an occlusion weighs little.
-_OUTLIER = 3.0
+OUTLIER = 3.0
 # px, px, degrees: the farthest that one step may go, about the reach of a linear model.
 _MAX_STEP = (1.0, 1.0, 6.0)
 # px: towards the rim of the overlap the target's gradient feels what lies beyond, and counts less.
@@ -41,15 +41,24 @@ class _Target(NamedTuple):
     products: jax.Array  # (15, P), of each two columns
 
 
-def robust_weight(square: jax.Array, inside: jax.Array) -> jax.Array:
+def robust_weight(
+    square: jax.Array, inside: jax.Array, outlier: float = OUTLIER
+) -> jax.Array:
     """Weight of each pixel by its squared residual, both ``(..., P)``: 1, falling off for outliers.
 
-    The scale is the mean absolute residual over the overlap, nearly blind to a few large ones.
+    The scale is the mean absolute residual over the overlap, taken again without the outliers that
+    the first one shows: what hides a fifth of a view would else set the scale itself. From
+    ``outlier`` scales on a residual loses its weight.
     """
-    count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
-    scale = (inside * jnp.sqrt(square)).sum(-1, keepdims=True) / count
-    limit = jnp.square(_OUTLIER * scale) + 1e-12
-    return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
+    size = jnp.sqrt(square)
+
+    def weigh(weight: jax.Array, outlier: float) -> jax.Array:
+        count = jnp.maximum(weight.sum(-1, keepdims=True), 1.0)
+        scale = (weight * size).sum(-1, keepdims=True) / count
+        limit = jnp.square(outlier * scale) + 1e-12
+        return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
+
+    return weigh(inside * weigh(inside, OUTLIER), outlier)
 
 
 def clip_step(step: jax.Array) -> jax.Array:
@@ -138,23 +147,23 @@ def gauss_newton(
         return jax.vmap(one)(t)
 
     def step(state: tuple, _: None) -> tuple:
-        t, robust = state
+        t, gain, bias = state
         value, inside = sampled(t, _RIM)
-        scatter, with_value, energy, mean, mean_value = _sums(prepared, value, inside * robust)
+        residual = flat - gain[:, None] * value - bias[:, None]
+        weight = inside * robust_weight(jnp.square(residual), inside)
+        scatter, with_value, energy, mean, mean_value = _sums(prepared, value, weight)
         # Eliminate the gain: what of each column the source's value explains goes.
         energy = jnp.maximum(energy, 1e-6)
         share = with_value / energy[:, None]
         rest = scatter - share[:, :, None] * with_value[:, None]
         delta = solve(rest[:, :3, :3], rest[:, :3, 3])
         gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
-        predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
-        predicted += delta @ prepared.columns[:3] - (mean[:, :3] * delta).sum(-1, keepdims=True)
-        robust = robust_weight(jnp.square(flat - predicted), inside)
-        # Pixels outside now may be inside later: they start unprejudiced.
-        return (_advance(t, clip_step(delta)), jnp.where(inside > 0, robust, 1.0)), None
+        bias = mean[:, 3] - gain * mean_value - (mean[:, :3] * delta).sum(-1)
+        return (_advance(t, clip_step(delta)), gain, bias), None
 
-    ones = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
-    (end, _), _ = jax.lax.scan(step, (start, ones), None, length=iterations)
+    # The first weights are those of an unchanged brightness, which what hides a part cannot sway.
+    unchanged = jnp.ones_like(start.tx), jnp.zeros_like(start.tx)
+    (end, *_), _ = jax.lax.scan(step, (start, *unchanged), None, length=iterations)
     value, inside = sampled(end, 0.0)
     count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
     centred = inside * (value - (inside * value).sum(-1, keepdims=True) / count)
