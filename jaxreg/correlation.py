@@ -139,9 +139,7 @@ def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: 
     sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
     template_sum, template_energy = (sums[:, :, k].reshape(-1, angles) for k in range(2))
     template_energy -= template_sum**2 / count
-    window_sum, window_energy = (
-        product(w, disc.reshape(-1))[:, None] for w in (window, window**2)
-    )
+    window_sum, window_energy = (product(w, disc.reshape(-1))[:, None] for w in (window, window**2))
     window_energy -= window_sum**2 / count
     # Windows times templates, not the reverse: three times as fast on CPUs.
     covariance = product(window, template.reshape(angles, -1).T)

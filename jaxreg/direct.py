@@ -33,7 +33,6 @@ _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow. Wide, for the black corners of a warped image count in its spread.
 _ALIKE = 16.0
-_GREY = 0.3  # of the evidence, what comes from grey values; the rest from local contrast
 _MORE_PADDING = 0.02  # share of an image's pixels
 
 
@@ -214,8 +213,8 @@ def _coarse_to_fine(
     factors = level_factors(fixed.shape, grid, options.level_step)
     levels = [(downsample(fixed, f)[..., 0], downsample(moving, f)[..., 0]) for f in factors]
     reach = max(round(options.max_shift * min(levels[0][0].shape)), 1)
-    # Some two angles for each pixel of the side: half a step then moves the rim by 0.7 pixels.
-    angles = 4 * round(0.5625 * grid)
+    # Three angles for each pixel of the side: half a step then moves the rim by half a pixel.
+    angles = 4 * round(0.75 * grid)
     # Grey values see what is faint, local contrast is blind to what hides a part: each proposes
     # half of the candidates, and both have a say in how good they are.
     grey = levels[0]
@@ -226,13 +225,12 @@ def _coarse_to_fine(
     ]
     t = jax.tree.map(lambda *v: jnp.concatenate(v), *proposals)
     t, by_contrast = gauss_newton(*contrast, t, iterations=4)
-    t, by_grey = gauss_newton(*grey, t, iterations=2)
-    mixed = lambda grey, contrast: _GREY * grey + (1.0 - _GREY) * contrast  # noqa: E731
-    t, score, by_contrast = _best_and_rival(t, mixed(by_grey, by_contrast), by_contrast)
+    t, by_grey = gauss_newton(*grey, t, iterations=4)
+    t, score, by_contrast = _best_and_rival(t, 0.5 * (by_grey + by_contrast), by_contrast)
     for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
         t = RigidTransform(t.tx * (coarser / factor), t.ty * (coarser / factor), t.theta)
         t, score = gauss_newton(*level, t, iterations=4)
-    t, score, _ = _best_and_rival(t, mixed(score, by_contrast), by_contrast)
+    t, score, _ = _best_and_rival(t, 0.5 * (score + by_contrast), by_contrast)
     return _take(t, jnp.array(0)), score[0] - score[1], score[0]
 
 

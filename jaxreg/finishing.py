@@ -46,8 +46,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # chosen on scene pairs of the training photographs.
 _ALIASING_BLUR = 0.8
 _ALIASING_RIM = 1.0
-# Its residual has long tails, at just the edges that say most: fewer of them are outliers.
-_ALIASING_OUTLIER = 5.0
+# Near the optimum the residual has long tails, at just the edges that say most: fewer are outliers.
+_TAILS = 5.0
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on the same pairs.
 _ALIASING_INFLATION = 2.5
@@ -104,14 +104,13 @@ def _weigh(
     """Residuals for a given gain and bias, and their robust weights."""
     residual = target - gain * value - bias
     square = jnp.square(residual).mean(-1)
-    weight = inside * robust_weight(square, inside, outlier)
+    # Twice, for what hides a fifth of a view would set the scale itself.
+    weight = inside * robust_weight(square, inside * robust_weight(square, inside), outlier)
     variance = (weight * square).sum() / jnp.maximum(weight.sum(), 1.0)
     return Fit(gain, bias, residual, weight, variance)
 
 
-def _fit_weighted(
-    value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array
-) -> Fit:
+def _fit_weighted(value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array) -> Fit:
     """Fit gain and bias on pixels of a given weight, then weigh the residuals."""
     count = jnp.maximum(weight.sum(), 1.0)
     mean = lambda v: jnp.matmul(weight, v, precision=_HIGHEST) / count  # noqa: E731
@@ -146,7 +145,7 @@ def finish(
     moving: jax.Array,
     transform: RigidTransform,
     kernel: str = "auto",
-    iterations: int = 30,
+    iterations: int = 100,
 ) -> Finished:
     """Refine a close alignment to the end.
 
@@ -221,7 +220,7 @@ def _finish(
     source, target = jax.lax.stop_gradient(images)
     shape, flat = source.shape, _flat(target)
     image = prepared(source, linear)
-    margin, outlier = (0.0, OUTLIER) if linear else (_ALIASING_RIM, _ALIASING_OUTLIER)
+    margin = 0.0 if linear else _ALIASING_RIM
 
     points = source_points(shape, start, margin)
     value = pull(image, points, linear)
@@ -234,7 +233,7 @@ def _finish(
     def step(state: tuple) -> tuple:
         t, gain, bias, inverse, last, last_moments, _, left_over = state
         points = source_points(shape, t, margin)
-        fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias, outlier)
+        fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias, _TAILS)
         moments = system.moments(fit.weight, fit.residual)
         inverse = secant(inverse, scale, last, last_moments - moments)
         delta = jnp.nan_to_num(inverse @ moments)
@@ -259,7 +258,7 @@ def _finish(
     t = _optimum(linear, *images, _Optimum(t, gain, bias, left, changed))
     points = source_points(shape, t, margin)
     value = pull(prepared(images[0], linear), points, linear)
-    fit = _weigh(value, _flat(images[1]), points.inside, gain, bias, outlier)
+    fit = _weigh(value, _flat(images[1]), points.inside, gain, bias, _TAILS)
     covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
     return Finished(t, covariance, value, _flat(images[1]), points.inside)
 
@@ -353,11 +352,11 @@ def _optimum(linear: bool, source: jax.Array, target: jax.Array, end: _Optimum) 
 @_optimum.defjvp
 def _optimum_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     source, target, end = primals
-    margin, outlier = (0.0, OUTLIER) if linear else (_ALIASING_RIM, _ALIASING_OUTLIER)
+    margin = 0.0 if linear else _ALIASING_RIM
     points = source_points(source.shape, end.transform, margin)
     image = prepared(source, linear)
     value = pull(image, points, linear)
-    fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias, outlier)
+    fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias, _TAILS)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), end.instruments[4:]])
     normal = normal_matrix(end.instruments, of_model(right, end.gain), fit.weight)

@@ -94,7 +94,7 @@ def derivative_matrix(n: int) -> np.ndarray:
 
 
 def spline_gradient(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Derivatives ``(down, right)`` of an image ``(H, W, C)`` at its pixels, by its cubic spline."""
+    """Derivatives ``(down, right)`` of an image ``(H, W, C)`` by its cubic spline."""
     rows, columns = (derivative_matrix(size) for size in image.shape[:2])
     highest = jax.lax.Precision.HIGHEST
     down = jnp.einsum("yi,ixc->yxc", rows, image, precision=highest)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
-from jaxreg.interpolation import derivative_matrix
+from jaxreg.interpolation import spline_gradient
 from jaxreg.resampling import moved_by, pull, source_points
 from jaxreg.warping import pixel_grid
 
@@ -41,24 +41,21 @@ class _Target(NamedTuple):
     products: jax.Array  # (15, P), of each two columns
 
 
-def robust_weight(
-    square: jax.Array, inside: jax.Array, outlier: float = OUTLIER
-) -> jax.Array:
+def robust_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER) -> jax.Array:
     """Weight of each pixel by its squared residual, both ``(..., P)``: 1, falling off for outliers.
 
-    The scale is the mean absolute residual over the overlap, taken again without the outliers that
-    the first one shows: what hides a fifth of a view would else set the scale itself. From
-    ``outlier`` scales on a residual loses its weight.
+    From ``outlier`` scales on a residual loses its weight. The scale is the weighted mean absolute
+    residual, nearly blind to a few large ones.
+
+    Args:
+      square: squared residuals.
+      inside: weight of each pixel in the scale.
+      outlier: how many scales are one.
     """
-    size = jnp.sqrt(square)
-
-    def weigh(weight: jax.Array, outlier: float) -> jax.Array:
-        count = jnp.maximum(weight.sum(-1, keepdims=True), 1.0)
-        scale = (weight * size).sum(-1, keepdims=True) / count
-        limit = jnp.square(outlier * scale) + 1e-12
-        return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
-
-    return weigh(inside * weigh(inside, OUTLIER), outlier)
+    count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
+    scale = (inside * jnp.sqrt(square)).sum(-1, keepdims=True) / count
+    limit = jnp.square(outlier * scale) + 1e-12
+    return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
 
 
 def clip_step(step: jax.Array) -> jax.Array:
@@ -84,8 +81,7 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 def _prepare(target: jax.Array) -> _Target:
     height, width = target.shape
-    u = jnp.matmul(target, derivative_matrix(width).T, precision=_HIGHEST).reshape(-1, 1)
-    v = jnp.matmul(derivative_matrix(height), target, precision=_HIGHEST).reshape(-1, 1)
+    v, u = (slope.reshape(-1, 1) for slope in spline_gradient(target[..., None]))
     centre = jnp.array([(width - 1) / 2, (height - 1) / 2])
     lever = (pixel_grid(target.shape).reshape(-1, 2) - centre).T
     slope = moved_by(u, v, lever)[..., 0]
@@ -147,23 +143,23 @@ def gauss_newton(
         return jax.vmap(one)(t)
 
     def step(state: tuple, _: None) -> tuple:
-        t, gain, bias = state
+        t, robust = state
         value, inside = sampled(t, _RIM)
-        residual = flat - gain[:, None] * value - bias[:, None]
-        weight = inside * robust_weight(jnp.square(residual), inside)
-        scatter, with_value, energy, mean, mean_value = _sums(prepared, value, weight)
+        scatter, with_value, energy, mean, mean_value = _sums(prepared, value, inside * robust)
         # Eliminate the gain: what of each column the source's value explains goes.
         energy = jnp.maximum(energy, 1e-6)
         share = with_value / energy[:, None]
         rest = scatter - share[:, :, None] * with_value[:, None]
         delta = solve(rest[:, :3, :3], rest[:, :3, 3])
         gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
-        bias = mean[:, 3] - gain * mean_value - (mean[:, :3] * delta).sum(-1)
-        return (_advance(t, clip_step(delta)), gain, bias), None
+        predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
+        predicted += delta @ prepared.columns[:3] - (mean[:, :3] * delta).sum(-1, keepdims=True)
+        robust = robust_weight(jnp.square(flat - predicted), inside)
+        # Pixels outside now may be inside later: they start unprejudiced.
+        return (_advance(t, clip_step(delta)), jnp.where(inside > 0, robust, 1.0)), None
 
-    # The first weights are those of an unchanged brightness, which what hides a part cannot sway.
-    unchanged = jnp.ones_like(start.tx), jnp.zeros_like(start.tx)
-    (end, *_), _ = jax.lax.scan(step, (start, *unchanged), None, length=iterations)
+    ones = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
+    (end, _), _ = jax.lax.scan(step, (start, ones), None, length=iterations)
     value, inside = sampled(end, 0.0)
     count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
     centred = inside * (value - (inside * value).sum(-1, keepdims=True) / count)
