@@ -141,7 +141,7 @@ def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: 
     template_energy -= template_sum**2 / count
     window_sum, window_energy = (product(w, disc.reshape(-1))[:, None] for w in (window, window**2))
     window_energy -= window_sum**2 / count
-    # Windows times templates, not the reverse: three times as fast on CPUs.
+    # Windows times templates, not the reverse: two to three times as fast on CPUs.
     covariance = product(window, template.reshape(angles, -1).T)
     covariance -= template_sum * (window_sum / count)
     energy = template_energy * window_energy
