@@ -359,10 +359,10 @@ def _training_case(name: str, config: TrainConfig, precision: str) -> Case:
 
     def call() -> None:
         state = states.pop() if states else create_state(config, mesh)
-        states.append(jax.block_until_ready(compiled(state, images, jnp.int32(1)))[0])
+        states.append(jax.block_until_ready(compiled(state, images, place(mesh, np.int32(1))))[0])
 
     return Case(f"training, {name}", config.image_size, config.batch_size, call, work, precision,
-                seconds, program_memory(compiled))  # fmt: skip
+                seconds, program_memory(compiled.program))  # fmt: skip
 
 
 def _training_images(config: TrainConfig) -> Images:

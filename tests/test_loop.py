@@ -174,8 +174,6 @@ def test_non_finite_stops_with_the_step_and_keeps_the_last_good_state(
     source, tmp_path, monkeypatch, average
 ):
     config = tiny_config(source, average_decay=average)
-    good = config.override(["--steps=6"])
-    train(good, tmp_path / "good")
 
     def poisoned(key, images, settings):
         pairs = draw_batch(key, images, settings)
@@ -184,6 +182,8 @@ def test_non_finite_stops_with_the_step_and_keeps_the_last_good_state(
 
     bad_key = jax.random.fold_in(create_state(config, MESH).key, 6)
     monkeypatch.setattr("jaxreg.training.step.draw_batch", poisoned)
+    good = config.override(["--steps=6"])
+    train(good, tmp_path / "good")
     with pytest.raises(NonFiniteError, match=r"at step 7: loss nan.*after step 6 is saved"):
         train(config, tmp_path / "bad")
     kept = final_state(tmp_path / "bad", config)[0]
@@ -260,6 +260,19 @@ def test_images_are_an_argument_and_the_state_is_donated(source):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.weights))
 
 
+def test_steps_are_the_same_whether_the_program_or_the_host_makes_them(source):
+    config = tiny_config(source)
+    images = place(MESH, load_training_images(config))
+    results = []
+    for loops in (True, False):
+        state = create_state(config, MESH)
+        program = compile_dispatch(config, MESH, state, images, loops)
+        results.append(program(state, images, place(MESH, np.int32(3))))
+    (state, report), (other, other_report) = results
+    assert int(state.step) == int(other.step) == 3
+    assert float(report.sums.loss) == pytest.approx(float(other_report.sums.loss), rel=1e-5)
+
+
 DEVICES_SCRIPT = """
 import sys
 import jax, numpy as np, pytest
@@ -286,7 +299,7 @@ for count in (8, 1):
     state, report = program(state, images, place(mesh, np.int32(1)))
     losses.append([float(report.sums.loss), float(report.sums.gradient_norm)])
     if count == 8:
-        assert ("all-reduce" in program.as_text()), "the work is not spread"
+        assert ("all-reduce" in program.program.as_text()), "the work is not spread"
         store = CheckpointStore(Path(sys.argv[2]))
         store.save(state, Best(), config)
         store.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxreg.models import Network
 from jaxreg.pairs import Pairs
 from jaxreg.training.batches import Images, draw_batch
 from jaxreg.training.configs import TrainConfig
-from jaxreg.training.devices import replicated, split_batch
+from jaxreg.training.devices import place, replicated, split_batch
 from jaxreg.training.state import (
     TrainState,
     Tree,
@@ -60,6 +61,11 @@ class DispatchReport:
     finite: jax.Array
     last: StepMetrics
 
+    @classmethod
+    def start(cls) -> DispatchReport:
+        """Before the first step."""
+        return cls(StepMetrics.zeros(), jnp.asarray(True), StepMetrics.zeros())
+
 
 def train_step(
     state: TrainState,
@@ -100,52 +106,96 @@ def _loss(
     return loss, (estimate, split_network(network)[2])
 
 
-Dispatch = Callable[[TrainState, Images, jax.Array], tuple[TrainState, DispatchReport]]
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """Many training steps for one call by the host: ``(state, images, count) -> (state, report)``.
 
+    The state is donated. How steps are grouped into dispatches does not change what they compute:
+    their number is an argument of one compiled program.
 
-def make_dispatch(config: TrainConfig, mesh: Mesh) -> Dispatch:
-    """``(state, images, count) -> (state, report)``: up to ``count`` steps, to be jitted.
-
-    The number of steps is an argument and the loop a `jax.lax.while_loop`, so that one compiled
-    program serves every number: what a step computes cannot depend on how steps are grouped.
+    Attributes:
+      program: the compiled program.
+      mesh: the devices it was compiled for.
+      loops: whether the program makes all steps of a dispatch; otherwise it makes one.
     """
+
+    program: jax.stages.Compiled
+    mesh: Mesh
+    loops: bool
+
+    def __call__(
+        self, state: TrainState, images: Images, count: jax.Array
+    ) -> tuple[TrainState, DispatchReport]:
+        """Up to ``count`` (scalar int32) steps."""
+        report = place(self.mesh, DispatchReport.start())
+        if self.loops:
+            return self.program(state, report, images, count)
+        for _ in range(int(count)):
+            state, report = self.program(state, report, images)
+            if not report.finite:
+                break
+        return state, report
+
+
+def compile_dispatch(
+    config: TrainConfig,
+    mesh: Mesh,
+    state: TrainState,
+    images: Images,
+    loops: bool | None = None,
+) -> Dispatch:
+    """`Dispatch` compiled for the shapes of ``state`` and ``images``.
+
+    Args:
+      config: what to train and how.
+      mesh: the devices that share the work.
+      state: a state, or its shapes.
+      images: the training images, or their shapes.
+      loops: as in `Dispatch`; by default on accelerators, where the host then has no part in the
+        steps. On CPU the host goes from step to step: in the body of a loop XLA leaves the weight
+        gradients of convolutions as they are, tens of times slower
+        (https://github.com/jax-ml/jax/issues/12868).
+    """
+    if loops is None:
+        loops = mesh.devices.flat[0].platform != "cpu"
+    where = replicated(mesh)
     step = functools.partial(
-        train_step,
+        _guarded_step,
         config=config,
         structure=network_structure(config)[0],
         optimizer=make_optimizer(config),
         mesh=mesh,
     )
-
-    def dispatch(
-        state: TrainState, images: Images, count: jax.Array
-    ) -> tuple[TrainState, DispatchReport]:
-        end = state.step + count
-
-        def body(carry: tuple[TrainState, DispatchReport]) -> tuple[TrainState, DispatchReport]:
-            old, report = carry
-            new, metrics = step(old, images)
-            norms = (metrics.loss, metrics.gradient_norm, optax.tree.norm(new.weights))
-            finite = jnp.isfinite(jnp.stack(norms)).all()
-            keep = functools.partial(jax.tree.map, lambda a, b: jnp.where(finite, a, b))
-            sums = jax.tree.map(jnp.add, report.sums, metrics)
-            return keep(new, old), DispatchReport(keep(sums, report.sums), finite, metrics)
-
-        def goes_on(carry: tuple[TrainState, DispatchReport]) -> jax.Array:
-            return (carry[0].step < end) & carry[1].finite
-
-        nothing = StepMetrics.zeros()
-        start = DispatchReport(nothing, jnp.asarray(True), nothing)
-        return jax.lax.while_loop(goes_on, body, (state, start))
-
-    return dispatch
-
-
-def compile_dispatch(
-    config: TrainConfig, mesh: Mesh, state: TrainState, images: Images
-) -> jax.stages.Compiled:
-    """`make_dispatch` compiled for the shapes of ``state`` and ``images``; the state is donated."""
-    where = replicated(mesh)
-    jitted = jax.jit(make_dispatch(config, mesh), donate_argnums=0, out_shardings=where)
+    program = functools.partial(_steps, step) if loops else step
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=where)
-    return jitted.lower(state, images, count).compile()
+    arguments = (state, jax.eval_shape(DispatchReport.start), images, *([count] if loops else []))
+    jitted = jax.jit(program, donate_argnums=(0, 1), out_shardings=where)
+    return Dispatch(jitted.lower(*arguments).compile(), mesh, loops)
+
+
+def _guarded_step(
+    state: TrainState, report: DispatchReport, images: Images, **settings: Any
+) -> tuple[TrainState, DispatchReport]:
+    """`train_step`, undone where it leads to anything that is not finite."""
+    new, metrics = train_step(state, images, **settings)
+    norms = (metrics.loss, metrics.gradient_norm, optax.tree.norm(new.weights))
+    finite = jnp.isfinite(jnp.stack(norms)).all()
+    keep = functools.partial(jax.tree.map, lambda a, b: jnp.where(finite, a, b))
+    sums = jax.tree.map(jnp.add, report.sums, metrics)
+    return keep(new, state), DispatchReport(keep(sums, report.sums), finite, metrics)
+
+
+def _steps(
+    step: Callable[[TrainState, DispatchReport, Images], tuple[TrainState, DispatchReport]],
+    state: TrainState,
+    report: DispatchReport,
+    images: Images,
+    count: jax.Array,
+) -> tuple[TrainState, DispatchReport]:
+    """Up to ``count`` steps, until one is not finite."""
+    end = state.step + count
+    return jax.lax.while_loop(
+        lambda carry: (carry[0].step < end) & carry[1].finite,
+        lambda carry: step(*carry, images),
+        (state, report),
+    )
