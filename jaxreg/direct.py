@@ -19,16 +19,15 @@ import jax.numpy as jnp
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
-from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.pyramid import downsample, level_factors, local_contrast
+from jaxreg.ranking import best_and_rival, local_evidence
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Registration
 from jaxreg.trust import correlation, trusted
 
 Kernel = Literal["auto", "linear", "spline"]
 
-# Candidates nearer than this, in pixels of their level and degrees, are one and the same.
-_SAME_SHIFT, _SAME_TURN = 1.0, 6.0
+_NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near 16
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow. Wide, for the black corners of a warped image count in its spread.
@@ -213,41 +212,22 @@ def _coarse_to_fine(
     factors = level_factors(fixed.shape, grid, options.level_step)
     levels = [(downsample(fixed, f)[..., 0], downsample(moving, f)[..., 0]) for f in factors]
     reach = max(round(options.max_shift * min(levels[0][0].shape)), 1)
-    # Three angles for each pixel of the side: half a step then moves the rim by half a pixel.
-    angles = 4 * round(0.75 * grid)
+    # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
+    angles = 4 * round(9 / 16 * grid)
     # Grey values see what is faint, local contrast is blind to what hides a part: each proposes
-    # half of the candidates, and both have a say in how good they are.
-    grey = levels[0]
-    contrast = (local_contrast(grey[0]), local_contrast(grey[1]))
-    proposals = [
-        search(*images, angles, reach, options.candidates // 2).transform
-        for images in (grey, contrast)
-    ]
-    t = jax.tree.map(lambda *v: jnp.concatenate(v), *proposals)
-    t, by_contrast = gauss_newton(*contrast, t, iterations=4)
-    t, by_grey = gauss_newton(*grey, t, iterations=4)
-    t, score, by_contrast = _best_and_rival(t, 0.5 * (by_grey + by_contrast), by_contrast)
+    # half of the candidates and refines its own.
+    contrast = (local_contrast(levels[0][0]), local_contrast(levels[0][1]))
+    ends = []
+    for images in (levels[0], contrast):
+        starts = search(*images, angles, reach, options.candidates // 2).transform
+        ends.append(gauss_newton(*images, starts, iterations=4))
+    t = jax.tree.map(lambda *v: jnp.concatenate(v), *ends)
+    ranked = best_and_rival(t, local_evidence(*levels[0], t, _NEIGHBOURHOOD))
     for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
-        t = RigidTransform(t.tx * (coarser / factor), t.ty * (coarser / factor), t.theta)
-        t, score = gauss_newton(*level, t, iterations=4)
-    t, score, _ = _best_and_rival(t, 0.5 * (score + by_contrast), by_contrast)
-    return _take(t, jnp.array(0)), score[0] - score[1], score[0]
-
-
-def _take(t: RigidTransform, index: jax.Array) -> RigidTransform:
-    return jax.tree.map(lambda v: v[index], t)
-
-
-def _best_and_rival(
-    t: RigidTransform, score: jax.Array, other: jax.Array
-) -> tuple[RigidTransform, jax.Array, jax.Array]:
-    """The best candidate and the best of those that are not the same alignment, both scores too."""
-    best = jnp.argmax(score)
-    winner = _take(t, best)
-    same = (translation_error(t, winner) < 2 * _SAME_SHIFT) & (
-        rotation_error(t.theta, winner.theta) < _SAME_TURN
-    )
-    rival_score = jnp.where(same, -1.0, score)
-    rival = jnp.argmax(rival_score)
-    both = jnp.stack([best, rival])
-    return _take(t, both), jnp.stack([score[best], rival_score[rival]]), other[both]
+        t, zoom = ranked.transform, coarser / factor
+        t = RigidTransform(t.tx * zoom, t.ty * zoom, t.theta)
+        t = gauss_newton(*level, t, iterations=5, near=True)
+        sigma = _NEIGHBOURHOOD * factors[0] / factor
+        ranked = best_and_rival(t, local_evidence(*level, t, sigma))
+    best, rival = ranked.score
+    return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best

@@ -26,9 +26,9 @@ import numpy as np
 from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.interpolation import spline_gradient
-from jaxreg.normal_equations import System, damped_inverse, normal_matrix, of_model, secant
+from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
 from jaxreg.pyramid import apply_separable, blurring_matrix
-from jaxreg.refinement import OUTLIER, clip_step, robust_weight, solve
+from jaxreg.refinement import OUTLIER, clip_step, settled_weight, solve
 from jaxreg.resampling import (
     DEGREE,
     Points,
@@ -52,6 +52,7 @@ _TAILS = 5.0
 # tells. Measured on the same pairs.
 _ALIASING_INFLATION = 2.5
 _FEW_PIXELS = 1024  # below this, none is spared in choosing direction and kernel
+_FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
 _CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
 # Chi-square (1 gain + C biases) from which a brightness change is believed.
 _BRIGHTNESS_CHANGED = 30.0
@@ -66,6 +67,7 @@ class Finished(NamedTuple):
       value: ``(P, C)``, the source on the target's pixels at the end.
       target: ``(P, C)``.
       inside: ``(P,)`` weight of the overlap.
+      settled: scalar bool, False if no optimum was found near the start, which then is the answer.
     """
 
     transform: RigidTransform
@@ -73,6 +75,7 @@ class Finished(NamedTuple):
     value: jax.Array
     target: jax.Array
     inside: jax.Array
+    settled: jax.Array
 
 
 class Fit(NamedTuple):
@@ -104,8 +107,7 @@ def _weigh(
     """Residuals for a given gain and bias, and their robust weights."""
     residual = target - gain * value - bias
     square = jnp.square(residual).mean(-1)
-    # Twice, for what hides a fifth of a view would set the scale itself.
-    weight = inside * robust_weight(square, inside * robust_weight(square, inside), outlier)
+    weight = inside * settled_weight(square, inside, outlier)
     variance = (weight * square).sum() / jnp.maximum(weight.sum(), 1.0)
     return Fit(gain, bias, residual, weight, variance)
 
@@ -236,11 +238,11 @@ def _finish(
         fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias, _TAILS)
         moments = system.moments(fit.weight, fit.residual)
         inverse = secant(inverse, scale, last, last_moments - moments)
-        delta = jnp.nan_to_num(inverse @ moments)
+        # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
+        plain = jnp.nan_to_num(system.inverse @ moments)
+        delta = guarded(jnp.nan_to_num(inverse @ moments), plain, scale)
         delta = delta.at[:3].set(clip_step(delta[:3]))
         gain = jnp.clip(gain + delta[3], 0.1, 10.0)
-        # A secant gone astray may shrink its steps short of the optimum: the plain one tells.
-        plain = jnp.nan_to_num(system.inverse @ moments)
         moved = jnp.maximum(jnp.abs(delta[:3]), jnp.abs(plain[:3])).max()
         t, bias = _add(t, delta), bias + delta[4:]
         return t, gain, bias, inverse, delta, moments, moved, left_over - 1
@@ -255,12 +257,20 @@ def _finish(
     scale = jnp.abs(jnp.diagonal(normal))
     state = (start, gain, bias, system.inverse, nothing, nothing, jnp.inf, jnp.int32(iterations))
     t, gain, bias, *_ = jax.lax.while_loop(moves, step, state)
+    settled = _near(t, start)
+    t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), t, start)
     t = _optimum(linear, *images, _Optimum(t, gain, bias, left, changed))
     points = source_points(shape, t, margin)
     value = pull(prepared(images[0], linear), points, linear)
     fit = _weigh(value, _flat(images[1]), points.inside, gain, bias, _TAILS)
     covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
-    return Finished(t, covariance, value, _flat(images[1]), points.inside)
+    return Finished(t, covariance, value, _flat(images[1]), points.inside, settled)
+
+
+def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:
+    """Whether a transform is one that the start can have meant."""
+    moved = jnp.abs(t.as_array() - start.as_array())
+    return (moved < jnp.asarray(_FARTHEST)).all()
 
 
 def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:

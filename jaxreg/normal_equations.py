@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+# Of a secant's step, in plain ones: how long it may be, and how far it must lead their way.
+_LONGEST, _AHEAD = 3.0, 0.1
 
 
 class System(NamedTuple):
@@ -74,3 +76,18 @@ def secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Arra
     known = (taken > 0.0) & (expected > 0.2 * taken)
     error = step - inverse @ drop
     return inverse + jnp.where(known, jnp.outer(error, row) / jnp.where(known, expected, 1.0), 0.0)
+
+
+def guarded(step: jax.Array, plain: jax.Array, scale: jax.Array) -> jax.Array:
+    """A secant's step, shortened if it leaps; half the plain one if it leads elsewhere.
+
+    Where the residual jumps, as pixels enter the overlap, a secant learns what is not so.
+
+    Args:
+      step: ``(U,)``, by the secant's inverse.
+      plain: ``(U,)``, by that of the normal matrix.
+      scale: ``(U,)``, what makes steps comparable.
+    """
+    along, ahead = (scale * plain) @ step, (scale * plain) @ plain
+    short = jnp.minimum(1.0, _LONGEST * jnp.sqrt(ahead / ((scale * step) @ step + 1e-30)))
+    return jnp.where(along > _AHEAD * ahead, short * step, 0.5 * plain)

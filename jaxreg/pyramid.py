@@ -16,7 +16,7 @@ import numpy as np
 _SIGMA = 0.45
 # Of `local_contrast`: the spread of its Gaussian neighbourhood in pixels, and the share of the mean
 # energy below which a contrast is not enlarged. Chosen on training images, occluded and not.
-_NEIGHBOURHOOD = 2.0
+_NEIGHBOURHOOD = 1.0
 _FAINT = 0.1
 
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
 from jaxreg.resampling import moved_by, pull, source_points
@@ -56,6 +55,11 @@ def robust_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER
     scale = (inside * jnp.sqrt(square)).sum(-1, keepdims=True) / count
     limit = jnp.square(outlier * scale) + 1e-12
     return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
+
+
+def settled_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER) -> jax.Array:
+    """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it."""
+    return robust_weight(square, inside * robust_weight(square, inside), outlier)
 
 
 def clip_step(step: jax.Array) -> jax.Array:
@@ -119,8 +123,12 @@ def _advance(t: RigidTransform, step: jax.Array) -> RigidTransform:
 
 
 def gauss_newton(
-    source: jax.Array, target: jax.Array, start: RigidTransform, iterations: int
-) -> tuple[RigidTransform, jax.Array]:
+    source: jax.Array,
+    target: jax.Array,
+    start: RigidTransform,
+    iterations: int,
+    near: bool = False,
+) -> RigidTransform:
     """Robust Gauss-Newton from K starts, with bilinear interpolation.
 
     Args:
@@ -128,23 +136,25 @@ def gauss_newton(
       target: the same shape.
       start: K transforms from source to target, within about a pixel.
       iterations: how many steps.
+      near: whether the starts are close enough for the first step to tell outliers already, by
+        the residual at unchanged brightness; else it trusts all pixels.
 
     Returns:
-      The K refined transforms and the `evidence` for each.
+      The K refined transforms.
     """
     prepared, flat = _prepare(target), target.reshape(-1)
-    shape = target.shape
 
-    def sampled(t: RigidTransform, margin: float) -> tuple[jax.Array, jax.Array]:
-        def one(t: RigidTransform) -> tuple[jax.Array, jax.Array]:
-            points = source_points(shape, t, margin)
-            return pull(source, points, linear=True), points.inside
+    def sampled(t: RigidTransform) -> tuple[jax.Array, jax.Array]:
+        points = source_points(target.shape, t, _RIM)
+        return pull(source, points, linear=True), points.inside
 
-        return jax.vmap(one)(t)
+    def weigh(residual: jax.Array, inside: jax.Array) -> jax.Array:
+        # Pixels outside now may be inside later: they start unprejudiced.
+        return jnp.where(inside > 0, settled_weight(jnp.square(residual), inside), 1.0)
 
     def step(state: tuple, _: None) -> tuple:
         t, robust = state
-        value, inside = sampled(t, _RIM)
+        value, inside = jax.vmap(sampled)(t)
         scatter, with_value, energy, mean, mean_value = _sums(prepared, value, inside * robust)
         # Eliminate the gain: what of each column the source's value explains goes.
         energy = jnp.maximum(energy, 1e-6)
@@ -154,18 +164,13 @@ def gauss_newton(
         gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
         predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
         predicted += delta @ prepared.columns[:3] - (mean[:, :3] * delta).sum(-1, keepdims=True)
-        robust = robust_weight(jnp.square(flat - predicted), inside)
-        # Pixels outside now may be inside later: they start unprejudiced.
-        return (_advance(t, clip_step(delta)), jnp.where(inside > 0, robust, 1.0)), None
+        return (_advance(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
-    ones = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
-    (end, _), _ = jax.lax.scan(step, (start, ones), None, length=iterations)
-    value, inside = sampled(end, 0.0)
-    count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
-    centred = inside * (value - (inside * value).sum(-1, keepdims=True) / count)
-    centred_flat = inside * (flat - (inside * flat).sum(-1, keepdims=True) / count)
-    floor = 1e-6 * (jnp.square(value).sum(-1) + jnp.square(flat).sum()) + 1e-12
-    spread = jnp.maximum(jnp.square(centred).sum(-1), floor)
-    spread *= jnp.maximum(jnp.square(centred_flat).sum(-1), floor)
-    ncc = (centred * centred_flat).sum(-1) * jax.lax.rsqrt(spread)
-    return end, evidence(ncc, inside.mean(-1))
+    if near:
+        # Candidate by candidate: outside of a loop CPUs are slow at sampling several at once.
+        value, inside = jax.lax.map(sampled, start)
+        weight = weigh(flat - value, inside)
+    else:
+        weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
+    (end, _), _ = jax.lax.scan(step, (start, weight), None, length=iterations)
+    return end

@@ -1,7 +1,8 @@
 """Whether the direct method's answer should be trusted.
 
-An answer is trusted if its standard errors are small, its detail agrees, it leads its closest rival
-clearly, it beats itself shifted by a few pixels, and no direction is left open.
+An answer is trusted if it settled near where the search saw it, its standard errors are small, its
+detail agrees, it leads its closest rival clearly, it beats itself shifted by a few pixels, and no
+direction is left open.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def trusted(
     shape = fixed.shape
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     return (
-        (errors[:2].max() < _LARGEST_ERROR * min(shape[:2]))
+        end.settled
+        & (errors[:2].max() < _LARGEST_ERROR * min(shape[:2]))
         & (errors[2] < _LARGEST_TURN_ERROR)
         & (_detail(end, shape) > _LEAST_DETAIL)
         & (lead > _LEAST_LEAD)

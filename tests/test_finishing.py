@@ -7,6 +7,7 @@ import pytest
 
 from jaxreg.finishing import finish, fit_intensity
 from jaxreg.geometry import RigidTransform
+from jaxreg.normal_equations import guarded
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 from tests.tolerances import REGISTERED_EXACTLY, REGISTERED_ROUNDED
@@ -54,3 +55,25 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
             assert shift < limits[0]
             assert turn < limits[1]
             assert np.isfinite(np.asarray(end.covariance)).all()
+
+
+def test_where_no_optimum_is_near_the_start_is_the_answer_and_says_so():
+    fixed = jnp.asarray(texture((32, 32, 3)) / 60)
+    moving = warp(fixed, TRUTH)
+    assert bool(finish(fixed, moving, START).settled)
+    flat = 1e-6 * jnp.asarray(texture((32, 32, 3), seed=3))
+    lost = RigidTransform(-6.0, 6.0, 200.0)
+    for pair in [(fixed, moving), (fixed, flat)]:
+        end = finish(*pair, lost)
+        near = np.abs(np.asarray(end.transform.as_array()) - [-6.0, 6.0, -160.0])
+        assert (near <= [3.0, 3.0, 12.0]).all()
+        if not end.settled:
+            assert near.max() < 1e-4
+
+
+def test_a_secant_that_leaps_is_shortened_and_one_that_turns_back_is_not_followed():
+    scale, plain = jnp.array([1.0, 2.0, 0.5]), jnp.array([0.1, -0.2, 0.3])
+    np.testing.assert_allclose(guarded(1.5 * plain, plain, scale), 1.5 * plain)
+    np.testing.assert_allclose(guarded(50.0 * plain, plain, scale), 3.0 * plain, rtol=1e-5)
+    for astray in (-plain, 0.01 * plain, jnp.zeros(3)):
+        np.testing.assert_allclose(guarded(astray, plain, scale), 0.5 * plain)

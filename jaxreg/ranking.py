@@ -1,0 +1,96 @@
+"""Which of several alignments is the best, and which its closest rival.
+
+They are ranked by how well the images agree *neighbourhood by neighbourhood*: what hides a part of
+a view spoils what it covers and no more, where a correlation of the whole would be lost.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.correlation import evidence
+from jaxreg.geometry import RigidTransform
+from jaxreg.metrics import rotation_error, translation_error
+from jaxreg.pyramid import blurring_matrix
+from jaxreg.resampling import pull, source_points
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+# Share of the target's energy below which a neighbourhood counts as flat.
+_FAINT = 0.002
+# Candidates nearer than this, in pixels of their level and degrees, are one and the same.
+_SAME_SHIFT, _SAME_TURN = 2.0, 6.0
+
+
+class Ranked(NamedTuple):
+    """The best of some alignments and its closest rival.
+
+    Attributes:
+      transform: ``(2,)`` transforms, the best first.
+      score: ``(2,)``; the rival's is -1 where all are the same alignment.
+    """
+
+    transform: RigidTransform
+    score: jax.Array
+
+
+def local_evidence(
+    source: jax.Array, target: jax.Array, transform: RigidTransform, sigma: float
+) -> jax.Array:
+    """`evidence` of correlations within Gaussian neighbourhoods, averaged over the frame.
+
+    Args:
+      source: ``(H, W)``.
+      target: the same shape.
+      transform: K transforms from source to target.
+      sigma: standard deviation of a neighbourhood, in pixels.
+
+    Returns:
+      ``(K,)``; pixels beyond the overlap add nothing.
+    """
+    height, width = target.shape
+    flat = target.reshape(-1)
+
+    def sampled(t: RigidTransform) -> tuple[jax.Array, jax.Array]:
+        points = source_points(target.shape, t)
+        return pull(source, points, linear=True), points.inside
+
+    # One by one: outside of a loop CPUs are slow at sampling several at once.
+    value, inside = jax.lax.map(sampled, transform)
+    s, t = inside * value, inside * flat
+    planes = jnp.stack([inside, s, t, s * value, t * flat, s * t])
+    rows, columns = (blurring_matrix(size, sigma) for size in (height, width))
+    planes = jnp.matmul(planes.reshape(-1, width), columns.T, precision=_HIGHEST)
+    # Rows before planes: the blur along the other axis is one matrix product, too.
+    planes = jnp.moveaxis(planes.reshape(-1, height, width), 0, 1)
+    planes = jnp.matmul(rows, planes.reshape(height, -1), precision=_HIGHEST)
+    planes = planes.reshape(height, 6, -1, width)
+    count = jnp.maximum(planes[:, 0], 1e-3)
+    s, t, ss, tt, st = (planes[:, k] / count for k in range(1, 6))
+    floor = _FAINT * jnp.square(flat).mean() + 1e-12
+    spread = (jnp.maximum(ss - s * s, 0.0) + floor) * (jnp.maximum(tt - t * t, 0.0) + floor)
+    ncc = (st - s * t) * jax.lax.rsqrt(spread)
+    inside = jnp.moveaxis(inside.reshape(-1, height, width), 0, 1)
+    return evidence(ncc, inside).mean((0, 2))
+
+
+def best_and_rival(transform: RigidTransform, score: jax.Array) -> Ranked:
+    """The best of K alignments and the best of those that are not the same one.
+
+    Args:
+      transform: K transforms.
+      score: ``(K,)``.
+    """
+    best = jnp.argmax(score)
+    winner = jax.tree.map(lambda v: v[best], transform)
+    same = (translation_error(transform, winner) < _SAME_SHIFT) & (
+        rotation_error(transform.theta, winner.theta) < _SAME_TURN
+    )
+    rivals = jnp.where(same, -1.0, score)
+    rival = jnp.argmax(rivals)
+    both = jnp.stack([best, rival])
+    return Ranked(
+        jax.tree.map(lambda v: v[both], transform), jnp.stack([score[best], rivals[rival]])
+    )

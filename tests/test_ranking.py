@@ -1,0 +1,68 @@
+"""Which candidate is the best: local agreement against scipy, occlusions, rivals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jaxreg.correlation import evidence
+from jaxreg.geometry import RigidTransform
+from jaxreg.ranking import best_and_rival, local_evidence
+from jaxreg.warping import overlap, warp
+from tests.registration_support import texture
+
+TRUTH = RigidTransform(3.0, -2.0, 90.0)  # whole pixels: no interpolation blurs it
+
+
+def stacked(*transforms):
+    return RigidTransform.from_array(np.stack([t.as_array() for t in transforms]))
+
+
+def test_local_evidence_is_that_of_correlations_within_gaussian_neighbourhoods():
+    source, target = texture((24, 20), seed=1), texture((24, 20), seed=2)
+    sigma, t = 2.0, RigidTransform(2.0, 3.0, 0.0)
+    moved, inside = np.asarray(warp(source, t)), np.asarray(overlap(source.shape, t), float)
+
+    def mean(values):
+        # The blur of the method is cut off at the frame, and takes no account of what lies beyond.
+        blur = lambda v: ndimage.gaussian_filter(v, sigma, mode="constant", truncate=20.0)  # noqa: E731
+        return blur(inside * values) / blur(inside)
+
+    cov = mean(moved * target) - mean(moved) * mean(target)
+    var_s, var_t = (mean(v * v) - mean(v) ** 2 for v in (moved, target))
+    expected = inside * np.asarray(evidence(cov / np.sqrt(var_s * var_t), np.ones(1)))
+    found = local_evidence(jnp.asarray(source), jnp.asarray(target), stacked(t), sigma)
+    assert float(found[0]) == pytest.approx(expected.mean(), abs=0.02)
+
+
+def test_a_hidden_fifth_leaves_the_right_one_far_ahead():
+    image = jnp.asarray(texture((32, 32)) / 50)
+    moving = warp(image, TRUTH)
+    hidden = moving.at[9:23, 9:23].set(10.0)
+    candidates = stacked(TRUTH, RigidTransform(-3.0, 2.0, 0.0))
+    right, wrong = jax.jit(local_evidence, static_argnums=3)(image, hidden, candidates, 2.0)
+    whole, _ = local_evidence(image, moving, candidates, 2.0)
+    assert right > 0.2 * whole
+    assert wrong < 0.1 * right
+
+
+def test_flat_images_have_no_evidence():
+    flat, other = jnp.full((16, 16), 3.0), jnp.asarray(texture((16, 16)))
+    for pair in [(flat, flat), (flat, other), (other, flat)]:
+        found = local_evidence(*pair, stacked(TRUTH), 1.5)
+        assert np.abs(np.asarray(found)).max() < 0.05
+
+
+def test_the_rival_is_another_alignment():
+    candidates = stacked(
+        RigidTransform(1.0, 1.0, 10.0),
+        RigidTransform(1.2, 0.8, 12.0),
+        RigidTransform(1.0, 1.0, 100.0),
+        RigidTransform(-2.0, 1.0, 10.0),
+    )
+    ranked = best_and_rival(candidates, jnp.array([0.9, 0.8, 0.3, 0.5]))
+    np.testing.assert_allclose(ranked.transform.as_array(), np.asarray(candidates.as_array())[[0, 3]])
+    np.testing.assert_allclose(ranked.score, [0.9, 0.5])
+    alone = best_and_rival(jax.tree.map(lambda v: v[:2], candidates), jnp.array([0.9, 0.8]))
+    assert float(alone.score[1]) == -1.0
