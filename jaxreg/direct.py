@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
@@ -27,6 +28,7 @@ from jaxreg.trust import correlation, trusted
 
 Kernel = Literal["auto", "linear", "spline"]
 
+_BOTH_WAYS, _NEAR = np.array([0, 0, 1]), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near 16
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
@@ -224,9 +226,10 @@ def _coarse_to_fine(
     t = jax.tree.map(lambda *v: jnp.concatenate(v), *ends)
     ranked = best_and_rival(t, local_evidence(*levels[0], t, _NEIGHBOURHOOD))
     for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
-        t, zoom = ranked.transform, coarser / factor
+        # The best starts both ways: what it fails to explain may be hidden, or it may be off.
+        t, zoom = jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform), coarser / factor
         t = RigidTransform(t.tx * zoom, t.ty * zoom, t.theta)
-        t = gauss_newton(*level, t, iterations=5, near=True)
+        t = gauss_newton(*level, t, iterations=5, near=_NEAR)
         sigma = _NEIGHBOURHOOD * factors[0] / factor
         ranked = best_and_rival(t, local_evidence(*level, t, sigma))
     best, rival = ranked.score

@@ -127,7 +127,7 @@ def gauss_newton(
     target: jax.Array,
     start: RigidTransform,
     iterations: int,
-    near: bool = False,
+    near: jax.typing.ArrayLike | None = None,
 ) -> RigidTransform:
     """Robust Gauss-Newton from K starts, with bilinear interpolation.
 
@@ -136,8 +136,9 @@ def gauss_newton(
       target: the same shape.
       start: K transforms from source to target, within about a pixel.
       iterations: how many steps.
-      near: whether the starts are close enough for the first step to tell outliers already, by
-        the residual at unchanged brightness; else it trusts all pixels.
+      near: ``(K,)`` bool, which starts are close enough for the first step to tell outliers
+        already, by the residual at unchanged brightness; the others trust all pixels at first.
+        Default: none.
 
     Returns:
       The K refined transforms.
@@ -166,11 +167,10 @@ def gauss_newton(
         predicted += delta @ prepared.columns[:3] - (mean[:, :3] * delta).sum(-1, keepdims=True)
         return (_advance(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
-    if near:
+    weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
+    if near is not None:
         # Candidate by candidate: outside of a loop CPUs are slow at sampling several at once.
         value, inside = jax.lax.map(sampled, start)
-        weight = weigh(flat - value, inside)
-    else:
-        weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
+        weight = jnp.where(jnp.asarray(near)[:, None], weigh(flat - value, inside), weight)
     (end, _), _ = jax.lax.scan(step, (start, weight), None, length=iterations)
     return end

@@ -62,7 +62,9 @@ def test_the_rival_is_another_alignment():
         RigidTransform(-2.0, 1.0, 10.0),
     )
     ranked = best_and_rival(candidates, jnp.array([0.9, 0.8, 0.3, 0.5]))
-    np.testing.assert_allclose(ranked.transform.as_array(), np.asarray(candidates.as_array())[[0, 3]])
+    np.testing.assert_allclose(
+        ranked.transform.as_array(), np.asarray(candidates.as_array())[[0, 3]]
+    )
     np.testing.assert_allclose(ranked.score, [0.9, 0.5])
     alone = best_and_rival(jax.tree.map(lambda v: v[:2], candidates), jnp.array([0.9, 0.8]))
     assert float(alone.score[1]) == -1.0
