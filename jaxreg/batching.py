@@ -7,7 +7,6 @@ core; an accelerator wants thousands of pairs at once, and the next ones on thei
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -89,12 +88,15 @@ def map_pairs(
         answers = _chunk(one, *pair, jnp.int32(number), devices)
         return jax.block_until_ready(jax.tree.map(lambda v: v[:number], answers))
 
+    if count <= step:
+        return part(0)
+    # The first call compiles: once, not in every thread. A lone CPU needs no pair for that.
     starts = range(0, count, step)
-    parts = [part(0)]  # compiles: once, not in every thread
-    if count > step:
-        with ThreadPoolExecutor(threads) as pool:
-            parts += pool.map(part, itertools.islice(starts, 1, None))
-    return jax.tree.map(lambda *v: jnp.concatenate(v), *parts) if len(parts) > 1 else parts[0]
+    first, *others = [count, *starts] if on_cpu and devices == 1 else starts
+    parts = [part(first)]
+    with ThreadPoolExecutor(threads) as pool:
+        parts += pool.map(part, others)
+    return jax.tree.map(lambda *v: jnp.concatenate(v), *parts)
 
 
 def _padded(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:
