@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.pyramid import apply_separable, mix_channels
+from jaxreg.products import mix, separable, times
 
 _BANDS = 12
 
@@ -29,40 +29,36 @@ def _cosines(size: int) -> np.ndarray:
 
 @functools.cache
 def _bands(height: int, width: int) -> np.ndarray:
-    """``(H, W, B)`` one-hot radial band of each cosine, the constant one left out."""
+    """``(B, H W)`` one-hot radial band of each cosine, the constant one left out."""
     radius = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
     band = np.minimum((radius * _BANDS).astype(int), _BANDS - 1)
     one_hot = np.eye(_BANDS, dtype=np.float32)[band]
     one_hot[0, 0] = 0.0
-    return one_hot
+    return np.ascontiguousarray(one_hot.reshape(-1, _BANDS).T)
 
 
-def wiener(image: jax.Array, noise_variance: jax.Array, averaged: float = 1.0) -> jax.Array:
+def wiener(image: jax.Array, noise_variance: jax.Array) -> jax.Array:
     """Shrink the frequencies of an image that its white noise outweighs.
 
     Args:
       image: ``(H, W, C)``.
       noise_variance: scalar, per channel and pixel. Zero returns the image, but for
         bands of a millionth of the strongest one's power.
-      averaged: how many independent images the result will be averaged with, itself counted: the
-        filter is then the one that is best for the average.
 
     Returns:
       ``(H, W, C)``, the means of the channels unchanged.
     """
     height, width, channels = image.shape
     rows, columns, bands = _cosines(height), _cosines(width), _bands(height, width)
-    mean = image.mean((0, 1))
-    centred = image - mean
-    if channels > 1:
-        basis = jnp.linalg.eigh(jnp.einsum("yxc,yxd->cd", centred, centred))[1]
-        centred = mix_channels(centred, basis)
-    spectrum = apply_separable(rows, centred, columns)
-    power = jnp.einsum("yxc,yxb->bc", jnp.square(spectrum), bands)
-    power /= np.maximum(bands.sum((0, 1)), 1.0)[:, None]
+    planes = jnp.moveaxis(image, -1, 0).reshape(channels, -1)
+    mean = planes.mean(1, keepdims=True)
+    centred = planes - mean
+    basis = jnp.linalg.eigh(times(centred, centred))[1] if channels > 1 else jnp.ones((1, 1))
+    shape = (channels, height, width)
+    spectrum = separable(rows, mix(basis.T, centred).reshape(shape), columns)
+    spectrum = spectrum.reshape(channels, -1)
+    power = times(bands, jnp.square(spectrum)) / np.maximum(bands.sum(1), 1.0)
     signal = jnp.maximum(power - noise_variance, 0.0)
-    gain = signal / (signal + noise_variance / averaged + 1e-6 * power.max() + 1e-12)
-    spectrum *= jnp.einsum("bc,yxb->yxc", gain, bands)
-    if channels > 1:
-        spectrum = mix_channels(spectrum, basis.T)
-    return apply_separable(rows.T, spectrum, columns.T) + mean
+    gain = signal / (signal + noise_variance + 1e-6 * power.max() + 1e-12)
+    spectrum = mix(basis, spectrum * gain[:, bands.argmax(0)]).reshape(shape)
+    return jnp.moveaxis(separable(rows.T, spectrum, columns.T) + mean[..., None], 0, -1)

@@ -20,8 +20,9 @@ import numpy as np
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
+from jaxreg.products import times
 from jaxreg.pyramid import downsample, level_factors, local_contrast
-from jaxreg.ranking import best_and_rival, local_evidence
+from jaxreg.ranking import Ranked, best_and_rival, local_evidence
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Registration
 from jaxreg.trust import correlation, trusted
@@ -30,6 +31,8 @@ Kernel = Literal["auto", "linear", "spline"]
 
 _BOTH_WAYS, _NEAR = np.array([0, 0, 1]), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
+# Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
+_DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near 16
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow. Wide, for the black corners of a warped image count in its spread.
@@ -188,8 +191,8 @@ def principal_axis(fixed: jax.Array, moving: jax.Array) -> jax.Array:
         return jnp.ones((1, 1))
 
     def inverse_spread(image: jax.Array) -> jax.Array:
-        centred = (image - image.mean((0, 1))).reshape(-1, channels)
-        spread = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+        centred = (image - image.mean((0, 1))).reshape(-1, channels).T
+        spread = times(centred, centred)
         ridge = 1e-4 * jnp.trace(spread) / channels + 1e-12
         return jnp.linalg.inv(spread + ridge * jnp.eye(channels))
 
@@ -213,24 +216,63 @@ def _coarse_to_fine(
     grid = coarse_side(min(fixed.shape[:2]))
     factors = level_factors(fixed.shape, grid, options.level_step)
     levels = [(downsample(fixed, f)[..., 0], downsample(moving, f)[..., 0]) for f in factors]
-    reach = max(round(options.max_shift * min(levels[0][0].shape)), 1)
+    grey = _candidates(levels[0], options)
+    ranked = best_and_rival(grey, local_evidence(*levels[0], grey, _NEIGHBOURHOOD))
+    best, rival = ranked.score
+    decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
+    # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
+    return jax.lax.cond(
+        decided,
+        lambda: _follow(levels, factors, ranked),
+        lambda: _look_further(levels, factors, grey, options),
+    )
+
+
+def _candidates(coarse: tuple[jax.Array, jax.Array], options: DirectOptions) -> RigidTransform:
+    """Half of the candidates, found and refined on one kind of coarse images ``(H, W)``."""
+    side = min(coarse[0].shape)
+    reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
-    angles = 4 * round(9 / 16 * grid)
-    # Grey values see what is faint, local contrast is blind to what hides a part: each proposes
-    # half of the candidates and refines its own.
-    contrast = (local_contrast(levels[0][0]), local_contrast(levels[0][1]))
-    ends = []
-    for images in (levels[0], contrast):
-        starts = search(*images, angles, reach, options.candidates // 2).transform
-        ends.append(gauss_newton(*images, starts, iterations=4))
-    t = jax.tree.map(lambda *v: jnp.concatenate(v), *ends)
+    angles = 4 * round(9 / 16 * max(side, 16))
+    starts = search(*coarse, angles, reach, options.candidates // 2).transform
+    return gauss_newton(*coarse, starts, iterations=4)
+
+
+def _follow(
+    levels: list[tuple[jax.Array, jax.Array]], factors: list[float], ranked: Ranked
+) -> tuple[RigidTransform, jax.Array, jax.Array]:
+    """`_coarse_to_fine` where one candidate is the only one in question."""
+    t = jax.tree.map(lambda v: v[:1], ranked.transform)
+    for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
+        t = gauss_newton(*level, _zoomed(t, coarser / factor), iterations=3)
+    best, rival = ranked.score
+    return jax.tree.map(lambda v: v[0], t), best - rival, best
+
+
+def _look_further(
+    levels: list[tuple[jax.Array, jax.Array]],
+    factors: list[float],
+    grey: RigidTransform,
+    options: DirectOptions,
+) -> tuple[RigidTransform, jax.Array, jax.Array]:
+    """`_coarse_to_fine` where the grey values' candidates leave a doubt.
+
+    Grey values see what is faint, local contrast is blind to what hides a part: each proposes half
+    of the candidates and refines its own.
+    """
+    contrast = _candidates((local_contrast(levels[0][0]), local_contrast(levels[0][1])), options)
+    t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, contrast)
     ranked = best_and_rival(t, local_evidence(*levels[0], t, _NEIGHBOURHOOD))
     for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
         # The best starts both ways: what it fails to explain may be hidden, or it may be off.
-        t, zoom = jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform), coarser / factor
-        t = RigidTransform(t.tx * zoom, t.ty * zoom, t.theta)
-        t = gauss_newton(*level, t, iterations=5, near=_NEAR)
+        t = jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform)
+        t = gauss_newton(*level, _zoomed(t, coarser / factor), iterations=5, near=_NEAR)
         sigma = _NEIGHBOURHOOD * factors[0] / factor
         ranked = best_and_rival(t, local_evidence(*level, t, sigma))
     best, rival = ranked.score
     return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best
+
+
+def _zoomed(t: RigidTransform, zoom: float) -> RigidTransform:
+    """A transform of a level in pixels that are ``zoom`` times smaller."""
+    return RigidTransform(t.tx * zoom, t.ty * zoom, t.theta)

@@ -27,7 +27,8 @@ from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.interpolation import spline_gradient
 from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
-from jaxreg.pyramid import apply_separable, blurring_matrix
+from jaxreg.products import apply_separable
+from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import OUTLIER, clip_step, settled_weight, solve
 from jaxreg.resampling import (
     DEGREE,
@@ -126,7 +127,7 @@ def _fit_weighted(value: jax.Array, target: jax.Array, inside: jax.Array, weight
     return _weigh(value, target, inside, gain, mean_target - gain * mean_value)
 
 
-def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array) -> Fit:
+def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array, passes: int = 2) -> Fit:
     """Fit gain and bias where images agree.
 
     The first weights are those of an unchanged brightness: a fit to all pixels would follow what
@@ -136,10 +137,12 @@ def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array) -> Fit
       value: ``(P, C)`` of the source.
       target: ``(P, C)``.
       inside: ``(P,)`` weight of the overlap.
+      passes: how often to fit, each time with the weights of the fit before.
     """
-    unchanged = _weigh(value, target, inside, jnp.float32(1.0), jnp.zeros(value.shape[1]))
-    fit = _fit_weighted(value, target, inside, unchanged.weight)
-    return _fit_weighted(value, target, inside, fit.weight)
+    fit = _weigh(value, target, inside, jnp.float32(1.0), jnp.zeros(value.shape[1]))
+    for _ in range(passes):
+        fit = _fit_weighted(value, target, inside, fit.weight)
+    return fit
 
 
 def finish(
@@ -163,21 +166,22 @@ def finish(
     both, t = jax.lax.stop_gradient(((fixed, moving), transform))
     inverse = t.inverse()
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
-    bilinear = jnp.stack([_mismatch(*both, t, True), _mismatch(*both[::-1], inverse, True)])
+    ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, t), (*both[::-1], inverse))
+    bilinear = jax.lax.map(lambda way: _mismatch(*way, linear=True), ways)
     swapped = bilinear[1] < bilinear[0]
     pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
     start = jax.tree.map(pick, inverse, t)
     pair = pick(moving, fixed), pick(fixed, moving)
-    ways = {
+    finishes = {
         linear: functools.partial(_finish, linear=linear, iterations=iterations)
         for linear in (True, False)
     }
     if kernel == "auto":
-        spline = _mismatch(*jax.lax.stop_gradient(pair), start, False)
+        spline = _mismatch(*jax.lax.stop_gradient(pair), start, linear=False)
         # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
-        end = jax.lax.cond(bilinear.min() <= spline, ways[True], ways[False], *pair, start)
+        end = jax.lax.cond(bilinear.min() <= spline, finishes[True], finishes[False], *pair, start)
     else:
-        end = ways[kernel == "linear"](*pair, start)
+        end = finishes[kernel == "linear"](*pair, start)
     back, turned = _unswap(end.transform, end.covariance)
     t = jax.tree.map(pick, back, end.transform)
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
@@ -185,10 +189,10 @@ def finish(
 
 
 @functools.cache
-def _slanted_lines(height: int, width: int) -> np.ndarray:
+def _slanted_lines(height: int, width: int) -> np.ndarray | slice:
     """Indices of every third pixel, but all of a small image: enough to tell the kernel by."""
     y, x = np.mgrid[:height, :width]
-    return np.flatnonzero((y + x) % 3 == 0) if y.size > _FEW_PIXELS else np.arange(y.size)
+    return np.flatnonzero((y + x) % 3 == 0) if y.size > _FEW_PIXELS else slice(None)
 
 
 def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: bool) -> jax.Array:
@@ -201,7 +205,7 @@ def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: b
     slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
     value = pull(prepared(source, linear), points, linear)
-    fit = fit_intensity(value, _flat(target)[some], points.inside)
+    fit = fit_intensity(value, _flat(target)[some], points.inside, passes=1)
     system = System(slope, normal_matrix(slope, slope, fit.weight))
     moments = system.moments(fit.weight, fit.residual)
     moved = jnp.vdot(moments, solve(system.inverse, moments)) / value.shape[-1]
@@ -294,9 +298,7 @@ def _instruments(
     seen = jnp.where(points.inside[:, None] > 0, _flat(target), expected)
     seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
     noise_of_both = noise / jnp.square(fit.gain)
-    smooth_source, smooth_target = jax.vmap(lambda v: wiener(v, noise_of_both))(
-        jnp.stack([source, seen])
-    )
+    smooth_source, smooth_target = (wiener(image, noise_of_both) for image in (source, seen))
     biases = jnp.tile(jnp.eye(channels), (1, height * width))
 
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -322,9 +324,8 @@ def _brightness_changed(
     The transform is free to make up for what it can, as it would if the test said no.
     """
     residual = target - value
-    alone = System(left, damped_inverse(normal, jnp.bool_(False)))
-    moments = alone.moments(fit.weight, residual)
-    gained = jnp.vdot(moments, alone.inverse @ moments)
+    moments = System(left[:3], normal[:3, :3]).moments(fit.weight, residual)
+    gained = jnp.vdot(moments, solve(normal[:3, :3], moments))
     energy = lambda v: (fit.weight[:, None] * jnp.square(v)).sum()  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)

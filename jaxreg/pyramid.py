@@ -12,33 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.products import apply_separable
+
 # Blur before sampling, in pixels of the coarser level: between aliasing (less) and lost detail.
 _SIGMA = 0.45
 # Of `local_contrast`: the spread of its Gaussian neighbourhood in pixels, and the share of the mean
 # energy below which a contrast is not enlarged. Chosen on training images, occluded and not.
 _NEIGHBOURHOOD = 1.0
 _FAINT = 0.1
-
-
-def apply_separable(rows: np.ndarray, image: jax.Array, columns: np.ndarray) -> jax.Array:
-    """``rows @ image @ columns.T`` for each channel of an image ``(H, W, C)``.
-
-    In full float32: on a GPU the default (TF32) would cost the third digit.
-    """
-    highest = jax.lax.Precision.HIGHEST
-    image = jnp.einsum("yi,ixc->yxc", rows, image, precision=highest)
-    return jnp.einsum("xj,yjc->yxc", columns, image, precision=highest)
-
-
-def mix_channels(image: jax.Array, weights: jax.Array) -> jax.Array:
-    """``image @ weights`` over the last axis: ``(..., C)`` and ``(C, D)`` to ``(..., D)``.
-
-    As a sum, for a matrix product of such a shape takes ten times as long on CPUs.
-    """
-    mixed = image[..., 0, None] * weights[0]
-    for k in range(1, len(weights)):
-        mixed += image[..., k, None] * weights[k]
-    return mixed
 
 
 def gaussian_rows(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
+from jaxreg.products import times
 from jaxreg.resampling import moved_by, pull, source_points
 from jaxreg.warping import pixel_grid
 
@@ -94,24 +95,19 @@ def _prepare(target: jax.Array) -> _Target:
     return _Target(columns, columns[_FIRST] * columns[_SECOND])
 
 
-def _times(matrix: jax.Array, vectors: jax.Array) -> jax.Array:
-    """``vectors @ matrix.T``, a vector at a time: for so few of them CPUs are far faster so."""
-    return jnp.stack([jnp.matmul(matrix, v, precision=_HIGHEST) for v in vectors])
-
-
 def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
     """Weighted scatter about the means of ``(slopes, t)``, with the source's value, and of that.
 
     Returns:
       ``(K, 4, 4)``, ``(K, 4)``, ``(K,)``, and the ``(K, 5)`` and ``(K,)`` means.
     """
-    products = _times(target.products, weight)[:, _SYMMETRIC]
+    sums = times(target.products, weight)[:, _SYMMETRIC]
     weighted = weight * value
-    with_value = _times(target.columns, weighted)
+    with_value = times(target.columns, weighted)
     energy = (weighted * value).sum(-1)
-    count = jnp.maximum(products[:, 4, 4], 1.0)
-    mean, mean_value = products[:, 4] / count[:, None], with_value[:, 4] / count
-    scatter = products - count[:, None, None] * mean[:, :, None] * mean[:, None]
+    count = jnp.maximum(sums[:, 4, 4], 1.0)
+    mean, mean_value = sums[:, 4] / count[:, None], with_value[:, 4] / count
+    scatter = sums - count[:, None, None] * mean[:, :, None] * mean[:, None]
     with_value = with_value - (count * mean_value)[:, None] * mean
     energy = energy - count * jnp.square(mean_value)
     return scatter[:, :4, :4], with_value[:, :4], energy, mean[:, :4], mean_value

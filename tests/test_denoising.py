@@ -40,9 +40,3 @@ def test_it_takes_out_more_noise_than_picture(sigma):
     noisy = clean + noise(clean.shape, sigma) - 128
     left = np.square(np.asarray(wiener(noisy, sigma**2)) - clean).mean()
     assert left < 0.5 * sigma**2
-
-
-def test_averaging_asks_for_less_smoothing():
-    image = texture((32, 32, 1)) + noise((32, 32, 1), 20.0) - 128
-    alone, shared = (np.asarray(wiener(image, 400.0, n)) for n in (1.0, 2.0))
-    assert alone.std() < shared.std() < image.std()

@@ -1,0 +1,33 @@
+"""Products in the forms that CPUs are fast at, against NumPy's."""
+
+import numpy as np
+import pytest
+
+from jaxreg.products import apply_separable, mix, separable, times
+from tests.tolerances import FLOAT32_CORRELATION
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_few_vectors_are_multiplied_as_by_one_product(count):
+    matrix, vectors = draw(5, 40) / 40, draw(count, 40)
+    np.testing.assert_allclose(times(matrix, vectors), vectors @ matrix.T, atol=FLOAT32_CORRELATION)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 3)])
+def test_planes_are_mixed_as_by_one_product(shape):
+    weights, planes = draw(*shape), draw(shape[1], 40)
+    np.testing.assert_allclose(mix(weights, planes), weights @ planes, atol=FLOAT32_CORRELATION)
+
+
+def test_separable_products_of_planes_and_of_channels_are_the_same():
+    rows, columns, planes = draw(4, 9) / 9, draw(5, 7) / 7, draw(3, 9, 7)
+    expected = rows @ planes @ columns.T
+    np.testing.assert_allclose(separable(rows, planes, columns), expected, atol=FLOAT32_CORRELATION)
+    image = apply_separable(rows, np.moveaxis(planes, 0, -1), columns)
+    np.testing.assert_allclose(image, np.moveaxis(expected, 0, -1), atol=FLOAT32_CORRELATION)
