@@ -27,7 +27,7 @@ from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.interpolation import spline_gradient
 from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
-from jaxreg.products import apply_separable
+from jaxreg.products import apply_separable, dots, over_channels
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import OUTLIER, clip_step, settled_weight, solve
 from jaxreg.resampling import (
@@ -107,9 +107,9 @@ def _weigh(
 ) -> Fit:
     """Residuals for a given gain and bias, and their robust weights."""
     residual = target - gain * value - bias
-    square = jnp.square(residual).mean(-1)
+    square = over_channels(jnp.square(residual))
     weight = inside * settled_weight(square, inside, outlier)
-    variance = (weight * square).sum() / jnp.maximum(weight.sum(), 1.0)
+    variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
     return Fit(gain, bias, residual, weight, variance)
 
 
@@ -119,8 +119,9 @@ def _fit_weighted(value: jax.Array, target: jax.Array, inside: jax.Array, weight
     mean = lambda v: jnp.matmul(weight, v, precision=_HIGHEST) / count  # noqa: E731
     mean_value, mean_target = mean(value), mean(target)
     source = value - mean_value
-    weighted = weight[:, None] * source
-    gain = (weighted * (target - mean_target)).sum() / jnp.maximum((weighted * source).sum(), 1e-12)
+    weighted = (weight[:, None] * source).reshape(-1)
+    common = dots(weighted, (target - mean_target).reshape(-1))
+    gain = common / jnp.maximum(dots(weighted, source.reshape(-1)), 1e-12)
     # A gain near or below zero means that the images are not aligned: hold it where the residual
     # still says which way to go.
     gain = jnp.clip(gain, 0.1, 10.0)
@@ -326,7 +327,7 @@ def _brightness_changed(
     residual = target - value
     moments = System(left[:3], normal[:3, :3]).moments(fit.weight, residual)
     gained = jnp.vdot(moments, solve(normal[:3, :3], moments))
-    energy = lambda v: (fit.weight[:, None] * jnp.square(v)).sum()  # noqa: E731
+    energy = lambda v: dots(fit.weight, over_channels(jnp.square(v))) * v.shape[-1]  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     return excess > _BRIGHTNESS_CHANGED * jnp.maximum(fit.variance, floor)

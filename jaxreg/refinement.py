@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
-from jaxreg.products import times
+from jaxreg.products import dots, times
 from jaxreg.resampling import moved_by, pull, source_points
 from jaxreg.warping import pixel_grid
 
@@ -52,9 +52,8 @@ def robust_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER
       inside: weight of each pixel in the scale.
       outlier: how many scales are one.
     """
-    count = jnp.maximum(inside.sum(-1, keepdims=True), 1.0)
-    scale = (inside * jnp.sqrt(square)).sum(-1, keepdims=True) / count
-    limit = jnp.square(outlier * scale) + 1e-12
+    scale = dots(inside, jnp.sqrt(square)) / jnp.maximum(inside.sum(-1), 1.0)
+    limit = jnp.square(outlier * scale)[..., None] + 1e-12
     return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
 
 
@@ -104,7 +103,7 @@ def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Arr
     sums = times(target.products, weight)[:, _SYMMETRIC]
     weighted = weight * value
     with_value = times(target.columns, weighted)
-    energy = (weighted * value).sum(-1)
+    energy = dots(weighted, value)
     count = jnp.maximum(sums[:, 4, 4], 1.0)
     mean, mean_value = sums[:, 4] / count[:, None], with_value[:, 4] / count
     scatter = sums - count[:, None, None] * mean[:, :, None] * mean[:, None]

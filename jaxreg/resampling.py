@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients
+from jaxreg.products import dots
 from jaxreg.warping import pixel_grid
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -150,5 +151,5 @@ def noise_gain(points: Points, linear: bool) -> jax.Array:
         dip = 4.0 * t * (1.0 - t)
         return 1.0 - 0.5 * dip if linear else 1.0 - dip * (0.284 * dip - 0.04)
 
-    kept = (share(points.x) * share(points.y) * points.inside).sum()
+    kept = dots(share(points.x) * share(points.y), points.inside)
     return kept / jnp.maximum(points.inside.sum(), 1.0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.finishing import Finished
-from jaxreg.products import apply_separable, mix, times
+from jaxreg.products import apply_separable, mix
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.similarity import masked_ncc
 
@@ -107,17 +107,18 @@ def _distinction(end: Finished, axis: jax.Array, shape: tuple[int, ...]) -> jax.
         value = plane(mix(axis.T, image.T)[0])
         return jnp.stack([value * inside, value * value * inside, inside])
 
-    target = moments(end.target).reshape(3, -1)
-    reach = ((_FARTHEST, _FARTHEST),) * 2
-    padded = jnp.pad(moments(end.value), ((0, 0), *reach))
+    # Wide enough that every shift is one and the same product of rows: the source's beside one
+    # another at each dx, the target's one above another at each dy.
     span = 2 * _FARTHEST + 1
-    beside = jnp.stack([padded[:, :, k : k + width] for k in range(span)]).reshape(3 * span, -1)
-
-    def row(dy: jax.Array) -> jax.Array:
-        shifted = jax.lax.dynamic_slice_in_dim(beside, dy * width, height * width, 1)
-        return times(shifted, target).T
-
-    sums = jax.lax.map(row, jnp.arange(span)).reshape(span, span, 3, 3)
+    source = jnp.pad(moments(end.value), ((0, 0), *((_FARTHEST, _FARTHEST),) * 2))
+    beside = jnp.stack([source[:, :, k : k + width] for k in range(span)])
+    target = moments(end.target)
+    above = jnp.stack(
+        [jnp.pad(target, ((0, 0), (k, 2 * _FARTHEST - k), (0, 0))) for k in range(span)]
+    )
+    above, beside = (v.reshape(3 * span, -1) for v in (above, beside))
+    sums = jnp.matmul(above, beside.T, precision=_HIGHEST)
+    sums = jnp.moveaxis(sums.reshape(span, 3, span, 3), 1, -1)
     (both, _, s), (_, _, ss), (t, tt, count) = (sums[..., k, :].T for k in range(3))
     some = jnp.maximum(count, 1.0)
     spread = jnp.maximum(ss - s * s / some, 1e-6 * ss) * jnp.maximum(tt - t * t / some, 1e-6 * tt)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxreg.products import apply_separable, mix, separable, times
+from jaxreg.products import apply_separable, dots, mix, over_channels, separable, times
 from tests.tolerances import FLOAT32_CORRELATION
 
 RNG = np.random.default_rng(0)
@@ -31,3 +31,14 @@ def test_separable_products_of_planes_and_of_channels_are_the_same():
     np.testing.assert_allclose(separable(rows, planes, columns), expected, atol=FLOAT32_CORRELATION)
     image = apply_separable(rows, np.moveaxis(planes, 0, -1), columns)
     np.testing.assert_allclose(image, np.moveaxis(expected, 0, -1), atol=FLOAT32_CORRELATION)
+
+
+@pytest.mark.parametrize("shape", [(40,), (5000,), (3, 5000)])
+def test_sums_of_products_few_or_many(shape):
+    a, b = draw(*shape) / shape[-1], draw(*shape)
+    np.testing.assert_allclose(dots(a, b), (a * b).sum(-1), atol=FLOAT32_CORRELATION)
+
+
+def test_channels_are_averaged():
+    image = draw(6, 5, 3)
+    np.testing.assert_allclose(over_channels(image), image.mean(-1), atol=FLOAT32_CORRELATION)
