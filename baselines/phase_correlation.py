@@ -82,22 +82,25 @@ def phase_correlation(
     _check(fixed.shape, moving.shape, angles, padding, channels, peak)
     a, b = (_prepare(image, channels, remove_mean, window, padding) for image in (fixed, moving))
     theta = jnp.asarray(np.arange(angles) * 360.0 / angles - 180.0, jnp.float32)
-    copies = jax.vmap(lambda t: warp(a, RigidTransform(0.0, 0.0, t)))(theta)
-    surfaces = _phase_surfaces(copies, b)
+    copies = _half_circle(a, theta)
+    surfaces = _phase_surfaces(_spectra(copies, angles), b)
     heights = surfaces.reshape(angles, -1)
-    cell = heights.argmax(axis=1)
     if peak == "phase":
         value = heights.max(axis=1)
     else:
-        shift = _signed_shift(cell, b.shape)
+        if len(copies) < angles:
+            copies = jnp.concatenate([copies, copies[:, ::-1, ::-1]])
+        shift = _signed_shift(heights.argmax(axis=1), b.shape)
         value = jax.vmap(_shifted_ncc, in_axes=(0, 0, 0, 0, None, None))(
             copies, theta, *shift, b, padding
         )
     best = value.argmax()
-    tx, ty = (v.astype(jnp.float32) for v in _signed_shift(cell[best], b.shape))
+    # Of the winner alone: where a maximum lies takes CPUs far longer than how high it is.
+    cell = heights[best].argmax()
+    tx, ty = (v.astype(jnp.float32) for v in _signed_shift(cell, b.shape))
     if not subpixel:
         return RigidTransform(tx, ty, theta[best])
-    dx, dy = _parabola_shift(surfaces[best], cell[best])
+    dx, dy = _parabola_shift(surfaces[best], cell)
     turn = _parabola(value[best - 1], value[best], value[(best + 1) % angles])
     return RigidTransform(tx + dx, ty + dy, wrap_degrees(theta[best] + turn * 360.0 / angles))
 
@@ -180,17 +183,37 @@ def _prepare(
     return jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
 
 
-def _phase_surfaces(copies: jax.Array, moving: jax.Array) -> jax.Array:
-    """``(A, H, W)`` phase correlations of ``(A, H, W, C)`` copies with ``(H, W, C)`` moving.
+def _half_circle(image: jax.Array, theta: jax.Array) -> jax.Array:
+    """``(A, H, W, C)`` copies of an image at the first half of the angles, all if they are odd."""
+    theta = theta[: len(theta) // 2] if len(theta) % 2 == 0 else theta
+    return jax.vmap(lambda t: warp(image, RigidTransform(0.0, 0.0, t)))(theta)
+
+
+def _spectra(copies: jax.Array, angles: int) -> jax.Array:
+    """``(angles, C, H, W // 2 + 1)`` Fourier transforms of the copies at all angles.
+
+    A turn by half the circle moves pixels onto pixels: it conjugates the spectrum of a real image,
+    but for the phase of its centre.
+    """
+    height, width = copies.shape[1:3]
+    # The transformed axes go last: the FFT library would otherwise transpose the stack itself.
+    spectra = jnp.fft.rfft2(jnp.moveaxis(copies, -1, 1))
+    if len(copies) == angles:
+        return spectra
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    centre = np.exp(-2j * np.pi * (rows * (height - 1) + columns * (width - 1)))
+    return jnp.concatenate([spectra, spectra.conj() * centre.astype(np.complex64)])
+
+
+def _phase_surfaces(spectra: jax.Array, moving: jax.Array) -> jax.Array:
+    """``(A, H, W)`` phase correlations of copies, by their spectra, with ``(H, W, C)`` moving.
 
     A peak at ``[y, x]`` says that moving is the copy rolled down by y and right by x.
     """
-    # The transformed axes go last: the FFT library would otherwise transpose the stack itself.
-    spectra = jnp.fft.rfft2(jnp.moveaxis(copies, -1, 1))
     power = jnp.fft.rfft2(jnp.moveaxis(moving, -1, 0)) * spectra.conj()
     size = jnp.abs(power)
     empty = size <= _EMPTY * size.max()
-    phase = jnp.where(empty, 0.0, power / jnp.where(empty, 1.0, size))
+    phase = power * jnp.where(empty, 0.0, 1.0 / jnp.where(empty, 1.0, size))
     return jnp.fft.irfft2(phase.sum(axis=1), moving.shape[:2])
 
 
