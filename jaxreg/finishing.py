@@ -68,6 +68,7 @@ class Finished(NamedTuple):
       value: ``(P, C)``, the source on the target's pixels at the end.
       target: ``(P, C)``.
       inside: ``(P,)`` weight of the overlap.
+      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
       settled: scalar bool, False if no optimum was found near the start, which then is the answer.
     """
 
@@ -76,6 +77,7 @@ class Finished(NamedTuple):
     value: jax.Array
     target: jax.Array
     inside: jax.Array
+    weight: jax.Array
     settled: jax.Array
 
 
@@ -269,7 +271,7 @@ def _finish(
     value = pull(prepared(images[0], linear), points, linear)
     fit = _weigh(value, _flat(images[1]), points.inside, gain, bias, _TAILS)
     covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
-    return Finished(t, covariance, value, _flat(images[1]), points.inside, settled)
+    return Finished(t, covariance, value, _flat(images[1]), points.inside, fit.weight, settled)
 
 
 def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:

@@ -68,10 +68,10 @@ def register(
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
     ([2.25, -1.5, 100.0], True)
     """
-    pair = [jnp.asarray(image) for image in check_pair(fixed, moving)]
+    pair = check_pair(fixed, moving)
     if method == "direct":
-        return _align(pair[0], pair[1], DirectOptions(max_shift, interpolation))
-    result = _per_pair(find_method(method))(pair[0][None], pair[1][None])
+        return _align(*pair, DirectOptions(max_shift, interpolation))
+    result = _per_pair(find_method(method))(*(jnp.asarray(image)[None] for image in pair))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
 
 

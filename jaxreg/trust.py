@@ -30,6 +30,10 @@ _LEAST_LEAD = 0.1
 # 20 reach 40 and more, wrong answers that pass all else stay below 3.
 _LEAST_DISTINCTION = 10.0
 _FARTHEST = 3  # px
+# A lead that would do is doubted if the winner's neighbours are near or its error large: the square
+# of the lead's share times the distinction, per px of error. Of 146 wrong answers on 20,000 scene
+# pairs of the training photographs, with and without noise, 16 were believed before, none is now.
+_LEAST_MARGIN = 1200.0
 # See `_determination`: of 1,000 scene pairs of photographs the least has 0.02, patterns that leave
 # a direction open stay below 1e-8.
 _LEAST_DETERMINATION = 1e-3
@@ -61,24 +65,27 @@ def trusted(
     """
     shape = fixed.shape
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
+    largest, distinction = errors[:2].max(), _distinction(end, axis, shape)
+    margin = jnp.square(lead / evidence_of_best) * distinction
     return (
         end.settled
-        & (errors[:2].max() < _LARGEST_ERROR * min(shape[:2]))
+        & (largest < _LARGEST_ERROR * min(shape[:2]))
         & (errors[2] < _LARGEST_TURN_ERROR)
         & (_detail(end, shape) > _LEAST_DETAIL)
         & (lead > _LEAST_LEAD)
         & (lead > _LEAST_LEAD * evidence_of_best)
-        & (_distinction(end, axis, shape) > _LEAST_DISTINCTION)
+        & (distinction > _LEAST_DISTINCTION)
+        & (margin > _LEAST_MARGIN * largest)
         & (jnp.minimum(_determination(fixed), _determination(moving)) > _LEAST_DETERMINATION)
     )
 
 
 def _detail(end: Finished, shape: tuple[int, ...]) -> jax.Array:
-    """Correlation over the overlap of the detail between 1 and 2 px.
+    """Correlation of the detail between 1 and 2 px, where nothing hides a part.
 
     Smooth shading matches smooth shading at some angle, related or not; detail does not.
     """
-    inside = end.inside[:, None]
+    inside = end.weight[:, None]
     count = jnp.maximum(inside.sum(), 1.0)
     images = jnp.concatenate([end.value, end.target], -1)
     centred = (images - (inside * images).sum(0) / count) * inside
@@ -101,7 +108,7 @@ def _distinction(end: Finished, axis: jax.Array, shape: tuple[int, ...]) -> jax.
     """
     height, width = shape[:2]
     plane = lambda v: v.reshape(height, width)  # noqa: E731
-    inside = plane(end.inside)
+    inside = plane(end.weight)
 
     def moments(image: jax.Array) -> jax.Array:
         value = plane(mix(axis.T, image.T)[0])
