@@ -170,7 +170,7 @@ def finish(
     inverse = t.inverse()
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
     ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, t), (*both[::-1], inverse))
-    bilinear = jax.lax.map(lambda way: _mismatch(*way, linear=True), ways)
+    bilinear = jax.lax.map(lambda way: _mismatch(way[0], way[1], way[2], True), ways)
     swapped = bilinear[1] < bilinear[0]
     pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
     start = jax.tree.map(pick, inverse, t)
@@ -180,7 +180,7 @@ def finish(
         for linear in (True, False)
     }
     if kernel == "auto":
-        spline = _mismatch(*jax.lax.stop_gradient(pair), start, linear=False)
+        spline = _mismatch(*jax.lax.stop_gradient(pair), start, False)
         # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
         end = jax.lax.cond(bilinear.min() <= spline, finishes[True], finishes[False], *pair, start)
     else:

@@ -31,10 +31,12 @@ def dots(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def over_channels(image: jax.Array) -> jax.Array:
     """``image.mean(-1)`` of ``(..., C)``, channel by channel."""
-    channels = image.shape[-1]
     if image.size < _MANY:
         return image.mean(-1)
-    return sum(image[..., k] for k in range(channels)) / channels
+    total = image[..., 0]
+    for k in range(1, image.shape[-1]):
+        total += image[..., k]
+    return total / image.shape[-1]
 
 
 def mix(weights: jax.Array, planes: jax.Array) -> jax.Array:
