@@ -67,23 +67,23 @@ def rotated_discs(image: jax.Array, angles: int) -> jax.Array:
     return jnp.concatenate(turns)
 
 
+def _start(size: int, side: int) -> int:
+    """Where a centred square of ``side`` pixels begins along an axis of ``size``."""
+    return (size - side) // 2
+
+
 def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
     """``((2 reach + 1)^2, side^2)`` windows of an image at all shifts (dy major), zeros outside."""
     height, width = image.shape
-    top, left = reach - (height - side) // 2, reach - (width - side) // 2
+    top, left = reach - _start(height, side), reach - _start(width, side)
     top, left = max(top, 0), max(left, 0)
     padded = jnp.pad(image, ((top, top), (left, left)))
-    y0 = (height - side) // 2 + top - reach
-    x0 = (width - side) // 2 + left - reach
+    y0 = _start(height, side) + top - reach
+    x0 = _start(width, side) + left - reach
     span = 2 * reach + 1
     columns = jnp.stack([padded[:, x0 + dx : x0 + dx + side] for dx in range(span)])
     windows = jnp.stack([columns[:, y0 + dy : y0 + dy + side] for dy in range(span)])
     return windows.reshape(span * span, side * side)
-
-
-def _start(size: int, side: int) -> int:
-    """Where a centred square of ``side`` pixels begins along an axis of ``size``."""
-    return (size - side) // 2
 
 
 @functools.cache
