@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ Kernel = Literal["auto", "linear", "spline"]
 
 _BOTH_WAYS, _NEAR = np.array([0, 0, 1]), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
+_FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near 16
@@ -214,61 +215,83 @@ def _coarse_to_fine(
     """
     fixed, moving = jax.lax.stop_gradient((fixed, moving))
     grid = coarse_side(min(fixed.shape[:2]))
-    factors = level_factors(fixed.shape, grid, options.level_step)
-    levels = [(downsample(fixed, f)[..., 0], downsample(moving, f)[..., 0]) for f in factors]
-    grey = _candidates(levels[0], options)
-    ranked = best_and_rival(grey, local_evidence(*levels[0], grey, _NEIGHBOURHOOD))
+    coarse = _pyramid(fixed, moving, grid, options)
+    grey = _candidates(*coarse[0].images, options)
+    ranked = best_and_rival(grey, local_evidence(*coarse[0].images, grey, _NEIGHBOURHOOD))
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
+    fine = _pyramid(fixed, moving, round(_FURTHER * grid), options)
+    zoom = coarse[0].factor / fine[0].factor
     # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
     return jax.lax.cond(
         decided,
-        lambda: _follow(levels, factors, ranked),
-        lambda: _look_further(levels, factors, grey, options),
+        lambda: _follow(coarse, ranked),
+        lambda: _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options),
     )
 
 
-def _candidates(coarse: tuple[jax.Array, jax.Array], options: DirectOptions) -> RigidTransform:
+class _Level(NamedTuple):
+    """Both images ``(H, W)`` with pixels ``factor`` times as large as at full size."""
+
+    factor: float
+    images: tuple[jax.Array, jax.Array]
+
+
+def _pyramid(
+    fixed: jax.Array, moving: jax.Array, coarsest: int, options: DirectOptions
+) -> list[_Level]:
+    """Levels of images ``(H, W, 1)``, from a shorter side of ``coarsest`` pixels to full size."""
+    factors = level_factors(fixed.shape, coarsest, options.level_step)
+    both = lambda factor: (downsample(v, factor)[..., 0] for v in (fixed, moving))  # noqa: E731
+    return [_Level(factor, tuple(both(factor))) for factor in factors]
+
+
+def _candidates(fixed: jax.Array, moving: jax.Array, options: DirectOptions) -> RigidTransform:
     """Half of the candidates, found and refined on one kind of coarse images ``(H, W)``."""
-    side = min(coarse[0].shape)
+    side = min(fixed.shape)
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    starts = search(*coarse, angles, reach, options.candidates // 2).transform
-    return gauss_newton(*coarse, starts, iterations=4)
+    starts = search(fixed, moving, angles, reach, options.candidates // 2).transform
+    return gauss_newton(fixed, moving, starts, iterations=4)
 
 
-def _follow(
-    levels: list[tuple[jax.Array, jax.Array]], factors: list[float], ranked: Ranked
-) -> tuple[RigidTransform, jax.Array, jax.Array]:
+def _follow(levels: list[_Level], ranked: Ranked) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """`_coarse_to_fine` where one candidate is the only one in question."""
     t = jax.tree.map(lambda v: v[:1], ranked.transform)
-    for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
-        t = gauss_newton(*level, _zoomed(t, coarser / factor), iterations=3)
+    for coarser, level in itertools.pairwise(levels):
+        t = _zoomed(t, coarser.factor / level.factor)
+        t = gauss_newton(*level.images, t, iterations=3)
     best, rival = ranked.score
     return jax.tree.map(lambda v: v[0], t), best - rival, best
 
 
 def _look_further(
-    levels: list[tuple[jax.Array, jax.Array]],
-    factors: list[float],
-    grey: RigidTransform,
-    options: DirectOptions,
+    levels: list[_Level], grey: RigidTransform, sigma: float, options: DirectOptions
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
     Grey values see what is faint, local contrast is blind to what hides a part: each proposes half
-    of the candidates and refines its own.
+    of the candidates and refines its own. Contrast is searched on a finer grid, which keeps more of
+    the detail that tells what is left to be seen.
+
+    Args:
+      levels: the pyramid, from that grid on.
+      grey: the candidates so far, in pixels of that grid.
+      sigma: standard deviation of a neighbourhood, likewise.
+      options: settings.
     """
-    contrast = _candidates((local_contrast(levels[0][0]), local_contrast(levels[0][1])), options)
+    contrast = _candidates(*map(local_contrast, levels[0].images), options)
     t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, contrast)
-    ranked = best_and_rival(t, local_evidence(*levels[0], t, _NEIGHBOURHOOD))
-    for (coarser, factor), level in zip(itertools.pairwise(factors), levels[1:], strict=True):
+    ranked = best_and_rival(t, local_evidence(*levels[0].images, t, sigma))
+    factor = levels[0].factor
+    for level in levels[1:] or levels:
+        zoom, factor = factor / level.factor, level.factor
+        sigma *= zoom
         # The best starts both ways: what it fails to explain may be hidden, or it may be off.
-        t = jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform)
-        t = gauss_newton(*level, _zoomed(t, coarser / factor), iterations=5, near=_NEAR)
-        sigma = _NEIGHBOURHOOD * factors[0] / factor
-        ranked = best_and_rival(t, local_evidence(*level, t, sigma))
+        t = _zoomed(jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform), zoom)
+        t = gauss_newton(*level.images, t, iterations=5, near=_NEAR)
+        ranked = best_and_rival(t, local_evidence(*level.images, t, sigma))
     best, rival = ranked.score
     return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best
 
