@@ -142,6 +142,29 @@ def test_all_damaged_is_an_error_and_nothing_is_deleted(run, config):
     assert (folder / "checkpoints/8").exists()
 
 
+def test_a_first_one_that_was_cut_off_is_begun_anew(run, config):
+    folder, states = run
+    shutil.rmtree(folder / "checkpoints/8")
+    (folder / "checkpoints/4/checksums.json").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        load_network(folder)
+    assert (folder / "checkpoints/4").exists()
+    assert restore(folder, config) == (None, [])
+    store = CheckpointStore(folder)
+    store.save(states[4], Best(), config)
+    store.close()
+    assert_same_bits(restore(folder, config)[0][0], states[4])
+
+
+def test_several_without_checksums_are_not_thrown_away(run, config):
+    folder, _ = run
+    for seal in folder.rglob("checksums.json"):
+        seal.unlink()
+    with pytest.raises(CheckpointError, match=r"step 8: it was never finished; step 4"):
+        restore(folder, config)
+    assert (folder / "checkpoints/8").exists()
+
+
 def test_a_half_written_one_is_not_seen(run, config):
     folder, states = run
     whole = folder / "checkpoints/8"
@@ -161,6 +184,20 @@ def test_another_configuration_is_refused(run, config):
     other = dataclasses.replace(config, network=TINY_LSTM)
     with pytest.raises(CheckpointError, match=r"network: normed -> lstm"):
         settle_config(folder, other)
+
+
+def test_a_configuration_that_trained_nothing_is_replaced(tmp_path, config):
+    settle_config(tmp_path, config)
+    CheckpointStore(tmp_path).close()
+    settle_config(tmp_path, config.override(["--seed=1"]))
+    assert read_config(tmp_path).seed == 1
+
+
+def test_checkpoints_without_a_configuration_are_refused(run, config):
+    folder, _ = run
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"without a config\.json"):
+        settle_config(folder, config)
 
 
 def test_load_network_uses_the_average_and_reads_no_optimiser(run, config):

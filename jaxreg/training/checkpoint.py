@@ -46,6 +46,10 @@ class DamagedError(CheckpointError):
     """A checkpoint's files are not as they were written."""
 
 
+class UnfinishedError(DamagedError):
+    """A checkpoint's writing was cut off."""
+
+
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read and an older one is used."""
 
@@ -61,20 +65,23 @@ class Best:
 def settle_config(workdir: Path, config: TrainConfig) -> None:
     """Write the configuration into a working folder, or hold it against the one that is there.
 
+    One that nothing was trained by yet, as after a mistake in it, is replaced.
+
     Raises:
       CheckpointError: the folder belongs to a run whose weights would have come out differently;
         the fields that differ are named.
     """
     path = workdir / CONFIG_FILE
-    if path.exists():
+    trained = any(step.name.isdigit() for step in (workdir / CHECKPOINT_FOLDER).glob("*"))
+    if trained and not path.exists():
+        raise CheckpointError(f"{workdir} holds checkpoints without a {CONFIG_FILE}")
+    if trained:
         changes = changed_fields(read_config(workdir), config)
         if changes:
             raise CheckpointError(
                 f"{workdir} holds a run of another configuration ({'; '.join(changes)}): "
                 "give its own fields, or another --workdir"
             )
-    elif (workdir / CHECKPOINT_FOLDER).exists():
-        raise CheckpointError(f"{workdir} holds checkpoints without a {CONFIG_FILE}")
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -137,21 +144,19 @@ class CheckpointStore:
             _seal(self._folder / str(step))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Best] | None:
-        """The newest whole checkpoint, or None if there is none at all.
+        """The newest whole checkpoint, or None if none was ever finished.
 
         Args:
           abstract: shapes, dtypes and shardings to restore to.
 
         Newer ones that turn out damaged are passed over with a warning, and removed once an older
-        one is read, to make room for the same step to come.
+        one is read, to make room for the same step to come; so is a first one that was cut off.
 
         Raises:
           CheckpointError: there are checkpoints and none can be read.
         """
         found = self._first_whole(lambda step: self._read_state(step, abstract))
-        if found is None:
-            return None
-        step, result = found
+        step, result = found or (-1, None)
         for newer in self.steps():
             if newer > step:
                 self._manager.delete(newer)
@@ -181,13 +186,15 @@ class CheckpointStore:
         self._manager.close()
 
     def _first_whole(self, read: Any) -> Any:
-        """``(step, read(step))`` of the newest step that can be read; None without any step."""
+        """``(step, read(step))`` of the newest step that can be read; None if there is none."""
         failures = []
+        unfinished = True
         for step in self.steps():
             try:
                 result = read(step)
             except DamagedError as error:
                 failures.append(f"step {step}: {error}")
+                unfinished &= isinstance(error, UnfinishedError)
                 continue
             for failure in failures:
                 warnings.warn(
@@ -196,7 +203,8 @@ class CheckpointStore:
                     stacklevel=4,
                 )
             return step, result
-        if failures:
+        # A kill can leave no more than the first one, alone and unfinished: it is as good as none.
+        if failures and not (unfinished and len(failures) == 1):
             raise CheckpointError(
                 f"no checkpoint in {self._folder} can be read ({'; '.join(failures)})"
             )
@@ -272,7 +280,7 @@ def _check_seal(folder: Path, parts: Iterable[str]) -> None:
     try:
         expected = json.loads((folder / _SEAL).read_text())
     except FileNotFoundError:
-        raise DamagedError("it was never finished") from None
+        raise UnfinishedError("it was never finished") from None
     except ValueError:
         raise DamagedError(f"{_SEAL} cannot be read") from None
     for name, checksum in expected.items():
