@@ -72,8 +72,8 @@ def test_trains_into_the_workdir(source, tmp_path, capsys):
         (["--config=lstm_cifar"], "config must be one of"),
         (["stray"], "expected --field=value, got 'stray'"),
         (["--data=arrays:/nowhere.npz"], "/nowhere.npz"),
-        (["--init_from=/nowhere"], "/nowhere does not exist"),
-        (["--init_from=/nowhere.safetensors"], "use the network 'resnext'"),
+        (["--init_from=/nowhere"], "no trained network '/nowhere'"),
+        (["--init_from=/nowhere.safetensors"], "/nowhere.safetensors: there is no such file"),
     ],
 )
 def test_mistakes_are_told_in_one_line(source, tmp_path, capsys, more, message):

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxreg
 from jaxreg import export
+from jaxreg.training import loop
 from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh
@@ -77,6 +78,23 @@ def test_shipped_networks_are_what_their_configuration_trains(name):
     assert network.config == CONFIGS[name]
     assert network.step == network.config.steps
     assert network.seconds > 0
+
+
+def test_trainings_start_from_what_load_takes(run):
+    config, whole = load_network(run).config, load_network(run).arrays
+    for source in (run, exported(run)):
+        arrays = loop._initial_arrays(config.override([f"--init_from={source}"]))
+        assert_same_bits(tuple(arrays), whole)
+    config = CONFIGS["compact32"].override(["--init_from=compact32"])
+    assert_same_bits(tuple(loop._initial_arrays(config)), jaxreg.load("compact32").arrays)
+
+
+def test_trainings_start_from_published_weights_where_the_network_has_them(run, tmp_path):
+    config = load_network(run).config
+    save_file({"conv1.weight": np.zeros(3)}, tmp_path / "torch.safetensors")
+    config = config.override([f"--init_from={tmp_path / 'torch.safetensors'}"])
+    with pytest.raises(ValueError, match="use the network 'resnext'"):
+        loop._initial_arrays(config)
 
 
 def test_files_that_are_none_are_told(run, tmp_path):

@@ -58,7 +58,8 @@ class TrainConfig:
       eval_pairs: how many held-out pairs.
       save_every: steps between checkpoints.
       save_minutes: a checkpoint is also written after so many minutes without one.
-      init_from: weights to start from: the folder of a trained network of the same shape, or for
+      init_from: weights to start from: a trained network of the same shape, as `jaxreg.load` takes
+        it (the name of a shipped one, a file of `jaxreg.export`, the folder of a run), or for
         ResNeXt what `jaxreg.models.pretrained.load_pretrained` takes (``imagenet``, or the path
         of a torch state dict); empty for random ones.
     """

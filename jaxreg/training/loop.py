@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
+from jaxreg.training import weights
 from jaxreg.training.batches import Images, load_held_out_images, load_training_images
 from jaxreg.training.checkpoint import (
     Best,
     CheckpointStore,
-    load_network,
     settle_config,
 )
 from jaxreg.training.configs import TrainConfig
@@ -39,6 +39,7 @@ from jaxreg.training.heldout import (
 from jaxreg.training.logs import MetricsLog
 from jaxreg.training.state import (
     TrainState,
+    Tree,
     abstract_state,
     create_state,
     fresh_state,
@@ -132,27 +133,38 @@ def _start(config: TrainConfig, mesh: Mesh, store: CheckpointStore) -> tuple[Tra
         return restored
     if not config.init_from:
         return create_state(config, mesh), Best()
+    arrays = _initial_arrays(config)
+    _say(f"weights from {config.init_from}")
+    return place(mesh, fresh_state(config, *arrays)), Best()
+
+
+def _initial_arrays(config: TrainConfig) -> list[Tree]:
+    """Weights and statistics that ``init_from`` names."""
     if _published(config.init_from):
         from jaxreg.models.pretrained import load_pretrained
 
         network = config.network.build(nnx.Rngs(config.seed))
         _, *arrays = split_network(load_pretrained(network, config.init_from))
-    else:
-        source = load_network(config.init_from)
-        _, *expected = network_structure(config)
-        arrays = [*source.arrays]
-        if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, arrays):
-            raise ValueError(
-                f"init_from={config.init_from} holds {source.config.network}, "
-                f"whose weights do not fit {config.network}"
-            )
-    _say(f"weights from {config.init_from}")
-    return place(mesh, fresh_state(config, *arrays)), Best()
+        return arrays
+    source = weights.load(Path(config.init_from).expanduser())
+    _, *expected = network_structure(config)
+    arrays = [*source.arrays]
+    if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, arrays):
+        raise ValueError(
+            f"init_from={config.init_from} holds {source.config.network}, "
+            f"whose weights do not fit {config.network}"
+        )
+    return arrays
 
 
 def _published(source: str) -> bool:
-    """Whether this names published weights rather than a run's folder."""
-    return source == "imagenet" or source.endswith((".safetensors", ".pth", ".pt"))
+    """Whether this names published weights rather than what a training of ours left."""
+    if not source.endswith((".safetensors", ".pth", ".pt")):
+        return source == "imagenet"
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"init_from={source}: there is no such file")
+    return not weights.is_trained_network(path)
 
 
 def next_stop(step: int, config: TrainConfig) -> int:

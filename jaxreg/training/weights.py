@@ -53,6 +53,15 @@ def load(name: str | os.PathLike) -> TrainedNetwork:
     )
 
 
+def is_trained_network(path: Path) -> bool:
+    """Whether this is a file that `write_weights` wrote, by its metadata alone."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return _KEY in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False
+
+
 def write_weights(
     network: TrainedNetwork, path: Path, dtype: Literal["float32", "float16"] = "float32"
 ) -> None:
