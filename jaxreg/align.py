@@ -160,7 +160,8 @@ def _text(report: dict[str, Any]) -> str:
     for (name, unit), error in zip(units.items(), errors, strict=True):
         spread = "" if error is None else f" +- {error:.2g}"
         lines.append(f"{name:<8} {round(report[name], 4) + 0.0:.4f}{spread} {unit}")
-    lines.append(f"{'score':<8} {report['score']:.4f}")
+    score = "unknown" if report["score"] is None else f"{report['score']:.4f}"
+    lines.append(f"{'score':<8} {score}")
     trust = "yes" if report["success"] else "no: do not trust this answer"
     lines.append(f"{'success':<8} {trust if report['found'] else 'no: the method found no answer'}")
     size, working = ("{}x{}".format(*report[name]) for name in ("size", "working_size"))

@@ -122,6 +122,19 @@ def test_numbers_that_are_not_finite_are_null(tmp_path, capsys, monkeypatch):
     assert report["standard_errors"] == [None] * 3
 
 
+@pytest.mark.parametrize("score", [0.9, np.nan])
+def test_an_answer_that_is_not_finite_is_none(tmp_path, capsys, monkeypatch, score):
+    lost = Registration(RigidTransform(np.nan, 1.0, np.inf), score, True, VARIANCE)
+    monkeypatch.setattr(jaxreg, "register", lambda *_, **__: lost)
+    pair = save_pair(tmp_path)
+    assert run(*pair, f"--out={tmp_path / 'o.png'}") == 1
+    assert "the method found no answer" in capsys.readouterr().out
+    assert run(*pair, "--json") == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [report[name] for name in ("tx", "ty", "theta")] == [0, 0, 0]
+    assert (report["found"], report["success"], report["covariance"]) == (False, False, None)
+
+
 @pytest.mark.parametrize(
     ("dtype", "channels", "suffix"),
     [

@@ -53,14 +53,14 @@ class Answer:
       covariance: of ``(tx, ty, theta)``, or None if the method measures none.
       score: as in `jaxreg.result.Registration`.
       success: likewise.
-      found: likewise.
+      found: likewise; a transform that is not finite counts as no answer.
     """
 
     tx: float
     ty: float
     theta: float
     covariance: tuple[tuple[float, ...], ...] | None
-    score: float
+    score: float | None
     success: bool
     found: bool
 
@@ -180,17 +180,22 @@ def scale_back(registration: Registration, scale: float, index: int | None = Non
         return array if index is None or array.ndim == 0 else array[index]
 
     t = registration.transform
+    tx, ty, theta = (float(pick(value)) for value in (t.tx, t.ty, t.theta))
+    score = float(pick(registration.score))
+    known = score if np.isfinite(score) else None
+    if not np.isfinite([tx, ty, theta]).all():
+        return Answer(0.0, 0.0, 0.0, None, known, success=False, found=False)
     covariance = None
     if registration.covariance is not None:
         unit = np.array([scale, scale, 1.0])
         matrix = pick(registration.covariance) * np.outer(unit, unit)
         covariance = tuple(tuple(float(v) for v in row) for row in matrix)
     return Answer(
-        tx=float(pick(t.tx)) * scale + 0.0,  # adding 0.0 turns a negative zero into a plain one
-        ty=float(pick(t.ty)) * scale + 0.0,
-        theta=float(pick(t.theta)) + 0.0,
+        tx=tx * scale + 0.0,  # adding 0.0 turns a negative zero into a plain one
+        ty=ty * scale + 0.0,
+        theta=theta + 0.0,
         covariance=covariance,
-        score=float(pick(registration.score)),
+        score=known,
         success=bool(pick(registration.success)),
         found=bool(pick(registration.found)),
     )
