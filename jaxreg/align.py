@@ -181,7 +181,7 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     from jaxreg.alignment.batch import align_jobs
     from jaxreg.alignment.table import Table
 
-    with Table(options.out, settings.method) as table:
+    with Table(options.out, settings.method, str(settings)) as table:
         todo = [job for job in jobs if job not in table.rows]
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")

@@ -356,7 +356,20 @@ def test_a_table_of_something_else_is_left_alone(tmp_path, capsys, calls):
     assert "was begun with --method=direct" in capsys.readouterr().err
     out.write_text(",".join(COLUMNS) + "\na,b\nc,d\n")
     with pytest.raises(ValueError, match="line 2: not a row"):
-        Table(out, "direct")
+        Table(out, "direct", "")
+
+
+@pytest.mark.parametrize("other", ["--working_size=24", "--max_shift=0.2", "--crop"])
+def test_a_table_holds_answers_of_one_setting(tmp_path, capsys, calls, other):
+    pair, out = folders(tmp_path, count=2), tmp_path / "t.csv"
+    assert run(*pair, f"--out={out}") == 0
+    whole = out.read_bytes()
+    assert run(*pair, f"--out={out}", other) == 2
+    assert "begun with --method=direct --working_size=512 --max_shift=0.333333 --nocrop" in (
+        capsys.readouterr().err
+    )
+    assert out.read_bytes() == whole
+    assert run(*pair, f"--out={out}", "--batch_size=7") == 0
 
 
 def test_many_shapes_do_not_pile_up(tmp_path, calls, monkeypatch):
@@ -388,6 +401,7 @@ def test_many_shapes_do_not_pile_up(tmp_path, calls, monkeypatch):
         (["fixed.png", "moving.png", "--out=o.png", "--overlay=./o.png"], "the same file"),
         (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
         (["fixed.png", "moving.png", "--working_size=513"], "--working_size=513"),
+        (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
         (["fixed.png", "moving.png", "--working_size=8"], "8x6 at working size"),
         (["fixed.png", "moving.png", "--pairs=list.csv"], "give either two files"),
         (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
@@ -414,6 +428,7 @@ def test_refusals_are_one_line_and_status_2(
     cv2.imwrite("nan.tif", np.full((40, 48), np.nan, np.float32))
     cv2.imwrite("integers.tif", np.zeros((40, 48), np.int16))
     (tmp_path / "list.csv").write_text("fixed.png,moving.png\nfixed.png\n")
+    (tmp_path / "pair.csv").write_text("fixed.png,moving.png\n")
     (tmp_path / "twice.csv").write_text("fixed.png,moving.png\nfixed.png,moving.png\n")
     (tmp_path / "empty.csv").write_text("fixed,moving\n")
     for name in ("none", "shared"):

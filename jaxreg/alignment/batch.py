@@ -21,6 +21,7 @@ from jaxreg.alignment.working import (
     make_working,
     scale_back,
 )
+from jaxreg.direct import DirectOptions
 
 _READERS = 4  # threads that read files while the device works
 _AHEAD = 32  # pairs read before they are asked for
@@ -46,6 +47,14 @@ class Settings:
     max_shift: float = 1 / 3
     crop: bool = False
     batch_size: int = 256
+
+    def __post_init__(self):
+        DirectOptions(self.max_shift)  # refuses what no pair could be registered with
+
+    def __str__(self) -> str:
+        """What the answers depend on besides the method, as flags."""
+        crop = "crop" if self.crop else "nocrop"
+        return f"--working_size={self.working_size} --max_shift={self.max_shift:.6g} --{crop}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -153,7 +162,7 @@ def _row(job: Job, pair: WorkingPair, answer: Answer, settings: Settings) -> dic
     numbers = (answer.tx, answer.ty, answer.theta, *errors, answer.score)
     sizes = (*pair.size, *pair.working_size)
     cells = [
-        *(job.fixed, job.moving, settings.method),
+        *(job.fixed, job.moving, settings.method, str(settings)),
         *map(str, sizes),
         *("" if number is None else format(number, ".9g") for number in numbers),
         "true" if answer.success else "false",
@@ -165,5 +174,6 @@ def _row(job: Job, pair: WorkingPair, answer: Answer, settings: Settings) -> dic
 def failed_row(job: Job, reason: str, settings: Settings) -> dict[str, str]:
     """The row of a pair that could not be registered at all."""
     row = dict.fromkeys(COLUMNS, "")
-    row |= {"fixed": job.fixed, "moving": job.moving, "method": settings.method}
+    row |= {"fixed": job.fixed, "moving": job.moving}
+    row |= {"method": settings.method, "settings": str(settings)}
     return row | {"success": "false", "error": reason}

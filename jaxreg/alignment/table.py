@@ -1,7 +1,8 @@
 """Pairs of files to register, and the CSV table that their answers go into.
 
 The table is only ever appended to, whole batches at a time, so a run can be stopped at any moment
-and taken up again: pairs that have a row are skipped, and a half-written last row is cut off.
+and taken up again: pairs that have a row are skipped, and a half-written last row is cut off. Every
+row says how it was made; a run with other settings is refused, for a mixture would not show.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import IO, NamedTuple
 from jaxreg.data.folder import SUFFIXES
 
 COLUMNS = (
-    *("fixed", "moving", "method", "width", "height", "working_width", "working_height"),
+    *("fixed", "moving", "method", "settings"),
+    *("width", "height", "working_width", "working_height"),
     *("tx", "ty", "theta", "se_tx", "se_ty", "se_theta", "score", "success", "error"),
 )
 
@@ -112,22 +114,24 @@ class Table:
       rows: those that were there, and those added, by pair: whether it was a success.
     """
 
-    def __init__(self, path: str | os.PathLike[str], method: str):
+    def __init__(self, path: str | os.PathLike[str], method: str, settings: str):
         """Open the table, or begin one.
 
         Args:
           path: the CSV file.
           method: of this run; rows of another one are refused, for they would be taken as its own.
+          settings: likewise, as a text.
 
         Raises:
           OSError: the file cannot be written.
-          ValueError: it is something else than a table of this command, or of another method.
+          ValueError: it is something else than a table of this command, or of another method or
+            other settings.
         """
         self.path = Path(path)
         self.rows: dict[Job, bool] = {}
         if not self.path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
-        kept = self._load(method) if self.path.exists() else 0
+        kept = self._load(method, settings) if self.path.exists() else 0
         self._file: IO[str] = open(  # noqa: SIM115
             self.path, "a", newline="", encoding="utf-8", errors="surrogateescape"
         )
@@ -135,7 +139,7 @@ class Table:
         if not kept:
             self._append([dict(zip(COLUMNS, COLUMNS, strict=True))])
 
-    def _load(self, method: str) -> int:
+    def _load(self, method: str, settings: str) -> int:
         """Read what is there; returns how many bytes of it are whole rows."""
         data = self.path.read_bytes()
         header = (",".join(COLUMNS) + "\n").encode()
@@ -148,16 +152,16 @@ class Table:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
             if None in row or None in row.values():
                 raise ValueError(f"{self.path}, line {number}: not a row of jaxreg.align")
-            if row["method"] != method:
+            if (row["method"], row["settings"]) != (method, settings):
                 raise ValueError(
-                    f"{self.path} was begun with --method={row['method']}; "
-                    f"use another --out for {method}"
+                    f"{self.path} was begun with --method={row['method']} {row['settings']}; "
+                    f"use another --out for --method={method} {settings}"
                 )
             self.rows[Job(row["fixed"], row["moving"])] = row["success"] == "true"
         return len(whole)
 
     def add(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Append rows, whose keys are `COLUMNS`; they are on disk when this returns."""
+        """Append rows, whose keys are `COLUMNS`; a process that is killed later keeps them."""
         rows = list(rows)
         self._append(rows)
         for row in rows:
