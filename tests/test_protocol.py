@@ -179,6 +179,19 @@ def test_unrelated_pairs_show_different_pictures():
     np.testing.assert_array_equal(mixed.moving, plain.moving[[4, 0, 1, 2, 3]])
 
 
+def test_unrelated_pairs_are_so_however_few_images_there_are():
+    few = images(2, 32)
+    mixed = build_suite("cifar10+unrelated", pairs=7, seed=0, source=few)
+    drawn = (mixed.fixed == few[0]).all((1, 2, 3))
+    plain = build_suite("cifar10", pairs=7, seed=0, source=few)
+    for moving, first in zip(mixed.moving, drawn, strict=True):
+        (donor,) = np.flatnonzero((plain.moving == moving).all((1, 2, 3)))
+        assert drawn[donor] != first
+    for pairs, source in ((1, few), (3, few[:1])):
+        with pytest.raises(ValueError, match="takes two pairs or more, of different images"):
+            build_suite("cifar10+unrelated", pairs=pairs, seed=0, source=source)
+
+
 def test_jpeg_is_opencvs():
     plain, coded = (build_suite(f"cifar10{s}", pairs=3, seed=0) for s in ("", "+jpeg75"))
     for before, after in ((plain.fixed, coded.fixed), (plain.moving, coded.moving)):

@@ -275,6 +275,18 @@ def _draw_images(images: np.ndarray, pairs: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(len(images)) for _ in range(rounds)])[:pairs]
 
 
+def _unrelated_pairs(images: np.ndarray) -> np.ndarray:
+    """``(pairs,)`` for each pair the nearest one before it, around, that shows another image.
+
+    >>> _unrelated_pairs(np.array([7, 7, 3, 7])) % 4
+    array([2, 2, 1, 2])
+    """
+    other = np.arange(len(images)) - 1
+    while (same := images[other] == images).any():
+        other[same] -= 1
+    return other
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _make_batch(
     suite: Suite, pictures: jax.Array, parameters: jax.Array, keys: jax.Array
@@ -332,7 +344,10 @@ def build_suite(
     source = load_source(suite) if source is None else source
     pictures: Iterator[np.ndarray]
     if isinstance(source, np.ndarray):
-        pictures = (source[i] for i in _draw_images(source, pairs, seed))
+        drawn = _draw_images(source, pairs, seed)
+        if suite.unrelated and (drawn == drawn[0]).all():
+            raise ValueError(f"suite {suite.name!r} takes two pairs or more, of different images")
+        pictures = (source[i] for i in drawn)
     else:
         pictures = iter_tiles(source, suite.size, suite.max_shift, seed)
     parameters, condition = draw_parameters(pairs, suite.max_shift, seed)
@@ -356,5 +371,5 @@ def build_suite(
     if suite.jpeg is not None:
         fixed, moving = _through_jpeg(fixed, suite.jpeg), _through_jpeg(moving, suite.jpeg)
     if suite.unrelated:
-        moving = np.roll(moving, 1, axis=0)
+        moving = moving[_unrelated_pairs(drawn)]
     return SuiteData(suite, fixed, moving, parameters, condition, bound)
