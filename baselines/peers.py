@@ -11,7 +11,8 @@ the correlation of the overlap) is taken. All work on grey images.
 `skimage_polar`  scikit-image's recipe: polar Fourier magnitudes, then phase correlation
 ===============  ==============================================================================
 
-SimpleITK and pystackreg come with ``pip install 'jaxreg[peers]'``.
+SimpleITK and pystackreg come with ``pip install 'jaxreg[peers]'``. Without it the two cannot be
+imported from here, so that it is told when they are looked up, not in the middle of an evaluation.
 """
 
 from __future__ import annotations
@@ -32,17 +33,25 @@ from jaxreg.result import Registration
 _LEAST_OVERLAP = 0.2
 
 
-def simpleitk(fixed: jax.Array, moving: jax.Array) -> Registration:
+def __getattr__(name: str) -> Any:
+    """`simpleitk` and `pystackreg`; ImportError says how to get the package that one lacks."""
+    if name not in _WITH_PACKAGE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    estimator, package = _WITH_PACKAGE[name]
+    _package(package)
+    return estimator
+
+
+def _simpleitk(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with SimpleITK.
 
     The exhaustive optimiser tries 25 angles and 5 x 5 shifts up to 1/6 of the image on smoothed
     images; its three best and distinct positions are refined on the images themselves, and the
     least mean square wins.
-
-    Raises:
-      ImportError: SimpleITK is not installed.
     """
-    return register_each(functools.partial(register_simpleitk, _sitk()), fixed, moving)
+    sitk = _package("SimpleITK")
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return register_each(functools.partial(register_simpleitk, sitk), fixed, moving)
 
 
 def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
@@ -55,18 +64,21 @@ def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
     return register_each(register_ecc, fixed, moving)
 
 
-def pystackreg(fixed: jax.Array, moving: jax.Array) -> Registration:
+def _pystackreg(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with pystackreg's rigid body.
 
     It takes no start, so that the moving image is turned back by every 15 degrees (its rim
     repeated, not blackened), and twice more by the best answer so far.
-
-    Raises:
-      ImportError: pystackreg is not installed.
     """
     return register_each(
         functools.partial(register_pystackreg, _package("pystackreg")), fixed, moving
     )
+
+
+_WITH_PACKAGE = {
+    "simpleitk": (_simpleitk, "SimpleITK"),
+    "pystackreg": (_pystackreg, "pystackreg"),
+}
 
 
 def skimage_polar(fixed: jax.Array, moving: jax.Array) -> Registration:
@@ -274,12 +286,6 @@ def overlap_correlation(fixed: np.ndarray, moving: np.ndarray, parameters: np.nd
     a, b = a - a.mean(), b - b.mean()
     energy = float((a @ a) * (b @ b))
     return float(a @ b) / np.sqrt(energy) if energy > 0 else -1.0
-
-
-def _sitk() -> ModuleType:
-    sitk = _package("SimpleITK")
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    return sitk
 
 
 def _package(name: str) -> ModuleType:

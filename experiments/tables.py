@@ -94,7 +94,7 @@ def _run(options: flags.FlagValues) -> list[str]:
                         running.time_system(find_system(name), suite, data, job)
                     else:
                         running.run_system(find_system(name), suite, data, job, bar.update)
-                except ValueError as error:  # no checkpoint yet, or for another image size
+                except (ValueError, ImportError) as error:  # no checkpoint yet, or no package
                     failures.append(f"{name} on {suite}: {' '.join(str(error).split())}")
     return failures
 

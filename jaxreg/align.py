@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if many:
             return _align_many(jobs, settings, options)
         return _align_two(jobs[0], settings, options)
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError, OSError, ImportError) as error:
         from jaxreg.alignment.files import describe
 
         _say(describe(error))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -457,6 +458,20 @@ def test_an_error_of_the_program_is_not_an_untrusted_answer(tmp_path, monkeypatc
     monkeypatch.setattr(jaxreg, "register", broken)
     assert run(*save_pair(tmp_path)) == 3
     assert "out of memory" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    pair = save_pair(tmp_path)
+    assert run(*pair, "--method=simpleitk") == 2
+    assert "pip install 'jaxreg[peers]' brings it" in capsys.readouterr().err
+
+    def lacking(*_, **__):
+        raise ImportError("sonar is not installed")
+
+    monkeypatch.setattr(jaxreg, "register", lacking)
+    assert run(*pair) == 2
+    assert capsys.readouterr().err == "jaxreg.align: sonar is not installed\n"
 
 
 def test_help_tells_the_exit_status(capsys):
