@@ -50,11 +50,9 @@ def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
     if not os.access(out.parent, os.W_OK) or out.is_dir():
         raise ValueError(f"--out={out} cannot be written")
     methods = {name: find_method(name) for name in options.methods}
-    load = functools.cache(lambda source, size, scene, suite: load_source(suite))
-    sources = {}
-    for name, suite in suites.items():
-        plain = parse_suite(name.partition("+")[0])  # disturbed suites share their images
-        sources[name] = load(suite.source, suite.size, suite.scene, plain)
+    load = functools.cache(load_source)
+    # Disturbed suites share the images of the plain one.
+    sources = {name: load(parse_suite(name.partition("+")[0])) for name in suites}
     return suites, sources, methods
 
 
@@ -63,11 +61,19 @@ def run(
     sources: Mapping[str, Any],
     methods: Mapping[str, Any],
     options: flags.FlagValues,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    results: list[dict[str, Any]],
+) -> list[str]:
     """Measure every method on every suite; both files are written anew after each.
 
+    Args:
+      suites: by name, as are their sources and the methods.
+      sources: see `jaxreg.evaluation.protocol.load_source`.
+      methods: see `jaxreg.methods.find_method`.
+      options: of the command.
+      results: gets the figures of each suite and method as they come.
+
     Returns:
-      The figures of each suite and method, and why each of the others could not be measured.
+      Why each of the others could not be measured.
     """
     from tqdm import tqdm
 
@@ -76,14 +82,17 @@ def run(
     from jaxreg.evaluation.report import provenance, write_json, write_rows
 
     origin = provenance(seed=options.seed, pairs=options.pairs, batch_size=options.batch_size)
-    results: list[dict[str, Any]] = []
     raw: list[Any] = []
     failures: list[str] = []
     total = len(suites) * len(methods) * options.pairs
     with tqdm(total=total, unit="pair", disable=None) as bar:
         for suite_name, suite in suites.items():
             bar.set_description(f"{suite_name}: making pairs")
-            data = build_suite(suite, options.pairs, options.seed, sources[suite_name])
+            try:
+                data = build_suite(suite, options.pairs, options.seed, sources[suite_name])
+            except ValueError as error:  # too few images for it, or too small ones
+                failures.append(_one_line(error))
+                continue
             for name, estimator in methods.items():
                 bar.set_description(f"{suite_name}: {name}")
                 try:
@@ -91,14 +100,14 @@ def run(
                     result = figures(rows)
                     if not options.no_timing:
                         result["time"] = measure_time(estimator, data)
-                except ValueError as error:  # a network for another image size, say
+                except (ValueError, ImportError) as error:  # for another image size, say
                     failures.append(f"{name} on {suite_name}: {_one_line(error)}")
                     continue
                 raw.append(rows)
                 results.append(result)
                 write_json(options.out, results, origin)
                 write_rows(Path(options.out).with_suffix(".csv"), raw)
-    return results, failures
+    return failures
 
 
 def _one_line(error: Exception) -> str:
@@ -112,15 +121,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not read_flags(options, argv, __doc__):
             return 0
         prepared = _prepare(options)
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError, OSError, ImportError) as error:
         print(f"jaxreg.evaluate: {_one_line(error)}", file=sys.stderr)
         return 2
     from jaxreg.evaluation.report import text_table
 
+    results: list[dict[str, Any]] = []
     try:
-        results, failures = run(*prepared, options)
+        failures = run(*prepared, options, results)
     except KeyboardInterrupt:
-        print(f"\njaxreg.evaluate: stopped; what was done is in {options.out}", file=sys.stderr)
+        done = f"what was done is in {options.out}" if results else "nothing was written"
+        print(f"\njaxreg.evaluate: stopped; {done}", file=sys.stderr)
         return 130
     if results:
         print(text_table(results))

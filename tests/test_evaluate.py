@@ -1,6 +1,7 @@
 """The command: results on disk, and clear refusals."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +31,14 @@ def only_32(fixed, moving):
     if fixed.shape[1] != 32:
         raise ValueError(f"images must be 32x32, got {fixed.shape[1]}x{fixed.shape[2]}")
     return constant(fixed, moving)
+
+
+def lacking(fixed, moving):
+    raise ImportError("sonar is not installed; pip install sonar")
+
+
+def stopped(fixed, moving):
+    raise KeyboardInterrupt
 
 
 def test_results_are_printed_and_written(tmp_path, capsys):
@@ -65,6 +74,41 @@ def test_a_method_that_refuses_a_suite_does_not_stop_the_others(tmp_path, capsys
     assert run("--suites=random@16", methods, "--pairs=4", "--no_timing", f"--out={out}") == 2
     assert "only_32 on random@16: images must be 32x32, got 16x16" in capsys.readouterr().err
     assert [r["method"] for r in json.loads(out.read_text())["results"]] == ["constant"]
+
+
+def test_a_missing_package_is_told_before_the_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    out = tmp_path / "r.json"
+    assert run("--suites=random@16", "--methods=constant,simpleitk", f"--out={out}") == 2
+    assert "pip install 'jaxreg[peers]' brings it" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_package_that_is_missed_late_does_not_stop_the_others(tmp_path, capsys):
+    out = tmp_path / "r.json"
+    methods = "--methods=tests.test_evaluate:lacking,constant"
+    assert run("--suites=random@16", methods, "--pairs=4", "--no_timing", f"--out={out}") == 2
+    assert "lacking on random@16: sonar is not installed" in capsys.readouterr().err
+    assert [r["method"] for r in json.loads(out.read_text())["results"]] == ["constant"]
+
+
+def test_a_suite_that_cannot_be_made_does_not_stop_the_others(tmp_path, capsys):
+    out = tmp_path / "r.json"
+    suites = "--suites=random@16+unrelated,random@16"
+    assert run(suites, "--methods=constant", "--pairs=1", "--no_timing", f"--out={out}") == 2
+    assert "'random@16+unrelated' takes two pairs or more" in capsys.readouterr().err
+    assert [r["suite"] for r in json.loads(out.read_text())["results"]] == ["random@16"]
+
+
+@pytest.mark.parametrize("before", ["", "constant,"])
+def test_a_stopped_run_says_what_there_is(tmp_path, capsys, before):
+    out = tmp_path / "r.json"
+    out.write_text("of another run")
+    methods = f"--methods={before}tests.test_evaluate:stopped"
+    assert run("--suites=random@16", methods, "--pairs=4", "--no_timing", f"--out={out}") == 130
+    said = f"what was done is in {out}" if before else "nothing was written"
+    assert said in capsys.readouterr().err
+    assert (out.read_text() == "of another run") == (not before)
 
 
 @pytest.mark.parametrize(
