@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxreg.evaluation.harness import Rows, parameter_errors, risk_curve
-from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
+from jaxreg.evaluation.harness import Rows, gross_errors, parameter_errors, risk_curve
+from jaxreg.evaluation.protocol import SuiteData, parse_suite
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
 
@@ -33,13 +33,6 @@ def _save(figure: Figure, path: Path, dpi: int = 100) -> Path:
     # Without the version of matplotlib in it, the same rows give the same file for longer.
     figure.savefig(path, dpi=dpi, metadata={"Software": None})
     return path
-
-
-def gross_errors(rows: Rows) -> np.ndarray:
-    """``(N,)`` which pairs were answered wrongly, as the harness counts gross errors."""
-    errors = np.abs(parameter_errors(rows))
-    far = errors[:, :2].sum(-1) > parse_suite(rows.suite).gross_pixels
-    return rows.found & (far | (errors[:, 2] > GROSS_DEGREES))
 
 
 def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:

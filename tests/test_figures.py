@@ -33,11 +33,6 @@ def test_scatter_of_every_number(tmp_path):
     ]
 
 
-def test_gross_errors_are_the_harness_s():
-    made = record(error=(0.0, 0.0, 6.0), found=0.5)
-    assert plots.gross_errors(made.rows).mean() == made.figures()["gross"] == 0.5
-
-
 def test_a_scatter_without_answers_and_one_far_off(tmp_path):
     for name, rows in (
         ("none", record(found=0.0).rows),

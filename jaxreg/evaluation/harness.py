@@ -141,6 +141,13 @@ def parameter_errors(rows: Rows) -> np.ndarray:
     return errors
 
 
+def gross_errors(rows: Rows) -> np.ndarray:
+    """``(N,)`` which pairs were answered wrongly, see `figures`."""
+    errors, suite = np.abs(parameter_errors(rows)), parse_suite(rows.suite)
+    far = errors[:, :2].sum(-1) > suite.gross_pixels
+    return rows.found & (far | (errors[:, 2] > GROSS_DEGREES) | suite.unrelated)
+
+
 def _spread(values: np.ndarray, condition: np.ndarray) -> dict[str, float | None]:
     """Mean, spread (standard deviation of the condition means), median, 95th percentile."""
     if not values.size:
@@ -223,17 +230,17 @@ def figures(rows: Rows) -> dict[str, Any]:
     count:
 
     - ``no_answer``, ``gross`` (answered, but rotation off by more than 5 degrees or translation by
-      more than `Suite.gross_pixels`) and their sum ``failure``, of all pairs;
+      more than `Suite.gross_pixels`, or the images are unrelated) and their sum ``failure``, of all
+      pairs;
     - ``rejected``: ``success`` is False, of all pairs;
     - ``flagged_failures``: the same, of the failures (answered or not); ``flagged_gross``, of the
       gross errors; ``rejected_good``, of the answers that are not gross.
     """
     errors = parameter_errors(rows)
     translation, rotation = np.abs(errors[:, :2]).sum(-1), np.abs(errors[:, 2])
-    suite = parse_suite(rows.suite)
-    wrong = (rotation > GROSS_DEGREES) | (translation > suite.gross_pixels) | suite.unrelated
     found, success = rows.found, rows.success & rows.found
-    gross, good = found & wrong, found & ~wrong
+    gross = gross_errors(rows)
+    good = found & ~gross
     return {
         "suite": rows.suite,
         "method": rows.method,
