@@ -25,6 +25,7 @@ from jaxreg.data.photos import MIN_DEVIATION, grey_deviation
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_coefficients, taps
 from jaxreg.pairs import Pairs, draw_transforms
+from jaxreg.products import apply_separable
 from jaxreg.warping import pixel_grid
 
 SCALE = 2  # photograph pixels to one pixel of a view
@@ -110,9 +111,7 @@ def _upright_matrix(size: int, side: int) -> np.ndarray:
 def fixed_view(coefficients: jax.Array, size: int) -> jax.Array:
     """`render_view` of the identity, faster: without a rotation the two axes are separate."""
     matrix = _upright_matrix(size, coefficients.shape[0])
-    highest = jax.lax.Precision.HIGHEST
-    rows = jnp.einsum("yi,ixc->yxc", matrix, coefficients, precision=highest)
-    return jnp.einsum("xj,yjc->yxc", matrix, rows, precision=highest)
+    return apply_separable(matrix, coefficients, matrix)
 
 
 def scene_pairs(tiles: jax.Array, transform: RigidTransform, size: int) -> Pairs:
