@@ -5,8 +5,9 @@
 
 A narrow LSTM of the paper's architecture is trained with the whole recipe of `lstm512_cifar10`, and
 with one part of it changed at a time; all see the same number of pairs (--pairs), which is what
-most of the computing goes with. Runs go to --runs, so that a stopped command goes on where it was;
-the table goes to experiments/results/tables/recipes.md.
+most of the computing goes with. Runs go to --runs, so that a stopped command goes on where it was.
+The table shows what is trained there; once it has every row it goes to
+experiments/results/tables/recipes.md.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from absl import flags
 from experiments.records import RESULTS
 from experiments.running import _nameless
 from jaxreg.command_line import read_flags
-from jaxreg.training.configs import CONFIGS, TrainConfig
+from jaxreg.training.checkpoint import read_config
+from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.fields import override
+from jaxreg.training.loop import Interrupted, NonFiniteError, train
 
 # What is taken away from the whole recipe, as overrides of its fields.
 WITHOUT: dict[str, tuple[str, ...]] = {
@@ -108,8 +111,29 @@ def table(rows: dict[str, dict[str, Any]], config: TrainConfig, pairs: int) -> s
     return "\n".join(lines) + "\n"
 
 
+def _trained(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a finished training of this configuration, or None."""
+    path = folder / "summary.json"
+    if not path.exists() or changed_fields(read_config(folder), config):
+        return None
+    return json.loads(path.read_text())
+
+
+def _rows(options: flags.FlagValues) -> dict[str, dict[str, Any]]:
+    """The summaries of all rows that are trained, once the chosen ones are."""
+    rows = {}
+    for name in WITHOUT:
+        config = recipe(name, options.pairs, options.hidden, options.data, options.seed)
+        folder = Path(options.runs) / f"{name}_{options.hidden}_{options.pairs}_{options.seed}"
+        if name in options.only:
+            train(config, folder)
+        if row := _trained(folder, config):
+            rows[name] = row
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
+    """The command; returns the exit status, that of `jaxreg.train` where a training ends early."""
     options = _flags()
     try:
         if not read_flags(options, argv, __doc__):
@@ -117,23 +141,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [name for name in options.only if name not in WITHOUT]
         if unknown:
             raise ValueError(f"--only={unknown[0]}: there are {', '.join(WITHOUT)}")
-        from jaxreg.training.loop import train
-
-        rows = {}
-        for name in options.only:
-            config = recipe(name, options.pairs, options.hidden, options.data, options.seed)
-            folder = Path(options.runs) / f"{name}_{options.hidden}_{options.pairs}_{options.seed}"
-            train(config, folder)
-            rows[name] = json.loads((folder / "summary.json").read_text())
+        if not options.only:
+            raise ValueError("--only is empty")
+        rows = _rows(options)
+    except NonFiniteError as error:
+        return _failed(error, 1)
+    except Interrupted as error:
+        return _failed(error, 128 + error.signal)
+    except KeyboardInterrupt:
+        return _failed("interrupted; the same command goes on from what is saved, if anything", 130)
     except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.recipes: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    text = table(rows, config, options.pairs)
+        return _failed(error, 2)
+    whole = recipe("all", options.pairs, options.hidden, options.data, options.seed)
+    text = table(rows, whole, options.pairs)
+    print(text)
+    missing = [name for name in WITHOUT if name not in rows]
+    if missing:
+        print(f"not recorded, for {', '.join(missing)} are not trained yet", file=sys.stderr)
+        return 0
     path = Path(options.results) / "tables" / "recipes.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    print(text)
     return 0
+
+
+def _failed(error: object, status: int) -> int:
+    print(f"experiments.recipes: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
