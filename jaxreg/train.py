@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as error:
         return _failed(error, 128 + error.signal)
     except KeyboardInterrupt:
-        return _failed("interrupted before there was anything new to save", 130)
+        return _failed("interrupted; the same command goes on from what is saved, if anything", 130)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return _failed(error, 2)
     return 0
