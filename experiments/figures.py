@@ -24,7 +24,7 @@ from absl import flags
 from experiments import notes, paper, plots
 from experiments.records import RESULTS, Record, load_record, recorded_systems
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import keep_compilations, read_flags
 
 NAMES = (*map(str, range(3, 12)), "direct", "cdf", "risk")
 SUITE_TITLES = {
@@ -155,4 +155,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main())

@@ -27,7 +27,7 @@ from absl import flags
 from experiments import notes
 from experiments.records import RESULTS
 from experiments.rendering import NOTHING, markdown_table, value
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import keep_compilations, read_flags
 from jaxreg.evaluation.report import write_text
 from jaxreg.result import Estimator
 
@@ -285,4 +285,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main())

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.records import RESULTS
 from experiments.running import _nameless
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import keep_compilations, read_flags
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.fields import override
@@ -171,4 +171,5 @@ def _failed(error: object, status: int) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main())

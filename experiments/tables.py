@@ -25,7 +25,7 @@ from absl import flags
 from experiments import paper, rendering
 from experiments.records import RESULTS
 from experiments.systems import FEATURES, find_system, parse_folders
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import keep_compilations, read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -136,4 +136,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main())

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from jaxreg.command_line import keep_compilations
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import join_processes
 from jaxreg.training.loop import Interrupted, NonFiniteError, train
@@ -71,4 +72,5 @@ def _failed(message: object, status: int) -> int:
 
 
 if __name__ == "__main__":
+    keep_compilations()
     sys.exit(main(sys.argv))
