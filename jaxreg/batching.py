@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxreg.result import Registration
+from jaxreg.result import Estimator, Registration
 
 OnePair = Callable[[jax.Array, jax.Array], Registration]
 _PAIRS = "pairs"  # the mesh axis
 # Pairs of a chunk, for each device.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 4096
+_BATCH = 64  # pairs that an estimator is given at a time
 
 
 @functools.partial(jax.jit, static_argnames=("one", "devices"))
@@ -34,12 +35,15 @@ def _chunk(
     else:
         run = functools.partial(_one_by_one, one, count if devices == 1 else len(fixed) // devices)
     if devices > 1:
-        mesh = jax.make_mesh(
-            (devices,), (_PAIRS,), devices=jax.local_devices(), axis_types=(AxisType.Auto,)
-        )
         spec = PartitionSpec(_PAIRS)
-        run = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        run = jax.shard_map(run, mesh=_mesh(), in_specs=spec, out_specs=spec, check_vma=False)
     return run(fixed, moving)
+
+
+def _mesh() -> Mesh:
+    """All devices of this host, along the axis of pairs."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), (_PAIRS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
 def _one_by_one(
@@ -71,7 +75,7 @@ def map_pairs(
       A `Registration` whose fields have a leading axis N.
     """
     if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
-        return jax.vmap(one)(jnp.asarray(fixed), jnp.asarray(moving))
+        return jax.vmap(one)(*(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
     count, devices, on_cpu = len(fixed), jax.local_device_count(), jax.default_backend() == "cpu"
     # With several devices each chunk keeps all of them busy; a lone CPU is several cores.
     threads = os.cpu_count() or 1 if on_cpu and devices == 1 else 2
@@ -82,11 +86,17 @@ def map_pairs(
     else:  # powers of two: few compilations, little in vain
         step = size = min(1 << max(count - 1, 1).bit_length(), _ACCELERATOR_CHUNK) * devices
 
+    # Threads begin without the settings that the caller made with these.
+    device, precision = jax.config.jax_default_device, jax.config.jax_default_matmul_precision
+
     def part(start: int) -> Registration:
-        pair = [_padded(images[start : start + step], size) for images in (fixed, moving)]
-        number = min(step, count - start)
-        answers = _chunk(one, *pair, jnp.int32(number), devices)
-        return jax.block_until_ready(jax.tree.map(lambda v: v[:number], answers))
+        with jax.default_device(device), jax.default_matmul_precision(precision):
+            pair = [_padded(images[start : start + step], size) for images in (fixed, moving)]
+            if devices > 1:  # wherever they were, even committed to one of them
+                pair = jax.device_put(pair, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
+            number = min(step, count - start)
+            answers = _chunk(one, *pair, jnp.int32(number), devices)
+            return jax.block_until_ready(jax.tree.map(lambda v: v[:number], answers))
 
     if count <= step:
         return part(0)
@@ -97,6 +107,35 @@ def map_pairs(
     with ThreadPoolExecutor(threads) as pool:
         parts += pool.map(part, others)
     return jax.tree.map(lambda *v: jnp.concatenate(v), *parts)
+
+
+def map_batches(
+    estimator: Estimator, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray
+) -> Registration:
+    """Apply an estimator, a function of batches, to many pairs; memory is bounded likewise.
+
+    Args:
+      estimator: given at most 64 pairs at a time, float32.
+      fixed: ``(N, H, W, C)``, any real dtype.
+      moving: the same shape.
+
+    Returns:
+      A `Registration` whose fields have a leading axis N.
+    """
+    count = len(fixed)
+
+    def part(start: int) -> Registration:
+        stop = start + _BATCH
+        return estimator(*(jnp.asarray(i[start:stop], jnp.float32) for i in (fixed, moving)))
+
+    if count <= _BATCH:
+        return part(0)
+    results = []
+    for start in range(0, count, _BATCH):
+        # The last part reaches back rather than being short: one shape, one compilation.
+        begin = min(start, count - _BATCH)
+        results.append(jax.tree.map(lambda v, skip=start - begin: v[skip:], part(begin)))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
 
 def _padded(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.products import product
 from jaxreg.warping import sample
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -127,7 +128,7 @@ def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> ja
     turns = []
     for k, frame_shape in enumerate([shape, shape[::-1]] * 2):
         rows, columns = (_in_frame(size, side, reach) for size in frame_shape)
-        sums = jnp.matmul(lines, columns.T, precision=_HIGHEST).reshape(-1, side, span)
+        sums = product(lines, columns.T).reshape(-1, side, span)
         sums = jnp.einsum("yi,nix->yxn", rows, sums, precision=_HIGHEST)
         turns.append(jnp.rot90(sums.reshape(span, span, 2, count), -k))
     return jnp.concatenate(turns, axis=3)
@@ -151,7 +152,6 @@ def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: 
     template = rotated_discs(fixed - fixed.mean(), angles)
     moving = moving - moving.mean()
     window = _windows(moving, side, reach)
-    product = functools.partial(jnp.matmul, precision=_HIGHEST)
 
     disc = _shifted_disc(moving.shape, side, reach)
     count = disc.sum(1, keepdims=True)

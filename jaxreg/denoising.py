@@ -53,7 +53,8 @@ def wiener(image: jax.Array, noise_variance: jax.Array) -> jax.Array:
     planes = jnp.moveaxis(image, -1, 0).reshape(channels, -1)
     mean = planes.mean(1, keepdims=True)
     centred = planes - mean
-    basis = jnp.linalg.eigh(times(centred, centred))[1] if channels > 1 else jnp.ones((1, 1))
+    alone = jnp.ones((1, 1), jnp.float32)
+    basis = jnp.linalg.eigh(times(centred, centred))[1] if channels > 1 else alone
     shape = (channels, height, width)
     spectrum = separable(rows, mix(basis.T, centred).reshape(shape), columns)
     spectrum = spectrum.reshape(channels, -1)

@@ -20,7 +20,8 @@ import numpy as np
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
-from jaxreg.products import times
+from jaxreg.preparation import Prepared, prepare, without_padding
+from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
 from jaxreg.ranking import Ranked, best_and_rival, local_evidence
 from jaxreg.refinement import gauss_newton
@@ -35,10 +36,6 @@ _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the 
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near 16
-# Spreads that differ by less than this factor, and means by less than so many spreads, are left for
-# the refinement to follow. Wide, for the black corners of a warped image count in its spread.
-_ALIKE = 16.0
-_MORE_PADDING = 0.02  # share of an image's pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +88,18 @@ def align(
       moving: the same shape.
       options: settings.
     """
-    fixed, moving, finite = _clean(fixed, moving)
-    padded = _padded(fixed, moving)
-    fixed, moving = _in_common_units(fixed, moving)
-    axis = principal_axis(*jax.lax.stop_gradient((fixed, moving)))
+    pair = prepare(fixed, moving)
+    images = jax.lax.stop_gradient((pair.fixed, pair.moving))
+    grey = [
+        without_padding(_along(pair.axis, image), pad)
+        for image, pad in zip(images, pair.padding, strict=True)
+    ]
     # Pixels that the search pulls from beyond the frame do not count, while those of a padded image
     # look like any other: so the one with less of them is pulled.
-    pick = lambda a, b: jnp.where(padded, a, b)  # noqa: E731
-    grey = fixed @ axis, moving @ axis
+    pick = lambda a, b: jnp.where(pair.more_in_fixed, a, b)  # noqa: E731
     start, lead, evidence = _coarse_to_fine(pick(*grey[::-1]), pick(*grey), options)
     start = jax.tree.map(pick, start.inverse(), start)
-    return _conclude(fixed, moving, finite, axis, start, lead, evidence, options.interpolation)
+    return _conclude(pair, start, lead, evidence, options.interpolation)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Registration:
@@ -112,66 +110,25 @@ def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Re
       moving: the same shape.
       start: within a few tenths of a pixel.
     """
-    fixed, moving, finite = _clean(fixed, moving)
-    fixed, moving = _in_common_units(fixed, moving)
-    axis = principal_axis(*jax.lax.stop_gradient((fixed, moving)))
     no_rival, nothing = jnp.float32(jnp.inf), jnp.float32(0.0)
-    return _conclude(fixed, moving, finite, axis, start, no_rival, nothing, "auto")
+    return _conclude(prepare(fixed, moving), start, no_rival, nothing, "auto")
 
 
-def _clean(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The images, or zeros if either holds a value that is not finite, and which it was."""
-    finite = jnp.isfinite(fixed).all() & jnp.isfinite(moving).all()
-    return jnp.where(finite, fixed, 0.0), jnp.where(finite, moving, 0.0), finite
+def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
+    """The plane ``(H, W)`` of an image ``(H, W, C)`` along an axis of its channels ``(C, 1)``."""
+    return product(image, axis)[..., 0]
 
 
 def _conclude(
-    fixed: jax.Array,
-    moving: jax.Array,
-    finite: jax.Array,
-    axis: jax.Array,
-    start: RigidTransform,
-    lead: jax.Array,
-    evidence: jax.Array,
-    kernel: Kernel,
+    pair: Prepared, start: RigidTransform, lead: jax.Array, evidence: jax.Array, kernel: Kernel
 ) -> Registration:
     """Finish an alignment and judge it."""
-    end = finish(fixed, moving, start, kernel)
-    success = finite & trusted(end, fixed, moving, axis, lead, evidence)
+    end = finish(pair.fixed, pair.moving, start, kernel)
+    success = pair.finite & trusted(end, pair.fixed, pair.moving, pair.axis, lead, evidence)
     transform = jax.tree.map(_without_rounding, end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
-    score = correlation(end, fixed.shape)
+    score = correlation(end, pair.fixed.shape)
     return Registration(transform, score, success, covariance, jnp.bool_(True))
-
-
-def _in_common_units(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both images about zero and of a spread near 1, whatever their unit and offset.
-
-    Float32 then resolves a faint texture on a bright background, and thresholds mean the same for
-    any unit. Both are treated alike, so that a small change of brightness between them is left for
-    the refinement to judge, unless they differ beyond what it can follow (uint8 against [0, 1]).
-    """
-
-    def describe(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        largest = jnp.maximum(jnp.abs(image).max(), 1e-30)
-        unit = image / largest
-        mean = unit.mean((0, 1))
-        # Texture below the rounding of float32 is not blown up.
-        spread = jnp.maximum(jnp.sqrt(jnp.square(unit - mean).mean()), 1e-6)
-        return mean * largest, spread * largest
-
-    (mean_f, spread_f), (mean_m, spread_m) = jax.lax.stop_gradient(
-        (describe(fixed), describe(moving))
-    )
-    larger = jnp.maximum(spread_f, spread_m)
-    alike = (larger < _ALIKE * jnp.minimum(spread_f, spread_m)) & (
-        jnp.abs(mean_f - mean_m).max() < _ALIKE * larger
-    )
-    middle = 0.5 * mean_f + 0.5 * mean_m
-    own = lambda image, mean, spread: (  # noqa: E731
-        (image - jnp.where(alike, middle, mean)) / jnp.where(alike, larger, spread)
-    )
-    return own(fixed, mean_f, spread_f), own(moving, mean_m, spread_m)
 
 
 def _without_rounding(parameter: jax.Array) -> jax.Array:
@@ -181,39 +138,13 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def principal_axis(fixed: jax.Array, moving: jax.Array) -> jax.Array:
-    """The mix of channels ``(C, 1)`` in which two images ``(H, W, C)`` both vary most.
-
-    Both, for black corners vary in grey alone, where the other image may be constant: hence the
-    parallel sum of the two covariances, which is large only where both are.
-    """
-    channels = fixed.shape[-1]
-    if channels == 1:
-        return jnp.ones((1, 1))
-
-    def inverse_spread(image: jax.Array) -> jax.Array:
-        centred = (image - image.mean((0, 1))).reshape(-1, channels).T
-        spread = times(centred, centred)
-        ridge = 1e-4 * jnp.trace(spread) / channels + 1e-12
-        return jnp.linalg.inv(spread + ridge * jnp.eye(channels))
-
-    return jnp.linalg.eigh(inverse_spread(fixed) + inverse_spread(moving))[1][:, :1]
-
-
-def _padded(fixed: jax.Array, moving: jax.Array) -> jax.Array:
-    """Whether the fixed image has more padding than the moving one: pixels of zero throughout."""
-    share = lambda image: (image == 0.0).all(-1).mean()  # noqa: E731
-    return share(fixed) > share(moving) + _MORE_PADDING
-
-
 def _coarse_to_fine(
     fixed: jax.Array, moving: jax.Array, options: DirectOptions
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """The best alignment by Gauss-Newton, its lead in evidence over the closest rival, and its own.
 
-    Of images ``(H, W, 1)``, the first pulled onto the second; no gradient passes.
+    Of planes ``(H, W)``, the first pulled onto the second.
     """
-    fixed, moving = jax.lax.stop_gradient((fixed, moving))
     grid = coarse_side(min(fixed.shape[:2]))
     coarse = _pyramid(fixed, moving, grid, options)
     grey = _candidates(*coarse[0].images, options)
@@ -240,10 +171,10 @@ class _Level(NamedTuple):
 def _pyramid(
     fixed: jax.Array, moving: jax.Array, coarsest: int, options: DirectOptions
 ) -> list[_Level]:
-    """Levels of images ``(H, W, 1)``, from a shorter side of ``coarsest`` pixels to full size."""
+    """Levels of planes ``(H, W)``, from a shorter side of ``coarsest`` pixels to full size."""
     factors = level_factors(fixed.shape, coarsest, options.level_step)
-    both = lambda factor: (downsample(v, factor)[..., 0] for v in (fixed, moving))  # noqa: E731
-    return [_Level(factor, tuple(both(factor))) for factor in factors]
+    pair = lambda factor: (downsample(fixed, factor), downsample(moving, factor))  # noqa: E731
+    return [_Level(factor, pair(factor)) for factor in factors]
 
 
 def _candidates(fixed: jax.Array, moving: jax.Array, options: DirectOptions) -> RigidTransform:

@@ -27,7 +27,7 @@ from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.interpolation import spline_gradient
 from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
-from jaxreg.products import apply_separable, dots, over_channels
+from jaxreg.products import apply_separable, dots, over_channels, product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import OUTLIER, clip_step, settled_weight, solve
 from jaxreg.resampling import (
@@ -41,7 +41,6 @@ from jaxreg.resampling import (
     source_points,
 )
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by this many px, and the source's rim is left out. Both
 # chosen on scene pairs of the training photographs.
@@ -110,7 +109,8 @@ def _weigh(
     """Residuals for a given gain and bias, and their robust weights."""
     residual = target - gain * value - bias
     square = over_channels(jnp.square(residual))
-    weight = inside * settled_weight(square, inside, outlier)
+    # Weights count as constants: a residual of zero has no slope to derive them by.
+    weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier))
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
     return Fit(gain, bias, residual, weight, variance)
 
@@ -118,7 +118,7 @@ def _weigh(
 def _fit_weighted(value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array) -> Fit:
     """Fit gain and bias on pixels of a given weight, then weigh the residuals."""
     count = jnp.maximum(weight.sum(), 1.0)
-    mean = lambda v: jnp.matmul(weight, v, precision=_HIGHEST) / count  # noqa: E731
+    mean = lambda v: product(weight, v) / count  # noqa: E731
     mean_value, mean_target = mean(value), mean(target)
     source = value - mean_value
     weighted = (weight[:, None] * source).reshape(-1)
@@ -142,7 +142,7 @@ def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array, passes
       inside: ``(P,)`` weight of the overlap.
       passes: how often to fit, each time with the weights of the fit before.
     """
-    fit = _weigh(value, target, inside, jnp.float32(1.0), jnp.zeros(value.shape[1]))
+    fit = _weigh(value, target, inside, jnp.float32(1.0), jnp.zeros_like(value[0]))
     for _ in range(passes):
         fit = _fit_weighted(value, target, inside, fit.weight)
     return fit
@@ -246,8 +246,8 @@ def _finish(
         moments = system.moments(fit.weight, fit.residual)
         inverse = secant(inverse, scale, last, last_moments - moments)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
-        plain = jnp.nan_to_num(system.inverse @ moments)
-        delta = guarded(jnp.nan_to_num(inverse @ moments), plain, scale)
+        plain = jnp.nan_to_num(product(system.inverse, moments))
+        delta = guarded(jnp.nan_to_num(product(inverse, moments)), plain, scale)
         delta = delta.at[:3].set(clip_step(delta[:3]))
         gain = jnp.clip(gain + delta[3], 0.1, 10.0)
         moved = jnp.maximum(jnp.abs(delta[:3]), jnp.abs(plain[:3])).max()
@@ -260,9 +260,10 @@ def _finish(
 
     gain = jnp.where(changed, fit.gain, 1.0)
     bias = jnp.where(changed, fit.bias, 0.0)
-    nothing = jnp.zeros(len(left))
+    nothing = jnp.zeros_like(left[:, 0])
     scale = jnp.abs(jnp.diagonal(normal))
-    state = (start, gain, bias, system.inverse, nothing, nothing, jnp.inf, jnp.int32(iterations))
+    far, limit = jnp.float32(jnp.inf), jnp.int32(iterations)
+    state = (start, gain, bias, system.inverse, nothing, nothing, far, limit)
     t, gain, bias, *_ = jax.lax.while_loop(moves, step, state)
     settled = _near(t, start)
     t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), t, start)
@@ -277,7 +278,7 @@ def _finish(
 def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:
     """Whether a transform is one that the start can have meant."""
     moved = jnp.abs(t.as_array() - start.as_array())
-    return (moved < jnp.asarray(_FARTHEST)).all()
+    return (moved < jnp.asarray(_FARTHEST, jnp.float32)).all()
 
 
 def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:
@@ -302,7 +303,7 @@ def _instruments(
     seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
     noise_of_both = noise / jnp.square(fit.gain)
     smooth_source, smooth_target = (wiener(image, noise_of_both) for image in (source, seen))
-    biases = jnp.tile(jnp.eye(channels), (1, height * width))
+    biases = jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, height * width))
 
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
         image = prepared(a, linear)
@@ -337,7 +338,7 @@ def _brightness_changed(
 
 def _covariance(system: System, fit: Fit) -> jax.Array:
     """Of the estimate: ``N^-1 (Z' S Z) N^-T``, S the variance of the residual."""
-    influence = jnp.matmul(system.inverse[:3], system.instruments, precision=_HIGHEST)
+    influence = product(system.inverse[:3], system.instruments)
     return fit.variance * normal_matrix(influence, influence, fit.weight)
 
 
@@ -379,7 +380,7 @@ def _optimum_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
         value = pull(prepared(source, linear), points, linear)
         residual = _flat(target) - end.gain * value - end.bias
-        return (system.inverse @ system.moments(fit.weight, residual))[:3]
+        return product(system.inverse, system.moments(fit.weight, residual))[:3]
 
     moved = jax.jvp(step, (source, target), tangents[:2])[1]
     return end.transform, RigidTransform(moved[0], moved[1], moved[2])
@@ -396,4 +397,4 @@ def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, j
             [0.0, 0.0, -1.0],
         ]
     )
-    return inverse, jacobian @ covariance @ jacobian.T
+    return inverse, product(product(jacobian, covariance), jacobian.T)

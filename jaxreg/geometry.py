@@ -28,7 +28,9 @@ def wrap_degrees(theta: ArrayLike) -> jax.Array:
     """
     theta = jnp.asarray(theta, jnp.float32)
     turns = jax.lax.stop_gradient(jnp.floor((theta + 180.0) / 360.0))
-    return theta - 360.0 * turns
+    wrapped = theta - 360.0 * turns
+    # Just below 180 the sum with 180 rounds up to a whole turn.
+    return jnp.where(wrapped < -180.0, wrapped + 360.0, wrapped)
 
 
 def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,8 @@ entry-point group ``jaxreg.methods``; the checkpoint folder of a trained network
 from __future__ import annotations
 
 import difflib
+import functools
+import glob
 import importlib
 import importlib.metadata
 import os
@@ -37,8 +39,14 @@ def constant(fixed: jax.Array, moving: jax.Array) -> Registration:
 
 def method_names() -> list[str]:
     """Names of all built-in methods and plug-ins, sorted."""
-    plug_ins = importlib.metadata.entry_points(group=GROUP)
-    return sorted({*BUILT_IN, *(plug_in.name for plug_in in plug_ins)})
+    return sorted({*BUILT_IN, *_plug_ins()})
+
+
+@functools.cache
+def _plug_ins() -> dict[str, str]:
+    """Names of plug-ins and where they are; looked up once, for that takes milliseconds."""
+    found = importlib.metadata.entry_points(group=GROUP)
+    return {plug_in.name: f"{plug_in.module}:{plug_in.attr}" for plug_in in found}
 
 
 def _import(name: str, location: str) -> Any:
@@ -72,11 +80,10 @@ def find_method(name: str) -> Estimator:
     """
     if name in BUILT_IN:
         estimator = _import(name, BUILT_IN[name])
-    elif plug_ins := importlib.metadata.entry_points(group=GROUP, name=name):
-        plug_in = next(iter(plug_ins))
-        estimator = _import(name, f"{plug_in.module}:{plug_in.attr}")
+    elif name in _plug_ins():
+        estimator = _import(name, _plug_ins()[name])
     elif os.path.isdir(name) or (name.endswith(".safetensors") and os.path.isfile(name)):
-        estimator = _trained(name)
+        estimator = _trained(os.path.realpath(name), _last_change(name))
     elif ":" in name and all(part.isidentifier() for part in name.replace(":", ".").split(".")):
         estimator = _import(name, name)
     else:
@@ -91,8 +98,19 @@ def find_method(name: str) -> Estimator:
     return estimator
 
 
-def _trained(folder: str) -> Estimator:
-    """The estimator of the network in a checkpoint folder, or in an exported file."""
+def _last_change(path: str) -> int:
+    """When a file, or the checkpoints of a folder, last changed, in ns."""
+    steps = glob.glob(os.path.join(glob.escape(path), "checkpoints", "*"))
+    return max(os.stat(file).st_mtime_ns for file in [path, *steps])
+
+
+@functools.lru_cache(maxsize=4)
+def _trained(folder: str, changed: int) -> Estimator:
+    """The estimator of the network in a checkpoint folder, or in an exported file.
+
+    Kept, so that a second call neither reads nor compiles it again, until it has ``changed``.
+    """
+    del changed
     try:
         from jaxreg.training.weights import load
 

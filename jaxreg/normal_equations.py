@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import times
+from jaxreg.products import product, times
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 # Of a secant's step, in plain ones: how long it may be, and how far it must lead their way.
 _LONGEST, _AHEAD = 3.0, 0.1
 
@@ -32,7 +31,7 @@ class System(NamedTuple):
     def moments(self, weight: jax.Array, residual: jax.Array) -> jax.Array:
         """``(U,)`` products of the instruments with the residual ``(P, C)``, weighted ``(P,)``."""
         weighted = (weight[:, None] * residual).reshape(-1)
-        return jnp.matmul(self.instruments, weighted, precision=_HIGHEST)
+        return product(self.instruments, weighted)
 
 
 def of_model(columns: jax.Array, gain: jax.Array) -> jax.Array:
@@ -71,10 +70,10 @@ def secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Arra
       step: ``(U,)``, the last step; zero for none.
       drop: ``(U,)``, by how much the moments fell with it.
     """
-    row = (scale * step) @ inverse
-    expected, taken = row @ drop, (scale * step) @ step
+    row = product(scale * step, inverse)
+    expected, taken = product(row, drop), product(scale * step, step)
     known = (taken > 0.0) & (expected > 0.2 * taken)
-    error = step - inverse @ drop
+    error = step - product(inverse, drop)
     return inverse + jnp.where(known, jnp.outer(error, row) / jnp.where(known, expected, 1.0), 0.0)
 
 
@@ -88,6 +87,6 @@ def guarded(step: jax.Array, plain: jax.Array, scale: jax.Array) -> jax.Array:
       plain: ``(U,)``, by that of the normal matrix.
       scale: ``(U,)``, what makes steps comparable.
     """
-    along, ahead = (scale * plain) @ step, (scale * plain) @ plain
-    short = jnp.minimum(1.0, _LONGEST * jnp.sqrt(ahead / ((scale * step) @ step + 1e-30)))
+    along, ahead = product(scale * plain, step), product(scale * plain, plain)
+    short = jnp.minimum(1.0, _LONGEST * jnp.sqrt(ahead / (product(scale * step, step) + 1e-30)))
     return jnp.where(along > _AHEAD * ahead, short * step, 0.5 * plain)

@@ -15,9 +15,14 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _MANY = 4096  # numbers from which on XLA's own sums are slow on CPUs
 
 
+def product(a: jax.Array | np.ndarray, b: jax.Array | np.ndarray) -> jax.Array:
+    """``a @ b``, in full float32."""
+    return jnp.matmul(a, b, precision=_HIGHEST)
+
+
 def times(matrix: jax.Array | np.ndarray, vectors: jax.Array) -> jax.Array:
     """``vectors @ matrix.T``, a vector at a time: ``(M, N)`` and ``(K, N)`` to ``(K, M)``."""
-    return jnp.stack([jnp.matmul(matrix, v, precision=_HIGHEST) for v in vectors])
+    return jnp.stack([product(matrix, v) for v in vectors])
 
 
 def dots(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -25,7 +30,7 @@ def dots(a: jax.Array, b: jax.Array) -> jax.Array:
     if a.shape[-1] < _MANY:
         return (a * b).sum(-1)
     if a.ndim == 1:
-        return jnp.matmul(a, b, precision=_HIGHEST)
+        return product(a, b)
     return jnp.stack([dots(*rows) for rows in zip(a, b, strict=True)])
 
 
@@ -50,11 +55,13 @@ def mix(weights: jax.Array, planes: jax.Array) -> jax.Array:
 def separable(
     rows: jax.Array | np.ndarray, planes: jax.Array, columns: jax.Array | np.ndarray
 ) -> jax.Array:
-    """``rows @ plane @ columns.T`` of each plane ``(H, W)`` of ``(C, H, W)``."""
+    """``rows @ plane @ columns.T`` of a plane ``(H, W)``, or of each of ``(C, H, W)``."""
+    if planes.ndim == 2:
+        return product(rows, product(planes, columns.T))
     count, height, width = planes.shape
-    lines = jnp.matmul(planes.reshape(-1, width), columns.T, precision=_HIGHEST)
+    lines = product(planes.reshape(-1, width), columns.T)
     lines = lines.reshape(count, height, len(columns))
-    return jnp.stack([jnp.matmul(rows, plane, precision=_HIGHEST) for plane in lines])
+    return jnp.stack([product(rows, plane) for plane in lines])
 
 
 def apply_separable(

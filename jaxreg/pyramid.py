@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.products import apply_separable
+from jaxreg.products import separable
 
 # Blur before sampling, in pixels of the coarser level: between aliasing (less) and lost detail.
 _SIGMA = 0.45
@@ -50,12 +50,11 @@ def local_contrast(image: jax.Array) -> jax.Array:
     What hides a part of a view, or the black beyond the frame of another, then has no more weight
     than what it leaves to be seen.
     """
-    rows, columns = (blurring_matrix(size, _NEIGHBOURHOOD) for size in image.shape[:2])
-    image = image[..., None]
-    detail = image - apply_separable(rows, image, columns)
+    rows, columns = (blurring_matrix(size, _NEIGHBOURHOOD) for size in image.shape)
+    detail = image - separable(rows, image, columns)
     energy = jnp.square(detail)
     faint = _FAINT * energy.mean() + 1e-12
-    return (detail * jax.lax.rsqrt(apply_separable(rows, energy, columns) + faint))[..., 0]
+    return detail * jax.lax.rsqrt(separable(rows, energy, columns) + faint)
 
 
 def level_factors(shape: tuple[int, ...], coarsest: int, step: float) -> list[float]:
@@ -75,10 +74,10 @@ def level_factors(shape: tuple[int, ...], coarsest: int, step: float) -> list[fl
 
 
 def downsample(image: jax.Array, factor: float) -> jax.Array:
-    """An image ``(H, W, C)`` with pixels ``factor`` times as large, about the same centre."""
-    height, width = image.shape[:2]
+    """An image ``(H, W)`` with pixels ``factor`` times as large, about the same centre."""
+    height, width = image.shape
     if factor == 1.0:
         return image
     rows = downsampling_matrix(height, max(round(height / factor), 1), factor)
     columns = downsampling_matrix(width, max(round(width / factor), 1), factor)
-    return apply_separable(rows, image, columns)
+    return separable(rows, image, columns)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
+from jaxreg.products import product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.resampling import pull, source_points
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 # Share of the target's energy below which a neighbourhood counts as flat.
 _FAINT = 0.002
 # Candidates nearer than this, in pixels of their level and degrees, are one and the same.
@@ -62,10 +62,10 @@ def local_evidence(
     s, t = inside * value, inside * flat
     planes = jnp.stack([inside, s, t, s * value, t * flat, s * t])
     rows, columns = (blurring_matrix(size, sigma) for size in (height, width))
-    planes = jnp.matmul(planes.reshape(-1, width), columns.T, precision=_HIGHEST)
+    planes = product(planes.reshape(-1, width), columns.T)
     # Rows before planes: the blur along the other axis is one matrix product, too.
     planes = jnp.moveaxis(planes.reshape(-1, height, width), 0, 1)
-    planes = jnp.matmul(rows, planes.reshape(height, -1), precision=_HIGHEST)
+    planes = product(rows, planes.reshape(height, -1))
     planes = planes.reshape(height, 6, -1, width)
     count = jnp.maximum(planes[:, 0], 1e-3)
     s, t, ss, tt, st = (planes[:, k] / count for k in range(1, 6))

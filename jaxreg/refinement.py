@@ -16,11 +16,10 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
-from jaxreg.products import dots, times
+from jaxreg.products import dots, product, times
 from jaxreg.resampling import moved_by, pull, source_points
 from jaxreg.warping import pixel_grid
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
 # noise alone, near enough that an occlusion weighs little.
 OUTLIER = 3.0
@@ -64,7 +63,7 @@ def settled_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIE
 
 def clip_step(step: jax.Array) -> jax.Array:
     """Shorten steps ``(..., 3)``, without turning them, so that no component passes its limit."""
-    excess = jnp.max(jnp.abs(step) / jnp.asarray(_MAX_STEP), -1, keepdims=True)
+    excess = jnp.max(jnp.abs(step) / jnp.asarray(_MAX_STEP, jnp.float32), -1, keepdims=True)
     return jnp.nan_to_num(step / jnp.maximum(1.0, excess))
 
 
@@ -75,7 +74,7 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     """
     diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
     scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(diagonal), 1e-12))
-    m = matrix * scale[..., :, None] * scale[..., None, :] + 1e-6 * jnp.eye(3)
+    m = matrix * scale[..., :, None] * scale[..., None, :] + 1e-6 * jnp.eye(3, dtype=jnp.float32)
     a, b, c = m[..., :, 0], m[..., :, 1], m[..., :, 2]
     cofactors = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], axis=-2)
     determinant = (a * cofactors[..., 0, :]).sum(-1, keepdims=True)
@@ -86,7 +85,7 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 def _prepare(target: jax.Array) -> _Target:
     height, width = target.shape
     v, u = (slope.reshape(-1, 1) for slope in spline_gradient(target[..., None]))
-    centre = jnp.array([(width - 1) / 2, (height - 1) / 2])
+    centre = jnp.float32([(width - 1) / 2, (height - 1) / 2])
     lever = (pixel_grid(target.shape).reshape(-1, 2) - centre).T
     slope = moved_by(u, v, lever)[..., 0]
     flat = target.reshape(1, -1)
@@ -159,7 +158,8 @@ def gauss_newton(
         delta = solve(rest[:, :3, :3], rest[:, :3, 3])
         gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
         predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
-        predicted += delta @ prepared.columns[:3] - (mean[:, :3] * delta).sum(-1, keepdims=True)
+        predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
+        predicted += product(delta, prepared.columns[:3])
         return (_advance(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
     weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)

@@ -6,15 +6,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.batching import OnePair, map_pairs
+from jaxreg.batching import OnePair, map_batches, map_pairs
 from jaxreg.direct import DirectOptions, Kernel, align
-from jaxreg.images import check_pair
-from jaxreg.methods import find_method
+from jaxreg.images import check_grey_levels, check_pair
+from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
 
-_CHUNK = 64  # pairs that other methods are given at a time
 _DEFAULT = DirectOptions()
 
 _align = jax.jit(align, static_argnames="options")
@@ -43,7 +43,8 @@ def register(
     Failure is data: a pair that cannot be registered gives ``success`` False, with finite numbers.
 
     Args:
-      fixed: ``(H, W)`` or ``(H, W, C)``, 8 to 512 pixels a side, any real dtype.
+      fixed: ``(H, W)`` or ``(H, W, C)``, 8 to 512 pixels a side, any real dtype. ``"direct"`` and
+        ``"compact"`` take any unit, other methods want intensities in 0..255.
       moving: the same shape.
       method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
         its own.
@@ -70,8 +71,9 @@ def register(
     """
     pair = check_pair(fixed, moving)
     if method == "direct":
+        pair = (image.astype(np.float32) for image in pair)
         return _align(*pair, DirectOptions(max_shift, interpolation))
-    result = _per_pair(find_method(method))(*(jnp.asarray(image)[None] for image in pair))
+    result = _other(method, *pair)(*(jnp.asarray(image, jnp.float32)[None] for image in pair))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
 
 
@@ -88,7 +90,7 @@ def register_batch(
     Pairs are handled in chunks of a fixed number, so memory is bounded however many there are.
 
     Args:
-      fixed: ``(N, H, W)`` or ``(N, H, W, C)``.
+      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, in the dtype and unit that `register` takes.
       moving: the same shape.
       method: as for `register`.
       max_shift: as for `register`.
@@ -103,8 +105,7 @@ def register_batch(
     fixed, moving = check_pair(fixed, moving, batched=True)
     if method == "direct":
         return map_pairs(_aligner(DirectOptions(max_shift, interpolation)), fixed, moving)
-    estimator = _per_pair(find_method(method))
-    return _in_chunks(estimator, jnp.asarray(fixed), jnp.asarray(moving))
+    return map_batches(_other(method, fixed, moving), fixed, moving)
 
 
 def direct_estimator(
@@ -114,8 +115,12 @@ def direct_estimator(
     return map_pairs(_aligner(options), fixed, moving)
 
 
-def _per_pair(estimator: Estimator) -> Estimator:
-    """The estimator with a field for each pair where it gave one for all, as ``found=True``."""
+def _other(method: str, *images: jax.Array | np.ndarray) -> Estimator:
+    """The estimator with a name, with a field for each pair where it gave one for all."""
+    estimator = find_method(method)
+    if method not in BUILT_IN:
+        for image in images:
+            check_grey_levels(image, method)
 
     def complete(fixed: jax.Array, moving: jax.Array) -> Registration:
         result = estimator(fixed, moving)
@@ -123,16 +128,3 @@ def _per_pair(estimator: Estimator) -> Estimator:
         return jax.tree.map(lambda v: v if jnp.ndim(v) else jnp.broadcast_to(v, count), result)
 
     return complete
-
-
-def _in_chunks(estimator: Estimator, fixed: jax.Array, moving: jax.Array) -> Registration:
-    count = fixed.shape[0]
-    if count <= _CHUNK:
-        return estimator(fixed, moving)
-    results = []
-    for start in range(0, count, _CHUNK):
-        # The last chunk reaches back rather than being short: one shape, one compilation.
-        begin = min(start, count - _CHUNK)
-        part = estimator(fixed[begin : begin + _CHUNK], moving[begin : begin + _CHUNK])
-        results.append(jax.tree.map(lambda v, skip=start - begin: v[skip:], part))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients
-from jaxreg.products import dots
+from jaxreg.products import dots, product
 from jaxreg.warping import pixel_grid
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 DEGREE = jnp.pi / 180
 _ON_THE_RIM = 1e-3  # px: a point on the rim counts as inside, whatever rounding says
 
@@ -127,7 +126,7 @@ def slopes(image: jax.Array, points: Points, linear: bool) -> jax.Array:
     # Along the target's axes. Moving T one way moves the source the other way under the grid. As a
     # product it is worked out once; a plain sum would be again for each of its three uses.
     turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
-    u, v = jnp.matmul(turn, along.reshape(2, -1), precision=_HIGHEST).reshape(along.shape)
+    u, v = product(turn, along.reshape(2, -1)).reshape(along.shape)
     return moved_by(u, v, points.lever)
 
 

@@ -19,6 +19,16 @@ from jaxreg.interpolation import Interpolation, check_interpolation, spline_coef
 _PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
 
 
+_BATCH = "for a batch use jax.vmap(jaxreg.warp)(images, transforms)"
+
+
+def _check_single(transform: RigidTransform) -> None:
+    """Several would be taken for one of each row of pixels."""
+    shape = jnp.shape(transform.as_array())
+    if len(shape) != 1:
+        raise ValueError(f"transform must be one, got {shape[0]} or more of them; {_BATCH}")
+
+
 def pixel_grid(shape: Shape) -> jax.Array:
     """``(H, W, 2)`` float32 array of the pixel centres ``(x, y)`` of an image."""
     y, x = jnp.meshgrid(
@@ -50,11 +60,19 @@ def sample(
     image = jnp.asarray(image, jnp.float32)
     if image.ndim == 2:
         return sample(image[..., None], points, interpolation)[..., 0]
-    if interpolation == "spline":
-        image = spline_coefficients(image)
+    if image.ndim != 3:
+        raise ValueError(f"image must be (H, W) or (H, W, C), got shape {image.shape}")
     height, width, channels = image.shape
-    padded = jnp.pad(image, ((_PAD, _PAD), (_PAD, _PAD), (0, 0))).reshape(-1, channels)
     points = jnp.asarray(points, jnp.float32)
+    if interpolation == "spline":
+        # The spline goes on mirrored: it is held at the rim and faded, as zeros blend in.
+        image, pad = spline_coefficients(image, rim=1), _PAD - 1
+        inside = jnp.clip(points, 0.0, jnp.float32([width - 1, height - 1]))
+        beyond = jnp.abs(points - inside)
+        points, shown = inside, jnp.prod(jnp.maximum(1.0 - beyond, 0.0), axis=-1)
+    else:
+        pad, shown = _PAD, jnp.float32(1.0)
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0))).reshape(-1, channels)
     x0, x_weights = taps(points[..., 0], interpolation)
     y0, y_weights = taps(points[..., 1], interpolation)
     stride = width + 2 * _PAD
@@ -72,7 +90,7 @@ def sample(
         for i, x_weight in enumerate(x_weights):
             value = padded.at[offset + columns[i]].get(mode="promise_in_bounds")
             total += (x_weight * y_weight)[..., None] * value
-    return total
+    return shown[..., None] * total
 
 
 def warp(
@@ -92,8 +110,8 @@ def warp(
       float32 array of the image's shape, zeros where nothing of the image falls.
 
     Raises:
-      ValueError: ``image`` is neither ``(H, W)`` nor ``(H, W, C)``, or the interpolation is
-        unknown.
+      ValueError: ``image`` is neither ``(H, W)`` nor ``(H, W, C)``, there are several transforms,
+        or the interpolation is unknown.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
     >>> warp(image, RigidTransform(1.0, 0.0, 0.0)).tolist()  # one pixel to the right
@@ -101,10 +119,8 @@ def warp(
     """
     image = jnp.asarray(image, jnp.float32)
     if image.ndim not in (2, 3):
-        raise ValueError(
-            f"image must be (H, W) or (H, W, C), got shape {image.shape}; "
-            "for a batch use jax.vmap(jaxreg.warp)(images, transforms)"
-        )
+        raise ValueError(f"image must be (H, W) or (H, W, C), got shape {image.shape}; {_BATCH}")
+    _check_single(transform)
     points = transform.inverse().apply(pixel_grid(image.shape), image.shape)
     return sample(image, points, interpolation)
 
@@ -113,7 +129,11 @@ def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
     """``(H, W)`` bool: the moving pixels whose source lies within the fixed image.
 
     A point on the rim counts as inside; a tolerance of 1e-3 px keeps rounding from dropping it.
+
+    Raises:
+      ValueError: there are several transforms.
     """
+    _check_single(transform)
     points = transform.inverse().apply(pixel_grid(shape), shape)
     limit = jnp.asarray([shape[1] - 1, shape[0] - 1], jnp.float32)
     return jnp.all((points >= -1e-3) & (points <= limit + 1e-3), axis=-1)

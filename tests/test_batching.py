@@ -57,6 +57,9 @@ images = numbered(1200)
 answer = map_pairs(first_pixels, images, images + 1)
 np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
 np.testing.assert_array_equal(answer.transform.ty, np.arange(1200) % 200 + 1)
+committed = jax.device_put(images, jax.local_devices()[3])
+answer = map_pairs(first_pixels, committed, images + 1)
+np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
 """
 
 

@@ -228,9 +228,9 @@ def test_load_network_registers(run):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((9, 8, 3), "fixed must be 8x8 with 1 or 3 channels"),
-        ((8, 8, 2), "fixed must be 8x8 with 1 or 3 channels"),
-        ((8,), r"an image must be \(H, W\) or \(H, W, C\), got shape \(8,\)"),
+        ((9, 8, 3), "fixed and moving must be 8x8 with 1 or 3 channels"),
+        ((8, 8, 2), "fixed and moving must be 8x8 with 1 or 3 channels"),
+        ((8,), r"fixed must be \(H, W\) or \(H, W, C\), got shape \(8,\)"),
     ],
 )
 def test_bad_images_are_named(run, shape, message):

@@ -75,6 +75,12 @@ def test_quarter_turns_are_exact(quarter):
 
 
 def test_angles_wrap_into_the_half_open_circle():
+    near = np.float32([180, -180, 540, 0, 179.99])
+    near = np.concatenate([near, np.nextafter(near, np.float32(-1e3)), np.nextafter(near, 1e3)])
+    wrapped = np.asarray(wrap_degrees(near.astype(np.float32)))
+    assert wrapped.min() >= -180
+    assert wrapped.max() < 180
+    np.testing.assert_array_equal(wrap_degrees(wrapped), wrapped)
     np.testing.assert_array_equal(
         wrap_degrees(np.float32([-180, 180, 540, 0, 179.5])), [-180, -180, -180, 0, 179.5]
     )

@@ -19,6 +19,9 @@ def plug_in(monkeypatch):
         return [p for p in (point, broken) if name in (None, p.name)]
 
     monkeypatch.setattr(methods.importlib.metadata, "entry_points", entry_points)
+    methods._plug_ins.cache_clear()
+    yield
+    methods._plug_ins.cache_clear()
 
 
 def test_constant_answers_nothing_moved():
@@ -48,6 +51,24 @@ def test_plug_ins_and_functions(plug_in):
 def test_unknown_methods_are_named(plug_in, name, message):
     with pytest.raises(ValueError, match=message):
         find_method(name)
+
+
+def test_a_trained_network_is_read_once_until_it_changes(monkeypatch, tmp_path):
+    reads = []
+
+    class Network:
+        def __init__(self, folder):
+            reads.append(folder)
+
+        def estimate(self, fixed, moving):
+            raise NotImplementedError
+
+    monkeypatch.setattr("jaxreg.training.weights.load", Network)
+    first = find_method(str(tmp_path))
+    assert find_method(str(tmp_path)) == first
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    assert find_method(str(tmp_path)) != first
+    assert len(reads) == 2
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):

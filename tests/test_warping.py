@@ -48,7 +48,7 @@ def test_agrees_with_scikit_image():
 
 
 def test_spline_agrees_with_scipy():
-    points = np.random.default_rng(1).uniform(3, 28, (200, 2)).astype(np.float32)
+    points = np.random.default_rng(1).uniform(0, 31, (200, 2)).astype(np.float32)
     picture = image((32, 32))
     expected = scipy.ndimage.map_coordinates(picture, points.T[::-1], order=3, mode="mirror")
     np.testing.assert_allclose(sample(picture, points, "spline"), expected, atol=FLOAT32_INTENSITY)
@@ -60,6 +60,20 @@ def test_quarter_turns_move_pixels_onto_pixels(size, quarter):
     picture = image((size, size, 3), sigma=0)
     turned = warp(picture, RigidTransform(0.0, 0.0, 90.0 * quarter))
     np.testing.assert_array_equal(turned, np.rot90(picture, -quarter))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_every_kernel_keeps_the_pixels_of_an_image_that_stays(interpolation):
+    for picture in (image((20, 32, 3), sigma=0), np.full((9, 8), 100.0)):
+        kept = warp(picture, RigidTransform.identity(), interpolation)
+        np.testing.assert_allclose(kept, picture, atol=FLOAT32_INTENSITY)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "spline"])
+def test_zeros_blend_in_over_a_pixel(interpolation):
+    points = np.float32([[-0.25, 4], [-1, 4], [-5, 4], [4, 7.5], [7.5, 7.5]])
+    values = sample(np.full((8, 8), 100.0), points, interpolation)
+    np.testing.assert_allclose(values, [75, 0, 0, 50, 25], atol=FLOAT32_INTENSITY)
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, 0), (0, -5), (-7, 2), (40, 0)])
@@ -133,3 +147,10 @@ def test_bad_input_is_named():
         warp(image(), RigidTransform.identity(), "nearest")
     with pytest.raises(ValueError, match=r"got shape \(4, 32, 32, 3\).*vmap"):
         warp(np.zeros((4, 32, 32, 3)), RigidTransform.identity())
+    with pytest.raises(ValueError, match=r"image must be .*got shape \(4, 32, 32, 3\)"):
+        sample(np.zeros((4, 32, 32, 3)), np.zeros((5, 2)))
+    # A grey stack looks like an image of many channels, and as many transforms like rows of pixels.
+    several = RigidTransform.identity((32,))
+    for call in (lambda: warp(np.zeros((4, 32, 32)), several), lambda: overlap((32, 32), several)):
+        with pytest.raises(ValueError, match="transform must be one, got 32.*vmap"):
+            call()

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from jaxreg.batching import map_batches
 from jaxreg.geometry import RigidTransform
+from jaxreg.images import check_pair
 from jaxreg.models import Network
 from jaxreg.result import Registration
 from jaxreg.training.configs import TrainConfig
@@ -80,15 +81,26 @@ class TrainedNetwork:
         """Register N pairs; an `jaxreg.result.Estimator`.
 
         Args:
-          fixed: ``(N, image_size, image_size, 3)`` float32, intensities in 0..255.
-          moving: the same.
+          fixed: ``(N, image_size, image_size, C)`` float32, C 1 or 3, intensities in 0..255.
+          moving: the same shape.
+
+        Raises:
+          ValueError: the images have another size or number of channels.
         """
-        return self._registration(self.arrays, fixed, moving)
+        size = self.image_size
+        if fixed.shape[1:] not in ((size, size, 1), (size, size, 3)):
+            raise ValueError(
+                f"fixed and moving must be {size}x{size} with 1 or 3 channels for this network, "
+                f"got images of shape {fixed.shape[1:]}; resize them, or train a network with "
+                "--network.image_size"
+            )
+        widened = (jnp.broadcast_to(i, (*i.shape[:3], 3)) for i in (fixed, moving))
+        return self._registration(self.arrays, *widened)
 
     def register(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register one pair of images ``(H, W)`` or ``(H, W, C)``, see `register_batch`."""
-        answer = self.register_batch(_batch_of_one(fixed), _batch_of_one(moving))
-        return jax.tree.map(lambda x: x[0], answer)
+        pair = (jnp.asarray(i, jnp.float32)[None] for i in check_pair(fixed, moving))
+        return jax.tree.map(lambda v: v[0], self.estimate(*pair))
 
     def register_batch(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register N pairs of images.
@@ -105,32 +117,4 @@ class TrainedNetwork:
         Raises:
           ValueError: the images have another size or number of channels, or hold NaN.
         """
-        first = self._images("fixed", fixed)
-        second = self._images("moving", moving)
-        if first.shape != second.shape:
-            raise ValueError(
-                f"fixed and moving must have one shape, got {first.shape} and {second.shape}"
-            )
-        return self.estimate(first, second)
-
-    def _images(self, name: str, images: ArrayLike) -> jax.Array:
-        array = np.asarray(images)
-        if array.ndim == 3:
-            array = array[..., None]
-        size = self.image_size
-        if array.ndim != 4 or array.shape[1:3] != (size, size) or array.shape[3] not in (1, 3):
-            raise ValueError(
-                f"{name} must be {size}x{size} with 1 or 3 channels for this network, "
-                f"got an image of shape {np.shape(images)[1:]}; resize it, or train a network "
-                "with --network.image_size"
-            )
-        if array.dtype.kind not in "buif" or not np.isfinite(array).all():
-            raise ValueError(f"{name} must hold finite real numbers")
-        return jnp.asarray(np.broadcast_to(array, (*array.shape[:3], 3)), jnp.float32)
-
-
-def _batch_of_one(image: ArrayLike) -> np.ndarray:
-    array = np.asarray(image)
-    if array.ndim not in (2, 3):
-        raise ValueError(f"an image must be (H, W) or (H, W, C), got shape {array.shape}")
-    return array[None]
+        return map_batches(self.estimate, *check_pair(fixed, moving, batched=True))
