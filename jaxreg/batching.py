@@ -22,6 +22,7 @@ OnePair = Callable[[jax.Array, jax.Array], Registration]
 _PAIRS = "pairs"  # the mesh axis
 # Pairs of a chunk, for each device.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 4096
+_CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
 
 
@@ -87,7 +88,7 @@ def map_pairs(
         step = size = min(1 << max(count - 1, 1).bit_length(), _ACCELERATOR_CHUNK) * devices
 
     # Threads begin without the settings that the caller made with these.
-    device, precision = jax.config.jax_default_device, jax.config.jax_default_matmul_precision
+    device, precision = (getattr(jax.config, f"jax_{name}") for name in _CONTEXT)
 
     def part(start: int) -> Registration:
         with jax.default_device(device), jax.default_matmul_precision(precision):

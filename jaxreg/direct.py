@@ -147,7 +147,7 @@ def _coarse_to_fine(
     """
     grid = coarse_side(min(fixed.shape[:2]))
     coarse = _pyramid(fixed, moving, grid, options)
-    grey = _candidates(*coarse[0].images, options)
+    grey = _candidates(coarse[0].images, options)
     ranked = best_and_rival(grey, local_evidence(*coarse[0].images, grey, _NEIGHBOURHOOD))
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
@@ -177,14 +177,14 @@ def _pyramid(
     return [_Level(factor, pair(factor)) for factor in factors]
 
 
-def _candidates(fixed: jax.Array, moving: jax.Array, options: DirectOptions) -> RigidTransform:
+def _candidates(pair: tuple[jax.Array, jax.Array], options: DirectOptions) -> RigidTransform:
     """Half of the candidates, found and refined on one kind of coarse images ``(H, W)``."""
-    side = min(fixed.shape)
+    side = min(pair[0].shape)
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    starts = search(fixed, moving, angles, reach, options.candidates // 2).transform
-    return gauss_newton(fixed, moving, starts, iterations=4)
+    starts = search(*pair, angles, reach, options.candidates // 2).transform
+    return gauss_newton(*pair, starts, iterations=4)
 
 
 def _follow(levels: list[_Level], ranked: Ranked) -> tuple[RigidTransform, jax.Array, jax.Array]:
@@ -212,7 +212,8 @@ def _look_further(
       sigma: standard deviation of a neighbourhood, likewise.
       options: settings.
     """
-    contrast = _candidates(*map(local_contrast, levels[0].images), options)
+    fixed, moving = levels[0].images
+    contrast = _candidates((local_contrast(fixed), local_contrast(moving)), options)
     t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, contrast)
     ranked = best_and_rival(t, local_evidence(*levels[0].images, t, sigma))
     factor = levels[0].factor

@@ -24,7 +24,7 @@ def _check_finite(image: jax.Array | np.ndarray, name: str) -> None:
         image = np.asarray(image)
     with np.errstate(over="ignore", invalid="ignore"):
         # Extremes alone: a large stack gets no mask of its size beside it.
-        if np.isfinite(np.float32([image.min(), image.max()])).all():
+        if np.isfinite(np.asarray([image.min(), image.max()], np.float32)).all():
             return
         wrong = image.size - int(np.isfinite(np.asarray(image).astype(np.float32)).sum())
     raise ValueError(

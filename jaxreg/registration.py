@@ -71,8 +71,8 @@ def register(
     """
     pair = check_pair(fixed, moving)
     if method == "direct":
-        pair = (image.astype(np.float32) for image in pair)
-        return _align(*pair, DirectOptions(max_shift, interpolation))
+        a, b = (image.astype(np.float32) for image in pair)
+        return _align(a, b, DirectOptions(max_shift, interpolation))
     result = _other(method, *pair)(*(jnp.asarray(image, jnp.float32)[None] for image in pair))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
 

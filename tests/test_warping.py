@@ -152,5 +152,5 @@ def test_bad_input_is_named():
     # A grey stack looks like an image of many channels, and as many transforms like rows of pixels.
     several = RigidTransform.identity((32,))
     for call in (lambda: warp(np.zeros((4, 32, 32)), several), lambda: overlap((32, 32), several)):
-        with pytest.raises(ValueError, match="transform must be one, got 32.*vmap"):
+        with pytest.raises(ValueError, match=r"transform must be one, got 32.*vmap"):
             call()
