@@ -30,7 +30,7 @@ from jaxreg.trust import correlation, trusted
 
 Kernel = Literal["auto", "linear", "spline"]
 
-_BOTH_WAYS, _NEAR = np.array([0, 0, 1]), np.array([False, True, True])
+_BOTH_WAYS, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.

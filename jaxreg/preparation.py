@@ -18,9 +18,11 @@ from jaxreg.products import times
 _ALIKE = 8.0
 # Share of an image's largest value below which all channels of a pixel are as good as black, for
 # JPEG leaves no zeros; and the shares of such pixels up to which an image has none, and from which
-# it is padded.
+# it may be padded.
 _BLACK = 0.02
 _NONE, _SOME = 0.005, 0.02
+_RIM = 2  # px: a warp blends in a pixel's breadth, which at 45 degrees reaches over two
+_FAR = 3.0  # spreads
 
 
 class Prepared(NamedTuple):
@@ -30,7 +32,7 @@ class Prepared(NamedTuple):
       fixed: ``(H, W, C)`` in common units.
       moving: likewise.
       axis: ``(C, 1)``, the mix of channels that varies most in both.
-      padding: ``(2, H, W)`` bool, what of fixed and moving is padding, with a rim of a pixel.
+      padding: ``(2, H, W)`` bool, what of fixed and moving is padding, with a rim.
       more_in_fixed: scalar bool, whether the fixed image has more black pixels than the other.
       finite: scalar bool; if False, both images are zero.
     """
@@ -50,33 +52,47 @@ def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     """
     finite = jnp.isfinite(fixed).all() & jnp.isfinite(moving).all()
     fixed, moving = jnp.where(finite, fixed, 0.0), jnp.where(finite, moving, 0.0)
-    black = _black(*jax.lax.stop_gradient((fixed, moving)))
+    images = jax.lax.stop_gradient(jnp.stack([fixed, moving]))
+    images /= jnp.maximum(jnp.abs(images).max((1, 2, 3), keepdims=True), 1e-30)
+    black = jax.vmap(_black)(images)
     share = black.mean((1, 2))
-    padding = _padding(black, share)
+    padding = _padding(images, black, share)
     fixed, moving = _in_common_units(fixed, moving, padding)
     axis = principal_axis(*jax.lax.stop_gradient((fixed, moving)))
     return Prepared(fixed, moving, axis, padding, share[0] > share[1] + _SOME, finite)
 
 
-def _black(fixed: jax.Array, moving: jax.Array) -> jax.Array:
-    """``(2, H, W)`` bool: which pixels of fixed and moving are as good as black."""
-    largest = jnp.stack([jnp.abs(image).max(-1) for image in (fixed, moving)])
-    return largest <= _BLACK * largest.max((1, 2), keepdims=True)
+def _black(image: jax.Array) -> jax.Array:
+    """``(H, W)`` bool: which pixels of an image, in units of its largest value, are near black.
 
-
-def _padding(black: jax.Array, share: jax.Array) -> jax.Array:
-    """``(2, H, W)`` bool: black pixels of one image that the other has none of, and next to them.
-
-    So are the corners that a warp leaves. Beside a faint texture on a bright ground they would
-    outweigh all else; what is black in both images is part of the picture.
+    None if there are values below zero: then zero is a value like any other.
     """
-    padding = black & ((share > _SOME) & (share[::-1] < _NONE))[:, None, None]
-    # The warp blends the pixels beside them.
+    return (image.max(-1) <= _BLACK) & (image.min() >= 0.0)
+
+
+def _padding(images: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
+    """``(2, H, W)`` bool: black pixels that a warp left around a faint picture on a bright ground.
+
+    They, and what blends into them, would outweigh all else. Black that the other image has as
+    well, that reaches no corner of the frame, or that is not far below the rest, is content.
+
+    Args:
+      images: ``(2, H, W, C)``, fixed and moving in units of their largest value.
+      black: ``(2, H, W)``, see `_black`.
+      share: ``(2,)``, of black pixels.
+    """
+    cornered = black[:, :: black.shape[1] - 1, :: black.shape[2] - 1].any((1, 2))
+    padded = cornered & (share > _SOME) & (share[::-1] < _NONE)
+    around = black & padded[:, None, None]
     for axis in (1, 2):
         window, pads = [1, 1, 1], [(0, 0)] * 3
-        window[axis], pads[axis] = 3, (1, 1)
-        padding = jax.lax.reduce_window(padding, False, jax.lax.bitwise_or, window, (1, 1, 1), pads)
-    return padding
+        window[axis], pads[axis] = 2 * _RIM + 1, (_RIM, _RIM)
+        around = jax.lax.reduce_window(around, False, jax.lax.bitwise_or, window, (1, 1, 1), pads)
+    grey = images.mean(-1)
+    count = jnp.maximum((~around).sum((1, 2), keepdims=True), 1.0)
+    mean = jnp.where(around, 0.0, grey).sum((1, 2), keepdims=True) / count
+    energy = jnp.where(around, 0.0, jnp.square(grey - mean)).sum((1, 2), keepdims=True)
+    return around & (grey < mean - _FAR * jnp.sqrt(energy / count))
 
 
 def without_padding(plane: jax.Array, padding: jax.Array) -> jax.Array:

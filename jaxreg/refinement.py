@@ -28,8 +28,8 @@ _MAX_STEP = (1.0, 1.0, 6.0)
 # px: towards the rim of the overlap the target's gradient feels what lies beyond, and counts less.
 _RIM = 1.5
 # The products of five columns, each pair once, and where in that list a 5x5 matrix finds them.
-_FIRST, _SECOND = np.triu_indices(5)
-_SYMMETRIC = np.zeros((5, 5), int)
+_FIRST, _SECOND = (index.astype(np.int32) for index in np.triu_indices(5))
+_SYMMETRIC = np.zeros((5, 5), np.int32)
 _SYMMETRIC[_FIRST, _SECOND] = _SYMMETRIC[_SECOND, _FIRST] = np.arange(15)
 
 

@@ -29,7 +29,9 @@ def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
         # What is left of a flat image is rounding: a millionth of its energy, whatever its unit.
         floor = 1e-6 * (weighted * image).sum() + 1e-30
         energy = (centred * centred).sum()
-        return centred, jnp.where(energy > floor, jax.lax.rsqrt(jnp.maximum(energy, floor)), 0.0)
+        textured = energy > floor
+        scale = jax.lax.rsqrt(jnp.where(textured, energy, 1.0))  # finite derivatives of both
+        return centred, jnp.where(textured, scale, 0.0)
 
     (a, scale_a), (b, scale_b) = centre(a), centre(b)
     return (a * b).sum() * scale_a * scale_b
