@@ -1,10 +1,10 @@
 """The direct method for one pair: search coarse, refine, finish exactly, judge.
 
 Normalised cross-correlation over all rotations and shifts, on a grid of some 16 pixels, gives a
-handful of candidates. Gauss-Newton improves each there; the best and its closest rival go on
-through the finer levels; the winner is finished to numerical precision (`jaxreg.finishing`). How
-the rival fared, how well the winner's detail agrees and what its Hessian says decide whether to
-trust it.
+handful of candidates, which Gauss-Newton improves there. If one leads clearly it goes on through
+the finer levels; else local contrast is searched too, on a finer grid, and the best goes on with
+its closest rival. The winner is finished to numerical precision (`jaxreg.finishing`). How the rival
+fared, how well the winner's detail agrees and what its Hessian says decide whether to trust it.
 """
 
 from __future__ import annotations
