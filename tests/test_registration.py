@@ -28,7 +28,7 @@ def batch():
 
 
 # Even and odd differences between the sides, the smallest, larger ones, many channels.
-@pytest.mark.parametrize("shape", [(24, 40, 5), (48, 33), (128, 96)])
+@pytest.mark.parametrize("shape", [(24, 40, 5), (128, 95)])
 def test_any_size_and_number_of_channels(shape):
     fixed = texture(shape)
     result = register(fixed, warp(fixed, TRUTH))
@@ -50,7 +50,7 @@ def test_the_smallest_size():
 
 
 def test_a_channel_axis_of_one_is_none():
-    fixed = texture((48, 33))
+    fixed = texture((128, 95))
     moving = np.asarray(warp(fixed, TRUTH))
     plain, with_axis = register(fixed, moving), register(fixed[..., None], moving[..., None])
     jax.tree.map(np.testing.assert_array_equal, plain, with_axis)
@@ -81,7 +81,7 @@ def test_plain_call_jit_and_vmap_agree():
 
 
 def test_a_second_pair_of_a_shape_compiles_nothing():
-    fixed = texture((48, 33), seed=1)
+    fixed = texture((128, 95), seed=1)
     register(fixed, fixed)
     size = registration._align._cache_size()
     register(fixed[::-1], fixed.astype(np.uint8))
