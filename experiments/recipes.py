@@ -26,8 +26,9 @@ from experiments.running import _nameless
 from jaxreg.command_line import keep_compilations, read_flags
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
+from jaxreg.training.endings import ENDINGS, ending
 from jaxreg.training.fields import override
-from jaxreg.training.loop import Interrupted, NonFiniteError, train
+from jaxreg.training.loop import train
 
 # What is taken away from the whole recipe, as overrides of its fields.
 WITHOUT: dict[str, tuple[str, ...]] = {
@@ -144,14 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.only:
             raise ValueError("--only is empty")
         rows = _rows(options)
-    except NonFiniteError as error:
-        return _failed(error, 1)
-    except Interrupted as error:
-        return _failed(error, 128 + error.signal)
-    except KeyboardInterrupt:
-        return _failed("interrupted; the same command goes on from what is saved, if anything", 130)
-    except (flags.Error, ValueError, OSError) as error:
-        return _failed(error, 2)
+    except ENDINGS as error:
+        return _failed(*ending(error))
     whole = recipe("all", options.pairs, options.hidden, options.data, options.seed)
     text = table(rows, whole, options.pairs)
     print(text)

@@ -18,7 +18,8 @@ from absl import flags
 from jaxreg.command_line import keep_compilations
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import join_processes
-from jaxreg.training.loop import Interrupted, NonFiniteError, train
+from jaxreg.training.endings import ENDINGS, ending
+from jaxreg.training.loop import train
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", "quickstart", f"One of {', '.join(CONFIGS)}.", flag_values=FLAGS)
@@ -55,14 +56,8 @@ def main(argv: Sequence[str]) -> int:
         if FLAGS.distributed or placed != (None, None, None):
             join_processes(*placed)
         train(config, FLAGS.workdir or f"runs/{FLAGS.config}")
-    except NonFiniteError as error:
-        return _failed(error, 1)
-    except Interrupted as error:
-        return _failed(error, 128 + error.signal)
-    except KeyboardInterrupt:
-        return _failed("interrupted; the same command goes on from what is saved, if anything", 130)
-    except (flags.Error, ValueError, OSError, ImportError) as error:
-        return _failed(error, 2)
+    except ENDINGS as error:
+        return _failed(*ending(error))
     return 0
 
 
