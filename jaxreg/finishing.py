@@ -52,6 +52,8 @@ _TAILS = 5.0
 # tells. Measured on the same pairs.
 _ALIASING_INFLATION = 2.5
 _FEW_PIXELS = 1024  # below this, none is spared in choosing direction and kernel
+# Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
+_EXACT = 1e-9
 _FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
 _CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
 # Chi-square (1 gain + C biases) from which a brightness change is believed.
@@ -102,8 +104,8 @@ def _weigh(
     value: jax.Array,
     target: jax.Array,
     inside: jax.Array,
-    gain: jax.Array,
-    bias: jax.Array,
+    gain: jax.typing.ArrayLike,
+    bias: jax.typing.ArrayLike,
     outlier: float = OUTLIER,
 ) -> Fit:
     """Residuals for a given gain and bias, and their robust weights."""
@@ -112,13 +114,31 @@ def _weigh(
     # Weights count as constants: a residual of zero has no slope to derive them by.
     weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier))
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
-    return Fit(gain, bias, residual, weight, variance)
+    return Fit(jnp.asarray(gain), jnp.asarray(bias), residual, weight, variance)
 
 
-def _fit_weighted(value: jax.Array, target: jax.Array, inside: jax.Array, weight: jax.Array) -> Fit:
-    """Fit gain and bias on pixels of a given weight, then weigh the residuals."""
+def fit_intensity(
+    value: jax.Array,
+    target: jax.Array,
+    inside: jax.Array,
+    gain: jax.typing.ArrayLike = 1.0,
+    bias: jax.typing.ArrayLike = 0.0,
+) -> Fit:
+    """Fit gain and bias where images agree.
+
+    The first weights are those of the brightness expected: a fit to all pixels would follow what
+    hides a part of the view.
+
+    Args:
+      value: ``(P, C)`` of the source.
+      target: ``(P, C)``.
+      inside: ``(P,)`` weight of the overlap.
+      gain: about what will be found.
+      bias: likewise; ``(C,)``, or one for all channels.
+    """
+    weight = _weigh(value, target, inside, gain, bias).weight
     count = jnp.maximum(weight.sum(), 1.0)
-    mean = lambda v: product(weight, v) / count  # noqa: E731
+    mean = lambda v: product(v.T, weight) / count  # noqa: E731
     mean_value, mean_target = mean(value), mean(target)
     source = value - mean_value
     weighted = (weight[:, None] * source).reshape(-1)
@@ -128,24 +148,6 @@ def _fit_weighted(value: jax.Array, target: jax.Array, inside: jax.Array, weight
     # still says which way to go.
     gain = jnp.clip(gain, 0.1, 10.0)
     return _weigh(value, target, inside, gain, mean_target - gain * mean_value)
-
-
-def fit_intensity(value: jax.Array, target: jax.Array, inside: jax.Array, passes: int = 2) -> Fit:
-    """Fit gain and bias where images agree.
-
-    The first weights are those of an unchanged brightness: a fit to all pixels would follow what
-    hides a part of the view.
-
-    Args:
-      value: ``(P, C)`` of the source.
-      target: ``(P, C)``.
-      inside: ``(P,)`` weight of the overlap.
-      passes: how often to fit, each time with the weights of the fit before.
-    """
-    fit = _weigh(value, target, inside, jnp.float32(1.0), jnp.zeros_like(value[0]))
-    for _ in range(passes):
-        fit = _fit_weighted(value, target, inside, fit.weight)
-    return fit
 
 
 def finish(
@@ -170,21 +172,28 @@ def finish(
     inverse = t.inverse()
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
     ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, t), (*both[::-1], inverse))
-    bilinear = jax.lax.map(lambda way: _mismatch(way[0], way[1], way[2], True), ways)
+    bilinear, *brightness = jax.lax.map(lambda way: _mismatch(*way, linear=True), ways)
     swapped = bilinear[1] < bilinear[0]
     pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
     start = jax.tree.map(pick, inverse, t)
     pair = pick(moving, fixed), pick(fixed, moving)
+    begin = start, *(pick(both_ways[1], both_ways[0]) for both_ways in brightness)
     finishes = {
         linear: functools.partial(_finish, linear=linear, iterations=iterations)
         for linear in (True, False)
     }
     if kernel == "auto":
-        spline = _mismatch(*jax.lax.stop_gradient(pair), start, False)
         # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
-        end = jax.lax.cond(bilinear.min() <= spline, finishes[True], finishes[False], *pair, start)
+        spline = jax.lax.cond(
+            bilinear.min() < _EXACT,
+            lambda *_: jnp.float32(jnp.inf),
+            lambda *way: _mismatch(*way, linear=False)[0],
+            *jax.lax.stop_gradient(pair),
+            start,
+        )
+        end = jax.lax.cond(bilinear.min() <= spline, finishes[True], finishes[False], *pair, *begin)
     else:
-        end = finishes[kernel == "linear"](*pair, start)
+        end = finishes[kernel == "linear"](*pair, *begin)
     back, turned = _unswap(end.transform, end.covariance)
     t = jax.tree.map(pick, back, end.transform)
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
@@ -198,8 +207,10 @@ def _slanted_lines(height: int, width: int) -> np.ndarray | slice:
     return np.flatnonzero((y + x) % 3 == 0) if y.size > _FEW_PIXELS else slice(None)
 
 
-def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: bool) -> jax.Array:
-    """Residual variance in units of the noise that the kernel lets through.
+def _mismatch(
+    source: jax.Array, target: jax.Array, t: RigidTransform, *, linear: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Residual variance in units of the noise that the kernel lets through, gain and bias.
 
     What a small move would take away does not count: the start is not the optimum yet.
     """
@@ -208,13 +219,14 @@ def _mismatch(source: jax.Array, target: jax.Array, t: RigidTransform, linear: b
     slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
     value = pull(prepared(source, linear), points, linear)
-    fit = fit_intensity(value, _flat(target)[some], points.inside, passes=1)
+    fit = fit_intensity(value, _flat(target)[some], points.inside)
     system = System(slope, normal_matrix(slope, slope, fit.weight))
     moments = system.moments(fit.weight, fit.residual)
     moved = jnp.vdot(moments, solve(system.inverse, moments)) / value.shape[-1]
     variance = fit.variance - moved / jnp.maximum(fit.weight.sum(), 1.0)
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
-    return variance / (jnp.square(fit.gain) * noise_gain(points, linear) + 1.0) / fit.gain
+    kept = jnp.square(fit.gain) * noise_gain(points, linear)
+    return variance / (kept + 1.0) / fit.gain, fit.gain, fit.bias
 
 
 def _flat(image: jax.Array) -> jax.Array:
@@ -222,7 +234,14 @@ def _flat(image: jax.Array) -> jax.Array:
 
 
 def _finish(
-    source: jax.Array, target: jax.Array, start: RigidTransform, *, linear: bool, iterations: int
+    source: jax.Array,
+    target: jax.Array,
+    start: RigidTransform,
+    gain: jax.Array,
+    bias: jax.Array,
+    *,
+    linear: bool,
+    iterations: int,
 ) -> Finished:
     """`finish` with the choices made: ``source`` is pulled onto the pixels of ``target``."""
     images = (source, target)
@@ -233,7 +252,7 @@ def _finish(
 
     points = source_points(shape, start, margin)
     value = pull(image, points, linear)
-    fit = fit_intensity(value, flat, points.inside)
+    fit = fit_intensity(value, flat, points.inside, gain, bias)
     left, right = _instruments(source, target, points, value, fit, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
     changed = _brightness_changed(left, normal, value, flat, fit)

@@ -6,12 +6,13 @@ common units, and tells which mix of channels says most.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import times
+from jaxreg.products import over_channels, product, times
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow, whose gain may be up to 10.
@@ -48,47 +49,59 @@ class Prepared(NamedTuple):
 def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     """Prepare images ``(H, W, C)``, float32 of any unit.
 
+    Both go one way side by side, so that identical images stay identical to the last bit.
     Gradients pass through fixed and moving; units and axis count as constants.
     """
-    finite = jnp.isfinite(fixed).all() & jnp.isfinite(moving).all()
-    fixed, moving = jnp.where(finite, fixed, 0.0), jnp.where(finite, moving, 0.0)
-    images = jax.lax.stop_gradient(jnp.stack([fixed, moving]))
-    images /= jnp.maximum(jnp.abs(images).max((1, 2, 3), keepdims=True), 1e-30)
-    black = jax.vmap(_black)(images)
+    pair = jnp.stack([fixed, moving])
+    finite = jnp.isfinite(pair).all()
+    pair = jnp.where(finite, pair, 0.0)
+    images = jax.lax.stop_gradient(pair)
+    brightest, darkest = (
+        functools.reduce(op, jnp.unstack(images, axis=-1)) for op in (jnp.maximum, jnp.minimum)
+    )
+    lowest = darkest.min((1, 2))
+    largest = jnp.maximum(jnp.maximum(brightest.max((1, 2)), -lowest), 1e-30)
+    # None if there are values below zero: then zero is a value like any other.
+    black = (brightest <= _BLACK * _spread_out(largest, 3)) & (_spread_out(lowest, 3) >= 0.0)
     share = black.mean((1, 2))
-    padding = _padding(images, black, share)
-    fixed, moving = _in_common_units(fixed, moving, padding)
-    axis = principal_axis(*jax.lax.stop_gradient((fixed, moving)))
-    return Prepared(fixed, moving, axis, padding, share[0] > share[1] + _SOME, finite)
+    units = images / _spread_out(largest, 4)
+    padding = _padding(units, black, share)
+    offset, scale = _common_units(units, largest, padding)
+    pair = (pair - offset[:, None, None]) / _spread_out(scale, 4)
+    axis = principal_axis(jax.lax.stop_gradient(pair))
+    more_in_fixed = share[0] > share[1] + _SOME
+    return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, finite)
 
 
-def _black(image: jax.Array) -> jax.Array:
-    """``(H, W)`` bool: which pixels of an image, in units of its largest value, are near black.
-
-    None if there are values below zero: then zero is a value like any other.
-    """
-    return (image.max(-1) <= _BLACK) & (image.min() >= 0.0)
+def _spread_out(numbers: jax.Array, ndim: int) -> jax.Array:
+    """One number for each of two images ``(2,)``, as an array of ``ndim`` axes."""
+    return numbers.reshape(2, *[1] * (ndim - 1))
 
 
-def _padding(images: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
+def _planes(images: jax.Array) -> jax.Array:
+    """Images ``(2, H, W, C)`` as ``(2, C, H W)``, whose sums over pixels CPUs are fast at."""
+    return jnp.moveaxis(images.reshape(2, -1, images.shape[-1]), -1, 1)
+
+
+def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
     """``(2, H, W)`` bool: black pixels that a warp left around a faint picture on a bright ground.
 
     They, and what blends into them, would outweigh all else. Black that the other image has as
     well, that reaches no corner of the frame, or that is not far below the rest, is content.
 
     Args:
-      images: ``(2, H, W, C)``, fixed and moving in units of their largest value.
-      black: ``(2, H, W)``, see `_black`.
+      units: ``(2, H, W, C)``, fixed and moving in units of their largest value.
+      black: ``(2, H, W)``, which of their pixels are near black.
       share: ``(2,)``, of black pixels.
     """
     cornered = black[:, :: black.shape[1] - 1, :: black.shape[2] - 1].any((1, 2))
     padded = cornered & (share > _SOME) & (share[::-1] < _NONE)
-    around = black & padded[:, None, None]
+    around = black & _spread_out(padded, 3)
     for axis in (1, 2):
         window, pads = [1, 1, 1], [(0, 0)] * 3
         window[axis], pads[axis] = 2 * _RIM + 1, (_RIM, _RIM)
         around = jax.lax.reduce_window(around, False, jax.lax.bitwise_or, window, (1, 1, 1), pads)
-    grey = images.mean(-1)
+    grey = over_channels(units)
     count = jnp.maximum((~around).sum((1, 2), keepdims=True), 1.0)
     mean = jnp.where(around, 0.0, grey).sum((1, 2), keepdims=True) / count
     energy = jnp.where(around, 0.0, jnp.square(grey - mean)).sum((1, 2), keepdims=True)
@@ -102,54 +115,49 @@ def without_padding(plane: jax.Array, padding: jax.Array) -> jax.Array:
     return jnp.where(padding, mean, plane)
 
 
-def _in_common_units(
-    fixed: jax.Array, moving: jax.Array, padding: jax.Array
+def _common_units(
+    units: jax.Array, largest: jax.Array, padding: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Both images about zero and of a spread near 1, whatever their unit and offset.
+    """Offsets ``(2, C)`` and spreads ``(2,)`` that bring both images about zero, near 1.
 
     Float32 then resolves a faint texture on a bright background, and thresholds mean the same for
     any unit. Both are treated alike, so that a small change of brightness between them is left for
     the refinement to judge, unless they differ beyond what it can follow (uint8 against [0, 1]).
+
+    Args:
+      units: ``(2, H, W, C)``, the images in units of their largest value.
+      largest: ``(2,)``, that value.
+      padding: ``(2, H, W)``, pixels that do not count.
     """
-
-    def describe(image: jax.Array, pad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        largest = jnp.maximum(jnp.abs(image).max(), 1e-30)
-        unit = image / largest
-        kept = ~pad[..., None]
-        count = jnp.maximum(kept.sum(), 1.0)
-        mean = (unit * kept).sum((0, 1)) / count
-        square = (jnp.square(unit - mean) * kept).sum() / (count * image.shape[-1])
-        # Texture below the rounding of float32 is not blown up.
-        return mean * largest, jnp.maximum(jnp.sqrt(square), 1e-6) * largest
-
-    (mean_f, spread_f), (mean_m, spread_m) = jax.lax.stop_gradient(
-        (describe(fixed, padding[0]), describe(moving, padding[1]))
-    )
-    larger = jnp.maximum(spread_f, spread_m)
-    alike = (larger < _ALIKE * jnp.minimum(spread_f, spread_m)) & (
-        jnp.abs(mean_f - mean_m).max() < _ALIKE * larger
-    )
-    middle = 0.5 * mean_f + 0.5 * mean_m
-    own = lambda image, mean, spread: (  # noqa: E731
-        (image - jnp.where(alike, middle, mean)) / jnp.where(alike, larger, spread)
-    )
-    return own(fixed, mean_f, spread_f), own(moving, mean_m, spread_m)
+    planes, kept = _planes(units), (~padding).reshape(2, -1).astype(jnp.float32)
+    count = jnp.maximum(kept.sum(1), 1.0)
+    over_kept = lambda v: jnp.stack([product(*one) for one in zip(v, kept, strict=True)])  # noqa: E731
+    mean = over_kept(planes) / count[:, None]
+    square = over_kept(jnp.square(planes - mean[..., None])).mean(1) / count
+    # Texture below the rounding of float32 is not blown up.
+    spread = jnp.maximum(jnp.sqrt(square), 1e-6) * largest
+    mean *= largest[:, None]
+    larger = spread.max()
+    alike = (larger < _ALIKE * spread.min()) & (jnp.abs(mean[0] - mean[1]).max() < _ALIKE * larger)
+    middle = 0.5 * mean[0] + 0.5 * mean[1]
+    return jnp.where(alike, middle, mean), jnp.where(alike, larger, spread)
 
 
-def principal_axis(fixed: jax.Array, moving: jax.Array) -> jax.Array:
-    """The mix of channels ``(C, 1)`` in which two images ``(H, W, C)`` both vary most.
+def principal_axis(pair: jax.Array) -> jax.Array:
+    """The mix of channels ``(C, 1)`` in which both images of a pair ``(2, H, W, C)`` vary most.
 
     Both, for black corners vary in grey alone, where the other image may be constant: hence the
     parallel sum of the two covariances, which is large only where both are.
     """
-    channels = fixed.shape[-1]
+    channels = pair.shape[-1]
     if channels == 1:
         return jnp.ones((1, 1), jnp.float32)
-
-    def inverse_spread(image: jax.Array) -> jax.Array:
-        centred = (image - image.mean((0, 1))).reshape(-1, channels).T
-        spread = times(centred, centred)
-        ridge = 1e-4 * jnp.trace(spread) / channels + 1e-12
-        return jnp.linalg.inv(spread + ridge * jnp.eye(channels, dtype=jnp.float32))
-
-    return jnp.linalg.eigh(inverse_spread(fixed) + inverse_spread(moving))[1][:, :1]
+    planes = _planes(pair)
+    centred = planes - planes.mean(-1, keepdims=True)
+    spread = jnp.stack([times(image, image) for image in centred])
+    ridge = 1e-4 * jnp.trace(spread, axis1=1, axis2=2) / channels + 1e-12
+    unit = jnp.broadcast_to(jnp.eye(channels, dtype=jnp.float32), spread.shape)
+    factor = jnp.linalg.cholesky(spread + ridge[:, None, None] * unit)
+    root = jax.lax.linalg.triangular_solve(factor, unit, left_side=True, lower=True)
+    inverses = jnp.einsum("ikc,ikd->cd", root, root, precision=jax.lax.Precision.HIGHEST)
+    return jnp.linalg.eigh(inverses)[1][:, :1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.products import product
 from jaxreg.result import Registration
 from jaxreg.warping import overlap, warp
 
@@ -20,12 +21,13 @@ def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
 
     Each channel's mean is removed; the channels share one sum. Zero where either has no texture.
     """
-    weight = mask.astype(jnp.float32)[..., None]
-    count = jnp.maximum(weight.sum(), 1.0)
+    flat = mask.astype(jnp.float32).reshape(-1)
+    count, weight = jnp.maximum(flat.sum(), 1.0), flat[:, None]
 
     def centre(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        image = image.reshape(-1, image.shape[-1])
         weighted = image * weight
-        centred = (image - weighted.sum((0, 1)) / count) * weight
+        centred = (image - product(image.T, flat) / count) * weight
         # What is left of a flat image is rounding: a millionth of its energy, whatever its unit.
         floor = 1e-6 * (weighted * image).sum() + 1e-30
         energy = (centred * centred).sum()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.finishing import Finished
-from jaxreg.products import apply_separable, mix, product
+from jaxreg.products import mix, product, separable, times
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.similarity import masked_ncc
 
@@ -62,15 +62,17 @@ def trusted(
       lead: by how much evidence it beat its closest rival.
       evidence_of_best: its own (see `jaxreg.ranking.local_evidence`).
     """
-    shape = fixed.shape
+    shape = fixed.shape[:2]
+    inside = end.weight.reshape(shape)
+    source, target = (mix(axis.T, image.T).reshape(shape) for image in (end.value, end.target))
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
-    largest, distinction = errors[:2].max(), _distinction(end, axis, shape)
+    largest, distinction = errors[:2].max(), _distinction(source, target, inside)
     margin = jnp.square(lead / evidence_of_best) * distinction
     return (
         end.settled
-        & (largest < _LARGEST_ERROR * min(shape[:2]))
+        & (largest < _LARGEST_ERROR * min(shape))
         & (errors[2] < _LARGEST_TURN_ERROR)
-        & (_detail(end, shape) > _LEAST_DETAIL)
+        & (_detail(source, target, inside) > _LEAST_DETAIL)
         & (lead > _LEAST_LEAD)
         & (lead > _LEAST_LEAD * evidence_of_best)
         & (distinction > _LEAST_DISTINCTION)
@@ -79,46 +81,41 @@ def trusted(
     )
 
 
-def _detail(end: Finished, shape: tuple[int, ...]) -> jax.Array:
-    """Correlation of the detail between 1 and 2 px, where nothing hides a part.
+def _detail(source: jax.Array, target: jax.Array, inside: jax.Array) -> jax.Array:
+    """Correlation of the detail between 1 and 2 px of planes ``(H, W)``, where ``inside`` counts.
 
     Smooth shading matches smooth shading at some angle, related or not; detail does not.
     """
-    inside = end.weight[:, None]
     count = jnp.maximum(inside.sum(), 1.0)
-    images = jnp.concatenate([end.value, end.target], -1)
-    centred = (images - (inside * images).sum(0) / count) * inside
-    planes = jnp.concatenate([centred, inside], -1).reshape(*shape[:2], -1)
+    centred = [(plane - (plane * inside).sum() / count) * inside for plane in (source, target)]
+    planes = jnp.stack([*centred, inside])
 
     def blurred(sigma: float) -> jax.Array:
-        rows, columns = (blurring_matrix(size, sigma) for size in shape[:2])
-        smooth = apply_separable(rows, planes, columns)
-        return smooth[..., :-1] / jnp.maximum(smooth[..., -1:], 1e-3)
+        rows, columns = (blurring_matrix(size, sigma) for size in inside.shape)
+        smooth = separable(rows, planes, columns)
+        return smooth[:2] / jnp.maximum(smooth[2], 1e-3)
 
-    source, target = jnp.split(blurred(1.0) - blurred(2.0), 2, -1)
-    return masked_ncc(source, target, inside.reshape(shape[:2]))
+    source, target = (blurred(1.0) - blurred(2.0))[..., None]
+    return masked_ncc(source, target, inside)
 
 
-def _distinction(end: Finished, axis: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _distinction(source: jax.Array, target: jax.Array, inside: jax.Array) -> jax.Array:
     """How much less likely the best of the alignments 2 or 3 px beside the winner is.
 
-    In pixels times the logarithm of the unexplained share, 0.1% taken as the least; judged on the
-    principal channel, of which a shift needs the sums of products of three planes.
+    In pixels times the logarithm of the unexplained share, 0.1% taken as the least. A shift needs
+    the sums of products of three planes ``(H, W)``.
     """
-    height, width = shape[:2]
-    plane = lambda v: v.reshape(height, width)  # noqa: E731
-    inside = plane(end.weight)
+    width = inside.shape[1]
 
-    def moments(image: jax.Array) -> jax.Array:
-        value = plane(mix(axis.T, image.T)[0])
-        return jnp.stack([value * inside, value * value * inside, inside])
+    def moments(plane: jax.Array) -> jax.Array:
+        return jnp.stack([plane * inside, plane * plane * inside, inside])
 
     # Wide enough that every shift is one and the same product of rows: the source's beside one
     # another at each dx, the target's one above another at each dy.
     span = 2 * _FARTHEST + 1
-    source = jnp.pad(moments(end.value), ((0, 0), *((_FARTHEST, _FARTHEST),) * 2))
+    source = jnp.pad(moments(source), ((0, 0), *((_FARTHEST, _FARTHEST),) * 2))
     beside = jnp.stack([source[:, :, k : k + width] for k in range(span)])
-    target = moments(end.target)
+    target = moments(target)
     above = jnp.stack(
         [jnp.pad(target, ((0, 0), (k, 2 * _FARTHEST - k), (0, 0))) for k in range(span)]
     )
@@ -138,11 +135,12 @@ def _distinction(end: Finished, axis: jax.Array, shape: tuple[int, ...]) -> jax.
 def _determination(image: jax.Array) -> jax.Array:
     """How evenly an image's gradient determines shifts and turn: 1 if alike, 0 if one is open.
 
-    The determinant of the normal matrix of ``(tx, ty, theta)`` over what it would be with three
-    equal eigenvalues, the turn counted in pixels at the rim. Zero for stripes and edges, whose
-    shift along themselves nobody can tell, and for a lone dot, which may turn about itself. The
-    gradient is that of central differences, which are blind to stripes and checkerboards of
-    single pixels: those lose their place as soon as they are sampled between the pixels.
+    Of an image ``(H, W, C)`` in common units, whose spread is about 1. The determinant of the
+    normal matrix of ``(tx, ty, theta)`` over what it would be with three equal eigenvalues, the
+    turn counted in pixels at the rim. Zero for stripes and edges, whose shift along themselves
+    nobody can tell, and for a lone dot, which may turn about itself. The gradient is that of
+    central differences, which are blind to stripes and checkerboards of single pixels: those lose
+    their place as soon as they are sampled between the pixels.
     """
     image = jax.lax.stop_gradient(image)
     height, width = image.shape[:2]
@@ -154,7 +152,7 @@ def _determination(image: jax.Array) -> jax.Array:
     right = ((x - (width - 1) / 2) / half).astype(np.float32)[..., None]
     turn = down * u - right * v
     slopes = jnp.stack([u, v, turn]).reshape(3, -1)
-    normal = product(slopes, slopes.T)
-    floor = 1e-6 * jnp.square(image - image.mean((0, 1))).sum() + 1e-12
+    normal = times(slopes, slopes)
+    floor = 1e-6 * image.size
     (a, d, e), (_, b, f), (_, _, c) = normal / (jnp.trace(normal) / 3 + floor)
     return a * b * c + 2 * d * e * f - a * f * f - b * e * e - c * d * d
