@@ -2,7 +2,7 @@
 
 Normalised cross-correlation over all rotations and shifts, on a grid of some 16 pixels, gives a
 handful of candidates, which Gauss-Newton improves there. If one leads clearly it goes on through
-the finer levels; else local contrast is searched too, on a finer grid, and the best goes on with
+the finer levels; else a finer grid is searched, by local contrast too, and the best goes on with
 its closest rival. The winner is finished to numerical precision (`jaxreg.finishing`). How the rival
 fared, how well the winner's detail agrees and what its Hessian says decide whether to trust it.
 """
@@ -45,13 +45,13 @@ class DirectOptions:
     Attributes:
       max_shift: largest translation searched along an axis, as a share of the shorter side.
       interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` insist.
-      candidates: coarse alignments that are refined.
+      candidates: coarse alignments that a search proposes.
       level_step: largest ratio of the pixel sizes of neighbouring levels.
     """
 
     max_shift: float = 1 / 3
     interpolation: Kernel = "auto"
-    candidates: int = 6
+    candidates: int = 3
     level_step: float = 2.5
 
     def __post_init__(self):
@@ -178,12 +178,12 @@ def _pyramid(
 
 
 def _candidates(pair: tuple[jax.Array, jax.Array], options: DirectOptions) -> RigidTransform:
-    """Half of the candidates, found and refined on one kind of coarse images ``(H, W)``."""
+    """Candidates found and refined on one kind of coarse images ``(H, W)``."""
     side = min(pair[0].shape)
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    starts = search(*pair, angles, reach, options.candidates // 2).transform
+    starts = search(*pair, angles, reach, options.candidates).transform
     return gauss_newton(*pair, starts, iterations=4)
 
 
@@ -202,9 +202,9 @@ def _look_further(
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
-    Grey values see what is faint, local contrast is blind to what hides a part: each proposes half
-    of the candidates and refines its own. Contrast is searched on a finer grid, which keeps more of
-    the detail that tells what is left to be seen.
+    Grey values see what is faint, local contrast is blind to what hides a part: each is searched on
+    a finer grid, which keeps more of the detail that tells what is left to be seen, and proposes
+    and refines its own candidates beside those there are.
 
     Args:
       levels: the pyramid, from that grid on.
@@ -212,10 +212,11 @@ def _look_further(
       sigma: standard deviation of a neighbourhood, likewise.
       options: settings.
     """
-    fixed, moving = levels[0].images
-    contrast = _candidates((local_contrast(fixed), local_contrast(moving)), options)
-    t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, contrast)
-    ranked = best_and_rival(t, local_evidence(*levels[0].images, t, sigma))
+    images = levels[0].images
+    contrast = local_contrast(images[0]), local_contrast(images[1])
+    more = (_candidates(pair, options) for pair in (images, contrast))
+    t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, *more)
+    ranked = best_and_rival(t, local_evidence(*images, t, sigma))
     factor = levels[0].factor
     for level in levels[1:] or levels:
         zoom, factor = factor / level.factor, level.factor
