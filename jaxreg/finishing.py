@@ -25,11 +25,12 @@ import numpy as np
 
 from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.intensity import Fit, fit_intensity, weigh
 from jaxreg.interpolation import spline_gradient
 from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
 from jaxreg.products import apply_separable, dots, over_channels, product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.refinement import OUTLIER, clip_step, settled_weight, solve
+from jaxreg.refinement import clip_step, solve
 from jaxreg.resampling import (
     DEGREE,
     Points,
@@ -82,74 +83,6 @@ class Finished(NamedTuple):
     settled: jax.Array
 
 
-class Fit(NamedTuple):
-    """How well the source explains the target at some transform.
-
-    Attributes:
-      gain: scalar, grey values of the target for one of the source.
-      bias: ``(C,)``.
-      residual: ``(P, C)``, raw.
-      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
-      variance: scalar, the weighted mean square of the residual.
-    """
-
-    gain: jax.Array
-    bias: jax.Array
-    residual: jax.Array
-    weight: jax.Array
-    variance: jax.Array
-
-
-def _weigh(
-    value: jax.Array,
-    target: jax.Array,
-    inside: jax.Array,
-    gain: jax.typing.ArrayLike,
-    bias: jax.typing.ArrayLike,
-    outlier: float = OUTLIER,
-) -> Fit:
-    """Residuals for a given gain and bias, and their robust weights."""
-    residual = target - gain * value - bias
-    square = over_channels(jnp.square(residual))
-    # Weights count as constants: a residual of zero has no slope to derive them by.
-    weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier))
-    variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
-    return Fit(jnp.asarray(gain), jnp.asarray(bias), residual, weight, variance)
-
-
-def fit_intensity(
-    value: jax.Array,
-    target: jax.Array,
-    inside: jax.Array,
-    gain: jax.typing.ArrayLike = 1.0,
-    bias: jax.typing.ArrayLike = 0.0,
-) -> Fit:
-    """Fit gain and bias where images agree.
-
-    The first weights are those of the brightness expected: a fit to all pixels would follow what
-    hides a part of the view.
-
-    Args:
-      value: ``(P, C)`` of the source.
-      target: ``(P, C)``.
-      inside: ``(P,)`` weight of the overlap.
-      gain: about what will be found.
-      bias: likewise; ``(C,)``, or one for all channels.
-    """
-    weight = _weigh(value, target, inside, gain, bias).weight
-    count = jnp.maximum(weight.sum(), 1.0)
-    mean = lambda v: product(v.T, weight) / count  # noqa: E731
-    mean_value, mean_target = mean(value), mean(target)
-    source = value - mean_value
-    weighted = (weight[:, None] * source).reshape(-1)
-    common = dots(weighted, (target - mean_target).reshape(-1))
-    gain = common / jnp.maximum(dots(weighted, source.reshape(-1)), 1e-12)
-    # A gain near or below zero means that the images are not aligned: hold it where the residual
-    # still says which way to go.
-    gain = jnp.clip(gain, 0.1, 10.0)
-    return _weigh(value, target, inside, gain, mean_target - gain * mean_value)
-
-
 def finish(
     fixed: jax.Array,
     moving: jax.Array,
@@ -183,15 +116,16 @@ def finish(
         for linear in (True, False)
     }
     if kernel == "auto":
+        least = bilinear.min()
         # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
         spline = jax.lax.cond(
-            bilinear.min() < _EXACT,
+            least < _EXACT,
             lambda *_: jnp.float32(jnp.inf),
             lambda *way: _mismatch(*way, linear=False)[0],
             *jax.lax.stop_gradient(pair),
             start,
         )
-        end = jax.lax.cond(bilinear.min() <= spline, finishes[True], finishes[False], *pair, *begin)
+        end = jax.lax.cond(least <= spline, finishes[True], finishes[False], *pair, *begin)
     else:
         end = finishes[kernel == "linear"](*pair, *begin)
     back, turned = _unswap(end.transform, end.covariance)
@@ -261,7 +195,7 @@ def _finish(
     def step(state: tuple) -> tuple:
         t, gain, bias, inverse, last, last_moments, _, left_over = state
         points = source_points(shape, t, margin)
-        fit = _weigh(pull(image, points, linear), flat, points.inside, gain, bias, _TAILS)
+        fit = weigh(pull(image, points, linear), flat, points.inside, gain, bias, _TAILS)
         moments = system.moments(fit.weight, fit.residual)
         inverse = secant(inverse, scale, last, last_moments - moments)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
@@ -289,7 +223,7 @@ def _finish(
     t = _optimum(linear, *images, _Optimum(t, gain, bias, left, changed))
     points = source_points(shape, t, margin)
     value = pull(prepared(images[0], linear), points, linear)
-    fit = _weigh(value, _flat(images[1]), points.inside, gain, bias, _TAILS)
+    fit = weigh(value, _flat(images[1]), points.inside, gain, bias, _TAILS)
     covariance = _covariance(system, fit) * (1.0 if linear else _ALIASING_INFLATION)
     return Finished(t, covariance, value, _flat(images[1]), points.inside, fit.weight, settled)
 
@@ -390,7 +324,7 @@ def _optimum_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     points = source_points(source.shape, end.transform, margin)
     image = prepared(source, linear)
     value = pull(image, points, linear)
-    fit = _weigh(value, _flat(target), points.inside, end.gain, end.bias, _TAILS)
+    fit = weigh(value, _flat(target), points.inside, end.gain, end.bias, _TAILS)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), end.instruments[4:]])
     normal = normal_matrix(end.instruments, of_model(right, end.gain), fit.weight)

@@ -59,23 +59,18 @@ def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     brightest, darkest = (
         functools.reduce(op, jnp.unstack(images, axis=-1)) for op in (jnp.maximum, jnp.minimum)
     )
-    lowest = darkest.min((1, 2))
-    largest = jnp.maximum(jnp.maximum(brightest.max((1, 2)), -lowest), 1e-30)
+    lowest, highest = darkest.min((1, 2), keepdims=True), brightest.max((1, 2), keepdims=True)
+    largest = jnp.maximum(jnp.maximum(highest, -lowest), 1e-30)
     # None if there are values below zero: then zero is a value like any other.
-    black = (brightest <= _BLACK * _spread_out(largest, 3)) & (_spread_out(lowest, 3) >= 0.0)
+    black = (brightest <= _BLACK * largest) & (lowest >= 0.0)
     share = black.mean((1, 2))
-    units = images / _spread_out(largest, 4)
+    units = images / largest[..., None]
     padding = _padding(units, black, share)
-    offset, scale = _common_units(units, largest, padding)
-    pair = (pair - offset[:, None, None]) / _spread_out(scale, 4)
+    offset, scale = _common_units(units, largest[:, 0, 0], padding)
+    pair = (pair - offset[:, None, None]) / scale[:, None, None, None]
     axis = principal_axis(jax.lax.stop_gradient(pair))
     more_in_fixed = share[0] > share[1] + _SOME
     return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, finite)
-
-
-def _spread_out(numbers: jax.Array, ndim: int) -> jax.Array:
-    """One number for each of two images ``(2,)``, as an array of ``ndim`` axes."""
-    return numbers.reshape(2, *[1] * (ndim - 1))
 
 
 def _planes(images: jax.Array) -> jax.Array:
@@ -96,7 +91,7 @@ def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
     """
     cornered = black[:, :: black.shape[1] - 1, :: black.shape[2] - 1].any((1, 2))
     padded = cornered & (share > _SOME) & (share[::-1] < _NONE)
-    around = black & _spread_out(padded, 3)
+    around = black & padded[:, None, None]
     for axis in (1, 2):
         window, pads = [1, 1, 1], [(0, 0)] * 3
         window[axis], pads[axis] = 2 * _RIM + 1, (_RIM, _RIM)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.finishing import finish, fit_intensity
+from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
+from jaxreg.intensity import fit_intensity
 from jaxreg.normal_equations import guarded
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxreg.products import apply_separable, dots, mix, over_channels, separable, times
+from jaxreg.products import apply_separable, dots, mix, over_channels, over_pixels, separable, times
 from tests.tolerances import FLOAT32_CORRELATION
 
 RNG = np.random.default_rng(0)
@@ -37,6 +37,12 @@ def test_separable_products_of_planes_and_of_channels_are_the_same():
 def test_sums_of_products_few_or_many(shape):
     a, b = draw(*shape) / shape[-1], draw(*shape)
     np.testing.assert_allclose(dots(a, b), (a * b).sum(-1), atol=FLOAT32_CORRELATION)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_summed_by_weight(channels):
+    image, weight = draw(40, channels) / 40, draw(40)
+    np.testing.assert_allclose(over_pixels(image, weight), weight @ image, atol=FLOAT32_CORRELATION)
 
 
 def test_channels_are_averaged():

@@ -1,0 +1,87 @@
+"""How bright the target is for an aligned source, and which pixels agree: a robust fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.products import dots, over_channels, over_pixels
+from jaxreg.refinement import OUTLIER, settled_weight
+
+
+class Fit(NamedTuple):
+    """How well the source explains the target at some transform.
+
+    Attributes:
+      gain: scalar, grey values of the target for one of the source.
+      bias: ``(C,)``.
+      residual: ``(P, C)``, raw.
+      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
+      variance: scalar, the weighted mean square of the residual.
+    """
+
+    gain: jax.Array
+    bias: jax.Array
+    residual: jax.Array
+    weight: jax.Array
+    variance: jax.Array
+
+
+def weigh(
+    value: jax.Array,
+    target: jax.Array,
+    inside: jax.Array,
+    gain: jax.typing.ArrayLike,
+    bias: jax.typing.ArrayLike,
+    outlier: float = OUTLIER,
+) -> Fit:
+    """Residuals for a given gain and bias, and their robust weights.
+
+    Args:
+      value: ``(P, C)`` of the source.
+      target: ``(P, C)``.
+      inside: ``(P,)`` weight of the overlap.
+      gain: grey values of the target for one of the source.
+      bias: ``(C,)``, or one for all channels.
+      outlier: how many scales of the residual are one, see `robust_weight`.
+    """
+    residual = target - gain * value - bias
+    square = over_channels(jnp.square(residual))
+    # Weights count as constants: a residual of zero has no slope to derive them by.
+    weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier))
+    variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
+    return Fit(jnp.asarray(gain), jnp.asarray(bias), residual, weight, variance)
+
+
+def fit_intensity(
+    value: jax.Array,
+    target: jax.Array,
+    inside: jax.Array,
+    gain: jax.typing.ArrayLike = 1.0,
+    bias: jax.typing.ArrayLike = 0.0,
+) -> Fit:
+    """Fit gain and bias where images agree.
+
+    The first weights are those of the brightness expected: a fit to all pixels would follow what
+    hides a part of the view.
+
+    Args:
+      value: ``(P, C)`` of the source.
+      target: ``(P, C)``.
+      inside: ``(P,)`` weight of the overlap.
+      gain: about what will be found.
+      bias: likewise; ``(C,)``, or one for all channels.
+    """
+    weight = weigh(value, target, inside, gain, bias).weight
+    count = jnp.maximum(weight.sum(), 1.0)
+    mean_value, mean_target = (over_pixels(v, weight) / count for v in (value, target))
+    source = value - mean_value
+    weighted = (weight[:, None] * source).reshape(-1)
+    common = dots(weighted, (target - mean_target).reshape(-1))
+    gain = common / jnp.maximum(dots(weighted, source.reshape(-1)), 1e-12)
+    # A gain near or below zero means that the images are not aligned: hold it where the residual
+    # still says which way to go.
+    gain = jnp.clip(gain, 0.1, 10.0)
+    return weigh(value, target, inside, gain, mean_target - gain * mean_value)
