@@ -26,6 +26,7 @@ from jaxreg.pyramid import downsample, level_factors, local_contrast
 from jaxreg.ranking import Ranked, best_and_rival, local_evidence
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Registration
+from jaxreg.sliding import slide
 from jaxreg.trust import correlation, trusted
 
 Kernel = Literal["auto", "linear", "spline"]
@@ -225,8 +226,19 @@ def _look_further(
         t = _zoomed(jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform), zoom)
         t = gauss_newton(*level.images, t, iterations=5, near=_NEAR)
         ranked = best_and_rival(t, local_evidence(*level.images, t, sigma))
+        if level is levels[min(1, len(levels) - 1)]:
+            ranked = _slid(level.images, ranked, sigma)
     best, rival = ranked.score
     return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best
+
+
+def _slid(images: tuple[jax.Array, jax.Array], ranked: Ranked, sigma: float) -> Ranked:
+    """With what lies beside the best in its place, the best its rival, if clearly better."""
+    best = jax.tree.map(lambda v: v[0], ranked.transform)
+    beside, better = slide(*images, best)
+    both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
+    slid = Ranked(both, local_evidence(*images, both, sigma))
+    return jax.tree.map(lambda a, b: jnp.where(better, a, b), slid, ranked)
 
 
 def _zoomed(t: RigidTransform, zoom: float) -> RigidTransform:

@@ -82,14 +82,18 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return scale * v / jnp.where(jnp.abs(determinant) > 1e-12, determinant, 1e-12)
 
 
-def _prepare(target: jax.Array) -> _Target:
+def target_slopes(target: jax.Array) -> jax.Array:
+    """``(3, P)``: how a target ``(H, W)`` changes with small transforms (see `moved`)."""
     height, width = target.shape
     v, u = (slope.reshape(-1, 1) for slope in spline_gradient(target[..., None]))
     centre = jnp.float32([(width - 1) / 2, (height - 1) / 2])
     lever = (pixel_grid(target.shape).reshape(-1, 2) - centre).T
-    slope = moved_by(u, v, lever)[..., 0]
+    return moved_by(u, v, lever)[..., 0]
+
+
+def _prepare(target: jax.Array) -> _Target:
     flat = target.reshape(1, -1)
-    columns = jnp.concatenate([slope, flat, jnp.ones_like(flat)])
+    columns = jnp.concatenate([target_slopes(target), flat, jnp.ones_like(flat)])
     return _Target(columns, columns[_FIRST] * columns[_SECOND])
 
 
@@ -111,8 +115,8 @@ def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Arr
     return scatter[:, :4, :4], with_value[:, :4], energy, mean[:, :4], mean_value
 
 
-def _advance(t: RigidTransform, step: jax.Array) -> RigidTransform:
-    """Compose small transforms ``(K, 3)`` about the centre onto K transforms."""
+def moved(t: RigidTransform, step: jax.Array) -> RigidTransform:
+    """Compose small transforms ``(K, 3)`` about the centre onto K transforms, or onto one."""
     return RigidTransform(step[:, 0], step[:, 1], step[:, 2]).compose(t)
 
 
@@ -160,7 +164,7 @@ def gauss_newton(
         predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
         predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
         predicted += product(delta, prepared.columns[:3])
-        return (_advance(t, clip_step(delta)), weigh(flat - predicted, inside)), None
+        return (moved(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
     weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
     if near is not None:

@@ -7,12 +7,14 @@ direction is left open.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.finishing import Finished
-from jaxreg.products import mix, product, separable, times
+from jaxreg.products import mix, over_channels, product, separable
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.similarity import masked_ncc
 
@@ -143,16 +145,31 @@ def _determination(image: jax.Array) -> jax.Array:
     their place as soon as they are sampled between the pixels.
     """
     image = jax.lax.stop_gradient(image)
-    height, width = image.shape[:2]
     u = image[1:-1, 2:] - image[1:-1, :-2]
     v = image[2:, 1:-1] - image[:-2, 1:-1]
-    y, x = np.mgrid[1 : height - 1, 1 : width - 1]
-    half = min(height, width) / 2
-    down = ((y - (height - 1) / 2) / half).astype(np.float32)[..., None]
-    right = ((x - (width - 1) / 2) / half).astype(np.float32)[..., None]
-    turn = down * u - right * v
-    slopes = jnp.stack([u, v, turn]).reshape(3, -1)
-    normal = times(slopes, slopes)
-    floor = 1e-6 * image.size
-    (a, d, e), (_, b, f), (_, _, c) = normal / (jnp.trace(normal) / 3 + floor)
+    squares = [over_channels(slopes).reshape(-1) for slopes in (u * u, u * v, v * v)]
+    normal = product(_leverage(*image.shape[:2]), jnp.concatenate(squares))
+    a, b, c, d, e, f = normal / (normal[:3].sum() / 3 + 1e-6 * image.shape[0] * image.shape[1])
     return a * b * c + 2 * d * e * f - a * f * f - b * e * e - c * d * d
+
+
+@functools.cache
+def _leverage(height: int, width: int) -> np.ndarray:
+    """``(6, 3 P)``: the normal matrix of shifts and turn from slopes' ``(u u, u v, v v)``.
+
+    Of the P pixels off the frame's rim. Its entries are those of ``(x, x)``, ``(y, y)``,
+    ``(turn, turn)``, ``(x, y)``, ``(x, turn)``, ``(y, turn)``.
+    """
+    half = min(height, width) / 2
+    y, x = np.mgrid[1 : height - 1, 1 : width - 1].reshape(2, -1)
+    down, right = (y - (height - 1) / 2) / half, (x - (width - 1) / 2) / half
+    one, none = np.ones_like(down), np.zeros_like(down)
+    entries = [
+        (one, none, none),
+        (none, none, one),
+        (down * down, -2 * down * right, right * right),
+        (none, one, none),
+        (down, -right, none),
+        (none, down, -right),
+    ]
+    return np.array(entries, np.float32).reshape(6, -1)
