@@ -3,8 +3,9 @@
 Normalised cross-correlation over all rotations and shifts, on a grid of some 16 pixels, gives a
 handful of candidates, which Gauss-Newton improves there. If one leads clearly it goes on through
 the finer levels; else a finer grid is searched, by local contrast too, and the best goes on with
-its closest rival. The winner is finished to numerical precision (`jaxreg.finishing`). How the rival
-fared, how well the winner's detail agrees and what its Hessian says decide whether to trust it.
+its closest rival and what lies beside it along its weakest direction (`jaxreg.sliding`). The winner
+is finished to numerical precision (`jaxreg.finishing`). How the rival fared, how well the winner's
+detail agrees and what its Hessian says decide whether to trust it.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def _look_further(
 
     Grey values see what is faint, local contrast is blind to what hides a part: each is searched on
     a finer grid, which keeps more of the detail that tells what is left to be seen, and proposes
-    and refines its own candidates beside those there are.
+    and refines its own candidates beside those there are. One level on, `slide`.
 
     Args:
       levels: the pyramid, from that grid on.
