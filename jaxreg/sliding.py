@@ -40,7 +40,7 @@ def slide(
     Returns:
       The alignment, refined, and a scalar bool.
     """
-    distances = _BESIDE[:, None] * min(target.shape)
+    distances = jnp.asarray(_BESIDE)[:, None] * min(target.shape)
     starts = moved(transform, distances * _weakest(target, transform))
     beside = gauss_newton(source, target, starts, _STEPS)
     alone = jax.tree.map(lambda v: v[None], transform)
