@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,16 @@ _PAIRS = "pairs"  # the mesh axis
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 4096
 _CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
+# Every core has pairs of its own: splitting one pair's small loops over threads would only cost.
+_CPU_COMPILER = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
 
 
-@functools.partial(jax.jit, static_argnames=("one", "devices"))
+@functools.cache
+def _compiled_chunk(on_cpu: bool) -> Any:
+    options = _CPU_COMPILER if on_cpu else None
+    return jax.jit(_chunk, static_argnames=("one", "devices"), compiler_options=options)
+
+
 def _chunk(
     one: OnePair, fixed: jax.Array, moving: jax.Array, count: jax.Array, devices: int
 ) -> Registration:
@@ -96,7 +104,7 @@ def map_pairs(
             if devices > 1:  # wherever they were, even committed to one of them
                 pair = jax.device_put(pair, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
-            answers = _chunk(one, *pair, jnp.int32(number), devices)
+            answers = _compiled_chunk(on_cpu)(one, *pair, jnp.int32(number), devices)
             return jax.block_until_ready(jax.tree.map(lambda v: v[:number], answers))
 
     if count <= step:

@@ -220,14 +220,14 @@ def _look_further(
     t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, *more)
     ranked = best_and_rival(t, local_evidence(*images, t, sigma))
     factor = levels[0].factor
-    for level in levels[1:] or levels:
+    for number, level in enumerate(levels[1:] or levels):
         zoom, factor = factor / level.factor, level.factor
         sigma *= zoom
         # The best starts both ways: what it fails to explain may be hidden, or it may be off.
         t = _zoomed(jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform), zoom)
         t = gauss_newton(*level.images, t, iterations=5, near=_NEAR)
         ranked = best_and_rival(t, local_evidence(*level.images, t, sigma))
-        if level is levels[min(1, len(levels) - 1)]:
+        if number == 0:
             ranked = _slid(level.images, ranked, sigma)
     best, rival = ranked.score
     return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best

@@ -12,6 +12,7 @@ Because y runs down, a positive ``theta`` turns the picture clockwise on the scr
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,11 @@ def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:
     cos, sin = jnp.where(odd, -sin, cos), jnp.where(odd, cos, sin)
     # Adding 0.0 turns a negative zero into a plain one.
     return jnp.where(behind, -cos, cos) + 0.0, jnp.where(behind, -sin, sin) + 0.0
+
+
+@functools.partial(jax.jit, inline=True)  # one call to the device instead of four
+def _stacked(*fields: ArrayLike) -> jax.Array:
+    return jnp.stack([jnp.asarray(f, jnp.float32) for f in fields], axis=-1)
 
 
 def image_centre(shape: Shape) -> tuple[float, float]:
@@ -102,8 +108,7 @@ class RigidTransform:
 
     def as_array(self) -> jax.Array:
         """``(..., 3)`` float32 array of ``(tx, ty, theta)``."""
-        fields = (self.tx, self.ty, self.theta)
-        return jnp.stack([jnp.asarray(f, jnp.float32) for f in fields], axis=-1)
+        return _stacked(self.tx, self.ty, self.theta)
 
     @classmethod
     def from_matrix(cls, matrix: ArrayLike, shape: Shape) -> RigidTransform:

@@ -6,6 +6,7 @@ a view spoils what it covers and no more, where a correlation of the whole would
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.products import product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.resampling import pull, source_points
+from jaxreg.resampling import sampled
 
 # Share of the target's energy below which a neighbourhood counts as flat.
 _FAINT = 0.002
@@ -52,13 +53,8 @@ def local_evidence(
     """
     height, width = target.shape
     flat = target.reshape(-1)
-
-    def sampled(t: RigidTransform) -> tuple[jax.Array, jax.Array]:
-        points = source_points(target.shape, t)
-        return pull(source, points, linear=True), points.inside
-
     # One by one: outside of a loop CPUs are slow at sampling several at once.
-    value, inside = jax.lax.map(sampled, transform)
+    value, inside = jax.lax.map(functools.partial(sampled, source), transform)
     s, t = inside * value, inside * flat
     planes = jnp.stack([inside, s, t, s * value, t * flat, s * t])
     rows, columns = (blurring_matrix(size, sigma) for size in (height, width))

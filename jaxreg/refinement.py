@@ -8,6 +8,7 @@ Gain and bias are fitted along, and pixels whose residual is out of line lose th
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
 from jaxreg.products import dots, product, times
-from jaxreg.resampling import moved_by, pull, source_points
+from jaxreg.resampling import moved_by, sampled
 from jaxreg.warping import pixel_grid
 
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
@@ -142,10 +143,7 @@ def gauss_newton(
       The K refined transforms.
     """
     prepared, flat = _prepare(target), target.reshape(-1)
-
-    def sampled(t: RigidTransform) -> tuple[jax.Array, jax.Array]:
-        points = source_points(target.shape, t, _RIM)
-        return pull(source, points, linear=True), points.inside
+    sample = functools.partial(sampled, source, margin=_RIM)
 
     def weigh(residual: jax.Array, inside: jax.Array) -> jax.Array:
         # Pixels outside now may be inside later: they start unprejudiced.
@@ -153,7 +151,7 @@ def gauss_newton(
 
     def step(state: tuple, _: None) -> tuple:
         t, robust = state
-        value, inside = jax.vmap(sampled)(t)
+        value, inside = jax.vmap(sample)(t)
         scatter, with_value, energy, mean, mean_value = _sums(prepared, value, inside * robust)
         # Eliminate the gain: what of each column the source's value explains goes.
         energy = jnp.maximum(energy, 1e-6)
@@ -169,7 +167,7 @@ def gauss_newton(
     weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
     if near is not None:
         # Candidate by candidate: outside of a loop CPUs are slow at sampling several at once.
-        value, inside = jax.lax.map(sampled, start)
+        value, inside = jax.lax.map(sample, start)
         weight = jnp.where(jnp.asarray(near)[:, None], weigh(flat - value, inside), weight)
     (end, _), _ = jax.lax.scan(step, (start, weight), None, length=iterations)
     return end

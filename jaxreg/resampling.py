@@ -120,6 +120,14 @@ def pull(
     return total
 
 
+def sampled(
+    source: jax.Array, transform: RigidTransform, margin: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """A plane ``(H, W)`` at the target's pixels, bilinear, and `Points.inside`: both ``(P,)``."""
+    points = source_points(source.shape, transform, margin)
+    return pull(source, points, linear=True), points.inside
+
+
 def slopes(image: jax.Array, points: Points, linear: bool) -> jax.Array:
     """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
     along = jnp.stack([pull(image, points, linear, "x"), pull(image, points, linear, "y")])

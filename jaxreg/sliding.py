@@ -15,7 +15,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
 from jaxreg.products import dots, product
 from jaxreg.refinement import gauss_newton, moved, target_slopes
-from jaxreg.resampling import pull, source_points
+from jaxreg.resampling import sampled, source_points
 
 # How far to look, in sides of the image. Chosen with the next on scene pairs of the training
 # photographs, without noise and with noise 10.
@@ -72,9 +72,8 @@ def _explained(source: jax.Array, target: jax.Array, transform: RigidTransform) 
     flat = target.reshape(-1, 1)
 
     def one(t: RigidTransform) -> jax.Array:
-        points = source_points(target.shape, t)
-        value = pull(source, points, linear=True)[:, None]
-        fit = fit_intensity(value, flat, points.inside)
+        value, inside = sampled(source, t)
+        fit = fit_intensity(value[:, None], flat, inside)
         count = jnp.maximum(fit.weight.sum(), 1.0)
         centred = flat[:, 0] - dots(fit.weight, flat[:, 0]) / count
         spread = dots(fit.weight, jnp.square(centred)) / count

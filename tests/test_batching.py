@@ -28,7 +28,7 @@ def numbered(count, dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
     monkeypatch.setattr(batching, "_CPU_CHUNK", 8)
-    batching._chunk.clear_cache()
+    batching._compiled_chunk(True).clear_cache()
     for count in (0, 1, 7, 8, 9, 40, 203):
         images = numbered(count, dtype)
         answer = batching.map_pairs(first_pixels, images, images + 1)
@@ -36,7 +36,7 @@ def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
         np.testing.assert_array_equal(answer.transform.ty, np.arange(count) % 200 + 1)
         assert answer.covariance.shape == (count, 3, 3)
         assert np.asarray(answer.success).all()
-    assert batching._chunk._cache_size() == 1
+    assert batching._compiled_chunk(True)._cache_size() == 1
 
 
 def test_arrays_on_the_device_and_under_vmap():

@@ -26,5 +26,8 @@ REGISTERED = (0.05, 0.1)
 REGISTERED_ROUNDED = (0.01, 0.02)
 # Registration by gradients of a photograph: float32 noise of the normal equations, px and degrees.
 REGISTERED_UNIT = 2e-3
+# px and degrees: a blurred edge whose place along itself only a faint slow wave tells; what it came
+# back from is 5 px off.
+SLID_BACK = 0.3
 # float32 rounding of a correlation coefficient over a few hundred pixels.
 FLOAT32_CORRELATION = 1e-5
