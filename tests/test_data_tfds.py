@@ -1,106 +1,28 @@
-"""Sets of tensorflow-datasets: genuine small files on disk, no TensorFlow, no network."""
+"""Sets of tensorflow-datasets on disk: no TensorFlow, no network."""
 
-import importlib.util
 import json
 import logging
 import os
-import struct
-import sys
-import threading
-import time
-import types
 
-import cv2
 import numpy as np
 import pytest
-import requests
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.proto import tf_example_generated_pb2 as protos
 
-from jaxreg.data import cache, load_images, prepare, tfds
-from jaxreg.data.square import to_square
+from jaxreg.data import cache, load_images, tfds
+from tests.tfds_support import (
+    empty_folders,
+    example,
+    images,
+    squares,
+    write_set,
+    write_shard,
+)
+
+REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR", "")
 
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path, monkeypatch):
-    """An empty data folder and an empty cache folder; no network."""
-    data = tmp_path / "data"
-    data.mkdir()
-    monkeypatch.setenv("TFDS_DATA_DIR", str(data))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepare, "network_reachable", lambda urls, seconds: False)
-    return data
-
-
-def images(count=7, shape=(12, 16, 3), seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
-
-
-def squares(pictures, size):
-    return np.stack([to_square(picture, size) for picture in pictures])
-
-
-def example(image, label):
-    stored = image[..., ::-1] if image.shape[-1] == 3 else image
-    record = protos.Example()
-    features = record.features.feature
-    features["image"].bytes_list.value.append(cv2.imencode(".png", stored)[1].tobytes())
-    features["label"].int64_list.value.append(label)
-    return record.SerializeToString()
-
-
-def write_shard(path, records, file_format):
-    if file_format == "array_record":
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for record in records:
-            writer.write(record)
-        writer.close()
-        return
-    with path.open("wb") as file:
-        for record in records:  # the checksums, left zero, are not verified
-            file.write(struct.pack("<QI", len(record), 0) + record + bytes(4))
-
-
-def write_set(root, splits, name="tiny", version="1.0.0", file_format="array_record", shards=1):
-    """A prepared set as tensorflow-datasets lays it out."""
-    folder = root / name / version
-    folder.mkdir(parents=True)
-    infos = []
-    for split, pictures in splits.items():
-        records = [example(image, i % 3) for i, image in enumerate(pictures)]
-        parts = [list(part) for part in np.array_split(np.array(records, object), shards)]
-        for i, part in enumerate(parts):
-            file = folder / f"{name}-{split}.{file_format}-{i:05d}-of-{shards:05d}"
-            write_shard(file, part, file_format)
-        infos.append(
-            {
-                "name": split,
-                "shardLengths": [str(len(part)) for part in parts],
-                "numBytes": str(sum(map(len, records))),
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-        )
-    info = {"name": name, "version": version, "fileFormat": file_format, "splits": infos}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    channels = str(next(iter(splits.values())).shape[-1])
-    module = "tensorflow_datasets.core.features"
-    image = {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", channels]}}
-    features = {
-        "image": {"image": image, "pythonClassName": f"{module}.image_feature.Image"},
-        "label": {
-            "classLabel": {"numClasses": "3"},
-            "pythonClassName": f"{module}.class_label_feature.ClassLabel",
-        },
-    }
-    (folder / "features.json").write_text(
-        json.dumps(
-            {
-                "featuresDict": {"features": features},
-                "pythonClassName": f"{module}.features_dict.FeaturesDict",
-            }
-        )
-    )
-    return folder
+    return empty_folders(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -312,113 +234,6 @@ def test_other_formats_say_what_to_do(folders):
         load_images("tiny", "train", 8)
 
 
-def without_tensorflow(monkeypatch, missing=True):
-    found = None if missing else object()
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n, *a: found if n == "tensorflow" else real(n, *a)
-    )
-
-
-def test_absent_without_tensorflow(folders, monkeypatch):
-    without_tensorflow(monkeypatch)
-    with pytest.raises(FileNotFoundError) as error:
-        load_images("cifar10", "train", 32)
-    message = str(error.value)
-    assert f"cifar10 is not prepared: no {folders}/cifar10" in message
-    assert "pip install 'jaxreg[prepare]'" in message
-    assert "tfds.builder('cifar10', file_format='array_record').download_and_prepare()" in message
-    assert "TFDS_DATA_DIR" in message
-    assert "photos" in message
-
-
-def test_absent_and_offline(monkeypatch):
-    without_tensorflow(monkeypatch, missing=False)
-    with pytest.raises(FileNotFoundError, match=r"no network.*copy the folder.*photos"):
-        load_images("cifar10", "train", 32)
-
-
-def test_absent_and_fetched_by_hand(monkeypatch):
-    without_tensorflow(monkeypatch, missing=False)
-    with pytest.raises(FileNotFoundError, match=r"fetched by hand: .*ILSVRC2012_img_train\.tar"):
-        load_images("imagenet2012", "train", 32)
-
-
-def test_other_version_on_disk_is_offered(folders, monkeypatch):
-    without_tensorflow(monkeypatch)
-    write_set(folders, {"train": images()}, name="cifar10", version="1.0.1")
-    with pytest.raises(FileNotFoundError, match=r"is version 1\.0\.1: ask for cifar10:1\.0\.1"):
-        load_images("cifar10", "train", 32)
-
-
-def fake_download(monkeypatch, action):
-    """TensorFlow and a network; what tfds does then is `action(builder)`."""
-    import tensorflow_datasets
-
-    without_tensorflow(monkeypatch, missing=False)
-    config = types.SimpleNamespace(set_visible_devices=lambda devices, kind: None)
-    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
-    monkeypatch.setattr(prepare, "network_reachable", lambda urls, seconds: True)
-    monkeypatch.setattr(
-        tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", lambda self: action(self)
-    )
-
-
-def test_absent_set_is_prepared(folders, monkeypatch):
-    from tensorflow_datasets.core.download import downloader
-
-    retries, pictures = [], images()
-
-    def action(builder):
-        retries.append(downloader.MAX_RETRIES)
-        write_set(folders, {"train": pictures}, "cifar10", str(builder.version))
-
-    before = downloader.MAX_RETRIES
-    fake_download(monkeypatch, action)
-    np.testing.assert_array_equal(load_images("cifar10", "train", 8), squares(pictures, 8))
-    assert retries == [prepare.DOWNLOAD_RETRIES]
-    assert before == downloader.MAX_RETRIES
-
-
-def test_failed_download_says_what_to_do(monkeypatch):
-    def action(builder):
-        raise requests.ConnectionError("name not resolved")
-
-    fake_download(monkeypatch, action)
-    with pytest.raises(FileNotFoundError, match=r"it failed: .*name not resolved.*photos"):
-        load_images("cifar10", "train", 32)
-
-
-class TestNetwork:
-    @pytest.fixture(autouse=True)
-    def real_check(self, folders, monkeypatch):
-        monkeypatch.undo()
-
-    @pytest.mark.parametrize("answers", [{"a": True, "b": False}, {"a": False, "b": False}])
-    def test_any_answer_will_do(self, monkeypatch, answers):
-        def head(url, timeout):
-            if not answers[url]:
-                raise requests.ConnectionError
-            return types.SimpleNamespace(status_code=404)
-
-        monkeypatch.setattr(requests, "head", head)
-        assert prepare.network_reachable(list(answers), 5.0) == any(answers.values())
-
-    def test_a_resolver_that_hangs_is_not_waited_for(self, monkeypatch):
-        release = threading.Event()
-
-        def head(url, timeout):
-            release.wait(60)
-            raise requests.ConnectionError
-
-        monkeypatch.setattr(requests, "head", head)
-        start = time.monotonic()
-        assert not prepare.network_reachable(["a", "b"], 0.1)
-        waited = time.monotonic() - start
-        release.set()
-        assert waited < 30  # not the 60 s of the resolver
-
-
 @pytest.mark.skipif(
     not os.environ.get("TFDS_DATA_DIR"), reason="set TFDS_DATA_DIR to read a prepared cifar10"
 )
@@ -432,6 +247,3 @@ def test_reads_the_real_cifar10(monkeypatch):
     assert len(loaded) > 0
     # Channel means of CIFAR-10 are known: red, green, blue.
     np.testing.assert_allclose(loaded.mean((0, 1, 2)), (126.0, 123.7, 114.9), atol=1.0)
-
-
-REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR", "")

@@ -1,0 +1,58 @@
+"""`cond_rarely`: the answers of `jax.lax.cond`, the work of those that take the branch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxreg import branching
+from jaxreg.branching import cond_rarely
+
+
+def pick(v):
+    return cond_rarely(v["x"] > 0, lambda v, k: -k * v["x"], lambda v, k: k + v["x"], v, 3.0)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(branching, "_BLOCK", 4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=13))
+def test_a_batch_has_the_answers_of_its_elements(numbers):
+    x = jnp.asarray(numbers, jnp.float32)
+    expected = np.where(x > 0, -3.0 * x, 3.0 + x)
+    np.testing.assert_array_equal([pick({"x": v}) for v in x], expected)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(pick))({"x": x}), expected)
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(pick))({"x": x[None]})[0], expected)
+
+
+@pytest.mark.parametrize(("taken", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (11, 3)])
+def test_the_rare_branch_runs_only_in_the_blocks_it_needs(taken, blocks):
+    ran = []
+
+    def rare(x):
+        jax.debug.callback(lambda v: ran.append(float(v)), x)
+        return -x
+
+    def one(flag, x):
+        return cond_rarely(flag, rare, lambda x: x, x)
+
+    x = jnp.arange(11.0)
+    flags = jnp.arange(11) >= 11 - taken
+    result = jax.vmap(one)(flags, x)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(result, np.where(flags, -x, x))
+    assert len(ran) == 4 * blocks
+    assert set(ran) >= set(np.asarray(x[flags]).tolist())
+
+
+def test_a_predicate_or_an_operand_that_all_share():
+    x = jnp.arange(5.0)
+    shared = jax.vmap(lambda v: cond_rarely(jnp.bool_(True), jnp.negative, lambda v: v, v))(x)
+    np.testing.assert_array_equal(shared, -x)
+    one = lambda flag: cond_rarely(flag, lambda v: v.sum(), lambda v: v[0], x)  # noqa: E731
+    np.testing.assert_array_equal(jax.vmap(one)(x > 2), [0, 0, 0, 10, 10])
