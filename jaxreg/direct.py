@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.branching import cond_rarely
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
@@ -31,13 +32,14 @@ from jaxreg.sliding import slide
 from jaxreg.trust import correlation, trusted
 
 Kernel = Literal["auto", "linear", "spline"]
+_Images = tuple[jax.Array, jax.Array]
 
 _BOTH_WAYS, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
-_UNRESOLVED = 1e-6  # px and degrees: what float32 resolves of a coordinate near 16
+_UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,26 +150,30 @@ def _coarse_to_fine(
     Of planes ``(H, W)``, the first pulled onto the second.
     """
     grid = coarse_side(min(fixed.shape[:2]))
-    coarse = _pyramid(fixed, moving, grid, options)
-    grey = _candidates(coarse[0].images, options)
-    ranked = best_and_rival(grey, local_evidence(*coarse[0].images, grey, _NEIGHBOURHOOD))
+    factor, coarse = _pyramid(fixed, moving, grid, options)[0]
+    grey = _candidates(coarse, options)
+    ranked = best_and_rival(grey, local_evidence(*coarse, grey, _NEIGHBOURHOOD))
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
-    fine = _pyramid(fixed, moving, round(_FURTHER * grid), options)
-    zoom = coarse[0].factor / fine[0].factor
-    # One pair alone takes only its own way; a vmapped batch takes both and keeps one.
-    return jax.lax.cond(
-        decided,
-        lambda: _follow(coarse, ranked),
-        lambda: _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options),
-    )
+
+    def look_further(images: _Images, ranked: Ranked, grey: RigidTransform) -> tuple:
+        del ranked
+        fine = _pyramid(*images, round(_FURTHER * grid), options)
+        zoom = factor / fine[0].factor
+        return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
+
+    def follow(images: _Images, ranked: Ranked, grey: RigidTransform) -> tuple:
+        del grey
+        return _follow(_pyramid(*images, grid, options), ranked)
+
+    return cond_rarely(~decided, look_further, follow, (fixed, moving), ranked, grey)
 
 
 class _Level(NamedTuple):
     """Both images ``(H, W)`` with pixels ``factor`` times as large as at full size."""
 
     factor: float
-    images: tuple[jax.Array, jax.Array]
+    images: _Images
 
 
 def _pyramid(
@@ -179,7 +185,7 @@ def _pyramid(
     return [_Level(factor, pair(factor)) for factor in factors]
 
 
-def _candidates(pair: tuple[jax.Array, jax.Array], options: DirectOptions) -> RigidTransform:
+def _candidates(pair: _Images, options: DirectOptions) -> RigidTransform:
     """Candidates found and refined on one kind of coarse images ``(H, W)``."""
     side = min(pair[0].shape)
     reach = max(round(options.max_shift * side), 1)
@@ -233,7 +239,7 @@ def _look_further(
     return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best
 
 
-def _slid(images: tuple[jax.Array, jax.Array], ranked: Ranked, sigma: float) -> Ranked:
+def _slid(images: _Images, ranked: Ranked, sigma: float) -> Ranked:
     """With what lies beside the best in its place, the best its rival, if clearly better."""
     best = jax.tree.map(lambda v: v[0], ranked.transform)
     beside, better = slide(*images, best)

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.products import apply_separable
+
 Interpolation = Literal["linear", "cubic", "spline"]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "cubic", "spline")
 # Keys (1981), doi:10.1109/TASSP.1981.1163711, leaves a free; -0.75 is OpenCV's and PyTorch's.
@@ -111,6 +113,4 @@ def spline_coefficients(image: jax.Array, rim: int = 0) -> jax.Array:
       rim: how many coefficients beyond each border to return besides: 0 or 1.
     """
     rows, columns = (_rimmed_prefilter(size, rim) for size in image.shape[:2])
-    highest = jax.lax.Precision.HIGHEST  # TF32 would cost the third digit
-    image = jnp.einsum("yi,ixc->yxc", rows, image, precision=highest)
-    return jnp.einsum("xj,yjc->yxc", columns, image, precision=highest)
+    return apply_separable(rows, image, columns)

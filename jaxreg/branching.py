@@ -1,0 +1,107 @@
+"""Branches in a batch: `jax.lax.cond` of one pair, vmapped, runs both for all of them.
+
+These run only what is needed, where few pairs take a branch or all take the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+T = TypeVar("T")
+_BLOCK = 256  # elements of a batch that run a rare branch at a time
+
+
+def cond_rarely(
+    pred: jax.Array, rare: Callable[..., T], usual: Callable[..., T], *operands: object
+) -> T:
+    """`jax.lax.cond`, but vmapped it runs the usual branch for all and the rare one for its own.
+
+    Those that take the rare branch are gathered and run in blocks, as many as it needs.
+
+    Args:
+      pred: scalar bool, whether to take the rare branch.
+      rare: from the operands to a pytree of arrays; may close over no value being traced.
+      usual: likewise, with results of the same shapes and dtypes.
+      *operands: pytrees of arrays, without derivatives: reverse mode is not supported.
+
+    >>> pick = lambda v: cond_rarely(v > 2, lambda v: 10 * v, lambda v: v, v)
+    >>> jax.vmap(pick)(jnp.arange(5))
+    Array([ 0,  1,  2, 30, 40], dtype=int32)
+    """
+
+    def batch(pred: jax.Array, operands: tuple) -> T:
+        return _overwrite(pred, rare, jax.vmap(usual)(*operands), operands)
+
+    return _cond(batch, pred, rare, usual, operands)
+
+
+def cond_where_any(
+    pred: jax.Array, on_true: Callable[..., T], on_false: Callable[..., T], *operands: object
+) -> T:
+    """`jax.lax.cond`, but vmapped it runs a branch, for all, only if any of them takes it.
+
+    Args and results as for `cond_rarely`.
+
+    >>> pick = lambda v: cond_where_any(v > 2, lambda v: 10 * v, lambda v: v, v)
+    >>> jax.vmap(pick)(jnp.arange(5))
+    Array([ 0,  1,  2, 30, 40], dtype=int32)
+    """
+
+    def batch(pred: jax.Array, operands: tuple) -> T:
+        branches = jax.vmap(on_true), jax.vmap(on_false)
+        shapes = jax.eval_shape(branches[0], *operands)
+        skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+        yes, no = (
+            jax.lax.cond(taken.any(), branch, skip, *operands)
+            for taken, branch in zip((pred, ~pred), branches, strict=True)
+        )
+        pick = jax.vmap(lambda pred, a, b: jnp.where(pred, a, b))
+        return jax.tree.map(functools.partial(pick, pred), yes, no)
+
+    return _cond(batch, pred, on_true, on_false, operands)
+
+
+def _cond(
+    batch: Callable[..., T],
+    pred: jax.Array,
+    on_true: Callable[..., T],
+    on_false: Callable[..., T],
+    operands: tuple,
+) -> T:
+    """`jax.lax.cond`, vmapped ``batch`` of predicates ``(N,)`` and operands ``(N, ...)``."""
+
+    @custom_vmap
+    def chosen(pred: jax.Array, operands: tuple) -> T:
+        return jax.lax.cond(pred, on_true, on_false, *operands)
+
+    @chosen.def_vmap
+    def _(size: int, batched: list, pred: jax.Array, operands: tuple) -> tuple[T, T]:
+        spread = lambda v, is_: v if is_ else jnp.broadcast_to(v, (size, *jnp.shape(v)))  # noqa: E731
+        result = batch(*jax.tree.map(spread, (pred, operands), tuple(batched)))
+        return result, jax.tree.map(lambda _: True, result)
+
+    return chosen(pred, operands)
+
+
+def _overwrite(pred: jax.Array, rare: Callable[..., T], result: T, operands: tuple) -> T:
+    """``result`` ``(N, ...)`` with that of the rare branch where ``pred`` ``(N,)`` holds."""
+    size, number = len(pred), pred.sum()
+    block = min(_BLOCK, size)
+    first = jnp.argsort(~pred, stable=True)
+    nobody = size  # an index that is read as the last element and never written
+    index = jnp.where(jnp.arange(size) < number, first, nobody)
+    index = jnp.pad(index, (0, -size % block), constant_values=nobody)
+
+    def step(i: jax.Array, result: T) -> T:
+        own = jax.lax.dynamic_slice_in_dim(index, i * block, block)
+        some = jax.vmap(rare)(*jax.tree.map(lambda v: v.at[own].get(mode="clip"), operands))
+        write = lambda all_, new: all_.at[own].set(new, mode="drop")  # noqa: E731
+        return jax.tree.map(write, result, some)
+
+    return jax.lax.fori_loop(0, -(-number // block), step, result)

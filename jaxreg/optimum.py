@@ -1,0 +1,295 @@
+"""The optimum of an alignment whose direction and kernel are chosen, and its derivative.
+
+Which frequencies to trust: a Wiener filter at the measured noise, and for a pair not explained
+exactly a blur against aliasing. Whether the brightness changed: gain and bias are held at 1 and 0
+unless the images clearly say otherwise, for fitting them costs accuracy.
+
+The normal equations are those of instrumental variables: the residual
+``target - gain * source(T^-1 p) - bias`` is projected on the derivative of a *denoised* image
+instead of the noisy one's. At low noise that is Gauss-Newton; at high noise it keeps the estimate
+near the Cramér-Rao bound, from which the noise in the derivative would otherwise carry it away.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.branching import cond_rarely
+from jaxreg.denoising import wiener
+from jaxreg.geometry import RigidTransform
+from jaxreg.intensity import Fit, fit_intensity, weigh
+from jaxreg.interpolation import spline_gradient
+from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
+from jaxreg.products import apply_separable, dots, over_channels, product
+from jaxreg.pyramid import blurring_matrix
+from jaxreg.refinement import clip_step, solve
+from jaxreg.resampling import Points, moved_by, noise_gain, prepared, pull, slopes, source_points
+
+# Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
+# derivative is taken from an image blurred by this many px, and the source's rim is left out. Both
+# chosen on scene pairs of the training photographs.
+_ALIASING_BLUR = 0.8
+_ALIASING_RIM = 1.0
+# Near the optimum the residual has long tails, at just the edges that say most: fewer are outliers.
+_TAILS = 5.0
+_FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
+_MOST_ARE_DONE = 8  # steps after which few pairs have not converged
+_CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
+# Chi-square (1 gain + C biases) from which a brightness change is believed.
+_BRIGHTNESS_CHANGED = 30.0
+
+
+class Optimum(NamedTuple):
+    """Where a search ended, and what that is an optimum of.
+
+    Attributes:
+      transform, gain, bias: the unknowns.
+      system: its instruments, and what takes moments to steps.
+      changed: scalar bool, whether gain and bias are unknowns at all.
+      settled: scalar bool, False if there was none near the start, which then is the transform.
+    """
+
+    transform: RigidTransform
+    gain: jax.Array
+    bias: jax.Array
+    system: System
+    changed: jax.Array
+    settled: jax.Array
+
+
+class _Problem(NamedTuple):
+    """What stays as it is from step to step.
+
+    Attributes:
+      image: the source, `prepared`.
+      target: ``(P, C)``.
+      system: what takes moments to steps.
+      scale: ``(U,)``, what makes steps comparable.
+    """
+
+    image: jax.Array
+    target: jax.Array
+    system: System
+    scale: jax.Array
+
+
+class _State(NamedTuple):
+    """What a step changes: the unknowns, and what the secant learns from.
+
+    Attributes:
+      transform, gain, bias: the unknowns.
+      inverse: ``(U, U)``, from moments to steps.
+      step: ``(U,)``, the last one.
+      moments: ``(U,)``, before it.
+      moved: px or degrees, the longer of the last step and the plain one.
+      taken: steps so far.
+    """
+
+    transform: RigidTransform
+    gain: jax.Array
+    bias: jax.Array
+    inverse: jax.Array
+    step: jax.Array
+    moments: jax.Array
+    moved: jax.Array
+    taken: jax.Array
+
+
+def find_optimum(
+    source: jax.Array,
+    target: jax.Array,
+    start: RigidTransform,
+    gain: jax.Array,
+    bias: jax.Array,
+    *,
+    linear: bool,
+    iterations: int,
+) -> Optimum:
+    """The optimum near a start; has no derivative of its own, see `differentiable`.
+
+    Args:
+      source: ``(H, W, C)``, pulled onto the pixels of
+      target: the same shape.
+      start: within a few tenths of a pixel, from source to target.
+      gain: where to begin with it.
+      bias: ``(C,)``, likewise.
+      linear: the kernel, bilinear or cubic spline.
+      iterations: how many steps at most.
+    """
+    pixels = flat(target)
+    image = prepared(source, linear)
+    points = source_points(source.shape, start, _margin(linear))
+    value = pull(image, points, linear)
+    fit = fit_intensity(value, pixels, points.inside, gain, bias)
+    left, right = _instruments(source, target, points, value, fit, linear)
+    normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
+    changed = _brightness_changed(left, normal, value, pixels, fit)
+    system = System(left, damped_inverse(normal, changed))
+    gain = jnp.where(changed, fit.gain, 1.0)
+    bias = jnp.where(changed, fit.bias, 0.0)
+
+    problem = _Problem(image, pixels, system, jnp.abs(jnp.diagonal(normal)))
+    nothing = jnp.zeros_like(left[:, 0])
+    far, none = jnp.float32(jnp.inf), jnp.int32(0)
+    state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
+    descend = functools.partial(_descend, shape=source.shape, linear=linear)
+    state = descend(problem, state, limit=_MOST_ARE_DONE)
+    state = cond_rarely(
+        (state.moved > _CONVERGED) & (state.taken < iterations),
+        functools.partial(descend, limit=iterations),
+        lambda problem, state: state,
+        *(problem, state),
+    )
+    settled = _near(state.transform, start)
+    t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), state.transform, start)
+    return Optimum(t, state.gain, state.bias, system, changed, settled)
+
+
+def agreement(
+    source: jax.Array, target: jax.Array, end: Optimum, *, linear: bool
+) -> tuple[Points, jax.Array, Fit]:
+    """Where an optimum finds the target's pixels, the values there, and how well they fit."""
+    points = source_points(source.shape, end.transform, _margin(linear))
+    value = pull(prepared(source, linear), points, linear)
+    return points, value, weigh(value, flat(target), points.inside, end.gain, end.bias, _TAILS)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def differentiable(
+    linear: bool, source: jax.Array, target: jax.Array, end: Optimum
+) -> RigidTransform:
+    """``end.transform`` as a function of the images, by the implicit function theorem.
+
+    The search behind it need not be unrolled: one more step from there, of value zero, has the
+    optimum's derivative. The theorem wants the residual's own derivative by the transform, where
+    the search was content with a smooth one.
+    """
+    del linear, source, target
+    return end.transform
+
+
+@differentiable.defjvp
+def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
+    source, target, end = primals
+    points, value, fit = agreement(source, target, end, linear=linear)
+    left, image = end.system.instruments, prepared(source, linear)
+    columns = jnp.concatenate([slopes(image, points, linear), value[None]])
+    right = jnp.concatenate([columns.reshape(4, -1), left[4:]])
+    normal = normal_matrix(left, of_model(right, end.gain), fit.weight)
+    system = System(left, damped_inverse(normal, end.changed))
+
+    def step(source: jax.Array, target: jax.Array) -> jax.Array:
+        value = pull(prepared(source, linear), points, linear)
+        residual = flat(target) - end.gain * value - end.bias
+        return product(system.inverse, system.moments(fit.weight, residual))[:3]
+
+    moved = jax.jvp(step, (source, target), tangents[:2])[1]
+    return end.transform, RigidTransform(moved[0], moved[1], moved[2])
+
+
+def _descend(
+    problem: _Problem, state: _State, *, shape: tuple[int, ...], linear: bool, limit: int
+) -> _State:
+    """Steps until one is too short to be worth another, or ``limit`` of them are taken.
+
+    Args:
+      problem: what stays as it is.
+      state: where to go on.
+      shape: of the source, ``(H, W, C)``.
+      linear: the kernel.
+      limit: how many steps at most, those before included.
+    """
+    image, target, system, scale = problem
+
+    def step(state: _State) -> _State:
+        t, gain, bias = state.transform, state.gain, state.bias
+        points = source_points(shape, t, _margin(linear))
+        fit = weigh(pull(image, points, linear), target, points.inside, gain, bias, _TAILS)
+        moments = system.moments(fit.weight, fit.residual)
+        inverse = secant(state.inverse, scale, state.step, state.moments - moments)
+        # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
+        plain = jnp.nan_to_num(product(system.inverse, moments))
+        delta = guarded(jnp.nan_to_num(product(inverse, moments)), plain, scale)
+        delta = delta.at[:3].set(clip_step(delta[:3]))
+        gain = jnp.clip(gain + delta[3], 0.1, 10.0)
+        moved = jnp.maximum(jnp.abs(delta[:3]), jnp.abs(plain[:3])).max()
+        t, bias = _add(t, delta), bias + delta[4:]
+        return _State(t, gain, bias, inverse, delta, moments, moved, state.taken + 1)
+
+    moves = lambda state: (state.moved > _CONVERGED) & (state.taken < limit)  # noqa: E731
+    return jax.lax.while_loop(moves, step, state)
+
+
+def flat(image: jax.Array) -> jax.Array:
+    """``(P, C)`` pixels of an image ``(H, W, C)``."""
+    return image.reshape(-1, image.shape[-1])
+
+
+def _margin(linear: bool) -> float:
+    """How far inside the source's frame a point counts in full."""
+    return 0.0 if linear else _ALIASING_RIM
+
+
+def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:
+    """Whether a transform is one that the start can have meant."""
+    moved = jnp.abs(t.as_array() - start.as_array())
+    return (moved < jnp.asarray(_FARTHEST, jnp.float32)).all()
+
+
+def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:
+    return RigidTransform(t.tx + step[0], t.ty + step[1], t.theta + step[2])
+
+
+def _instruments(
+    source: jax.Array, target: jax.Array, points: Points, value: jax.Array, fit: Fit, linear: bool
+) -> tuple[jax.Array, jax.Array]:
+    """What the residual is projected on, and the model's derivatives: both ``(4 + C, P * C)``.
+
+    The unknowns are ``(tx, ty, theta)``, the gain, and each channel's bias. The former are the mean
+    of source and target, each denoised on its own grid. Each half stays with its own noise as the
+    transform moves; averaging the pictures first would tie the estimate to the transform at which
+    they were averaged.
+    """
+    height, width, channels = source.shape
+    noise = fit.variance / (1.0 + jnp.square(fit.gain) * noise_gain(points, linear))
+    # Beyond the overlap the target may be black or something else altogether.
+    expected = fit.gain * value + fit.bias
+    seen = jnp.where(points.inside[:, None] > 0, flat(target), expected)
+    seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
+    noise_of_both = noise / jnp.square(fit.gain)
+    smooth_source, smooth_target = (wiener(image, noise_of_both) for image in (source, seen))
+    biases = jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, height * width))
+
+    def columns(a: jax.Array, b: jax.Array) -> jax.Array:
+        image = prepared(a, linear)
+        v, u = (flat(g) for g in spline_gradient(b))
+        slope = 0.5 * (slopes(image, points, linear) + moved_by(u, v, points.lever))
+        level = 0.5 * (pull(image, points, linear) + flat(b))
+        return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])
+
+    smooth = columns(smooth_source, smooth_target)
+    if linear:
+        return smooth, smooth
+    rows, across = (blurring_matrix(size, _ALIASING_BLUR) for size in (height, width))
+    blurred = (apply_separable(rows, image, across) for image in (smooth_source, smooth_target))
+    return columns(*blurred), smooth
+
+
+def _brightness_changed(
+    left: jax.Array, normal: jax.Array, value: jax.Array, target: jax.Array, fit: Fit
+) -> jax.Array:
+    """Whether gain 1 and bias 0 are out of the question: a likelihood-ratio test.
+
+    The transform is free to make up for what it can, as it would if the test said no.
+    """
+    residual = target - value
+    moments = System(left[:3], normal[:3, :3]).moments(fit.weight, residual)
+    gained = jnp.vdot(moments, solve(normal[:3, :3], moments))
+    energy = lambda v: dots(fit.weight, over_channels(jnp.square(v))) * v.shape[-1]  # noqa: E731
+    excess = energy(residual) - gained - energy(fit.residual)
+    floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
+    return excess > _BRIGHTNESS_CHANGED * jnp.maximum(fit.variance, floor)
