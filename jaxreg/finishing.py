@@ -59,7 +59,7 @@ def finish(
     moving: jax.Array,
     transform: RigidTransform,
     kernel: str = "auto",
-    iterations: int = 30,
+    iterations: int = 100,
 ) -> Finished:
     """Refine a close alignment to the end.
 
