@@ -69,10 +69,13 @@ def test_any_dtype_gives_the_same_answer(batch):
 
 
 def test_plain_call_jit_and_vmap_agree():
-    fixed = np.stack([texture((24, 40, 5), seed=s) for s in range(2)])
+    """Of pairs that take different branches: a clear one, one in doubt, one made by a spline."""
+    fixed = np.stack([texture((24, 40, 5), seed=s) for s in range(3)])
     moving = np.stack([warp(image, TRUTH) for image in fixed])
+    moving[1, :, 8:22] = 128.0
+    moving[2] = warp(fixed[2], TRUTH, interpolation="cubic")
     together = jax.jit(jax.vmap(register))(fixed, moving)
-    for i in range(2):
+    for i in range(len(fixed)):
         one = register(fixed[i], moving[i])
         other = jax.tree.map(lambda v, i=i: v[i], together)
         assert max(errors(one.transform, other.transform)) < REGISTERED_UNIT
