@@ -25,7 +25,7 @@ from jaxreg.refinement import solve
 from jaxreg.resampling import DEGREE, moved_by, noise_gain, prepared, pull, source_points
 
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
-# tells. Measured on the same pairs.
+# tells. Measured on scene pairs of the training photographs.
 _ALIASING_INFLATION = 2.5
 _FEW_PIXELS = 1024  # below this, none is spared in choosing direction and kernel
 # Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.

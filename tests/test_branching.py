@@ -1,4 +1,4 @@
-"""`cond_rarely`: the answers of `jax.lax.cond`, the work of those that take the branch."""
+"""Branches of a batch: the answers of `jax.lax.cond`, the work of those that need it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg import branching
-from jaxreg.branching import cond_rarely
-
-
-def pick(v):
-    return cond_rarely(v["x"] > 0, lambda v, k: -k * v["x"], lambda v, k: k + v["x"], v, 3.0)
+from jaxreg.branching import cond_rarely, cond_where_any
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +16,13 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(branching, "_BLOCK", 4)
 
 
+@pytest.mark.parametrize("cond", [cond_rarely, cond_where_any])
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=13))
-def test_a_batch_has_the_answers_of_its_elements(numbers):
+@given(numbers=st.lists(st.integers(-9, 9), min_size=1, max_size=13))
+def test_a_batch_has_the_answers_of_its_elements(cond, numbers):
+    def pick(v):
+        return cond(v["x"] > 0, lambda v, k: -k * v["x"], lambda v, k: k + v["x"], v, 3.0)
+
     x = jnp.asarray(numbers, jnp.float32)
     expected = np.where(x > 0, -3.0 * x, 3.0 + x)
     np.testing.assert_array_equal([pick({"x": v}) for v in x], expected)
@@ -48,6 +48,24 @@ def test_the_rare_branch_runs_only_in_the_blocks_it_needs(taken, blocks):
     np.testing.assert_array_equal(result, np.where(flags, -x, x))
     assert len(ran) == 4 * blocks
     assert set(ran) >= set(np.asarray(x[flags]).tolist())
+
+
+@pytest.mark.parametrize("flags", [[True] * 3, [False] * 3, [True, False, True]])
+def test_a_branch_that_nobody_takes_is_skipped(flags):
+    ran = set()
+
+    def branch(name, sign):
+        def run(x):
+            jax.debug.callback(lambda _: ran.add(name), x)
+            return sign * x
+
+        return run
+
+    x, branches = jnp.arange(1.0, 4.0), (branch(True, -1), branch(False, 1))
+    result = jax.vmap(lambda flag, x: cond_where_any(flag, *branches, x))(jnp.array(flags), x)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(result, np.where(flags, -x, x))
+    assert ran == set(flags)
 
 
 def test_a_predicate_or_an_operand_that_all_share():
