@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Registration
-from jaxreg.warping import sample, warp
+from jaxreg.warping import overlap, sample, warp
 
 if TYPE_CHECKING:
     from jaxreg.training.trained import TrainedNetwork
 
 __version__ = "0.1.0"
-__all__ = ["Registration", "RigidTransform", "load", "register", "register_batch", "sample", "warp"]
+__all__ = [
+    "Registration",
+    "RigidTransform",
+    "load",
+    "overlap",
+    "register",
+    "register_batch",
+    "sample",
+    "warp",
+]
 
 
 def load(name: str) -> TrainedNetwork:

@@ -68,12 +68,21 @@ def _one_by_one(
     return jax.lax.fori_loop(0, count, step, answers)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _traced(one: OnePair, fixed: jax.Array, moving: jax.Array) -> Registration:
+    """A function of one pair for all pairs of a program that is being traced."""
+    if jax.default_backend() != "cpu":
+        return jax.vmap(one)(fixed, moving)
+    return jax.lax.map(lambda pair: one(*pair), (fixed, moving))
+
+
 def map_pairs(
     one: OnePair, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray
 ) -> Registration:
     """Apply a function of one pair to many; memory is bounded however many there are.
 
-    Under a transformation it is the vmapped function.
+    Under a transformation, which asks for one program, a CPU loops over the pairs and an
+    accelerator takes all at once.
 
     Args:
       one: from images ``(H, W, C)`` float32 to a `Registration`; hashable, for it is compiled once.
@@ -84,7 +93,7 @@ def map_pairs(
       A `Registration` whose fields have a leading axis N.
     """
     if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
-        return jax.vmap(one)(*(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
+        return _traced(one, *(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
     count, devices, on_cpu = len(fixed), jax.local_device_count(), jax.default_backend() == "cpu"
     # With several devices each chunk keeps all of them busy; a lone CPU is several cores.
     threads = os.cpu_count() or 1 if on_cpu and devices == 1 else 2
@@ -132,6 +141,8 @@ def map_batches(
       A `Registration` whose fields have a leading axis N.
     """
     count = len(fixed)
+    if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
+        return _traced_batches(estimator, fixed, moving)
 
     def part(start: int) -> Registration:
         stop = start + _BATCH
@@ -145,6 +156,23 @@ def map_batches(
         begin = min(start, count - _BATCH)
         results.append(jax.tree.map(lambda v, skip=start - begin: v[skip:], part(begin)))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+
+
+def _traced_batches(
+    estimator: Estimator, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray
+) -> Registration:
+    """`map_batches` in a program that is being traced, which holds the estimator twice at most."""
+    stacks = [jnp.asarray(images, jnp.float32) for images in (fixed, moving)]
+    blocks, rest = divmod(len(fixed), _BATCH)
+    if not blocks:
+        return estimator(*stacks)
+    split = [images[: blocks * _BATCH].reshape(-1, _BATCH, *images.shape[1:]) for images in stacks]
+    results = jax.lax.map(lambda pair: estimator(*pair), tuple(split))
+    results = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), results)
+    if not rest:
+        return results
+    last = estimator(*(images[-rest:] for images in stacks))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), results, last)
 
 
 def _padded(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +61,13 @@ def _stacked(*fields: ArrayLike) -> jax.Array:
 
 
 def image_centre(shape: Shape) -> tuple[float, float]:
-    """Centre ``(x, y)`` of an image whose shape starts with ``(H, W)``.
+    """Centre ``(x, y)`` of an image whose shape is ``(H, W)`` or ``(H, W, C)``.
 
     >>> image_centre((32, 48))
     (23.5, 15.5)
     """
+    if not 2 <= len(shape) <= 3:
+        raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {shape}")
     return (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
 
@@ -89,6 +93,16 @@ class RigidTransform:
     tx: ArrayLike
     ty: ArrayLike
     theta: ArrayLike
+
+    def __getitem__(self, index: Any) -> RigidTransform:
+        """Some transforms of a batch, or one of them: whatever indexes an array."""
+        if not jnp.ndim(self.tx):
+            raise TypeError("one transform, not a batch of them, cannot be indexed")
+        return jax.tree.map(lambda v: jnp.asarray(v)[index], self)
+
+    def __iter__(self) -> Iterator[RigidTransform]:
+        """The transforms of a batch, one after the other."""
+        return (self[i] for i in range(len(self.as_array())))
 
     @classmethod
     def identity(cls, batch_shape: Shape = ()) -> RigidTransform:
@@ -117,7 +131,7 @@ class RigidTransform:
         Args:
           matrix: ``(..., 3, 3)`` or ``(..., 2, 3)``, rigid: its 2x2 block a rotation. A block with
             a scale or shear besides gives the angle of its nearest rotation.
-          shape: the image's shape, starting with ``(H, W)``.
+          shape: one image's, ``(H, W)`` or ``(H, W, C)``.
 
         >>> t = RigidTransform(3.0, -2.0, 30.0)
         >>> back = RigidTransform.from_matrix(t.matrix((32, 32)), (32, 32))
@@ -137,12 +151,11 @@ class RigidTransform:
     def matrix(self, shape: Shape) -> jax.Array:
         """``(..., 3, 3)`` matrix on homogeneous pixel coordinates ``(x, y, 1)``.
 
-        ``cv2.warpAffine(fixed, T.matrix(fixed.shape)[:2], (W, H))`` and
-        ``skimage.transform.warp(fixed, inverse(T.matrix(fixed.shape)))`` warp as `jaxreg.warp`
-        does.
+        With ``M = np.asarray(T.matrix(fixed.shape))``, ``cv2.warpAffine(fixed, M[:2], (W, H))`` and
+        ``skimage.transform.warp(fixed, np.linalg.inv(M))`` warp as `jaxreg.warp` does.
 
         Args:
-          shape: the image's shape, starting with ``(H, W)``; it fixes the centre of rotation.
+          shape: one image's, ``(H, W)`` or ``(H, W, C)``; it fixes the centre of rotation.
         """
         cx, cy = image_centre(shape)
         cos, sin = cos_sin_degrees(self.theta)
@@ -178,7 +191,7 @@ class RigidTransform:
         Args:
           points: ``(..., 2)`` array of ``(x, y)`` in pixels. For a batch of transforms, either
             one set of points ``(P, 2)`` for all or ``batch_shape + (P, 2)``.
-          shape: the image's shape, starting with ``(H, W)``.
+          shape: one image's, ``(H, W)`` or ``(H, W, C)``.
 
         >>> t = RigidTransform(0.0, 0.0, 90.0)
         >>> [float(v) for v in t.apply([0.0, 0.0], (32, 32))]  # the top-left corner goes top-right

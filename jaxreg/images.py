@@ -7,79 +7,111 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+Images = jax.Array | np.ndarray
+
 SMALLEST = 8
 LARGEST = 512
+MOST_CHANNELS = 16  # more are rather a stack of grey images that belongs to `register_batch`
 
 
-def _check_dtype(image: jax.Array | np.ndarray, name: str) -> None:
+def _check_dtype(image: Images, name: str) -> None:
     if image.dtype.kind not in "biu" and not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(f"{name} must hold real numbers, got dtype {image.dtype}")
 
 
-def _check_finite(image: jax.Array | np.ndarray, name: str) -> None:
-    """Refuse NaN, infinity, and what float32 would make of too large a number."""
-    if image.dtype.kind in "biu" or not image.size:
+def _check_finite(images: Images, name: str) -> None:
+    """Refuse NaN, infinity, and what float32 would make of too large a number.
+
+    Of an image ``(H, W[, C])`` or a stack ``(N, H, W, C)``; under a transformation there are no
+    values to look at.
+    """
+    if isinstance(images, jax.core.Tracer) or images.dtype.kind in "biu" or not images.size:
         return
     if jax.default_backend() == "cpu":  # without a copy
-        image = np.asarray(image)
+        images = np.asarray(images)
     with np.errstate(over="ignore", invalid="ignore"):
         # Extremes alone: a large stack gets no mask of its size beside it.
-        if np.isfinite(np.asarray([image.min(), image.max()], np.float32)).all():
+        if np.isfinite(np.asarray([images.min(), images.max()], np.float32)).all():
             return
-        wrong = image.size - int(np.isfinite(np.asarray(image).astype(np.float32)).sum())
+        wrong = ~np.isfinite(np.asarray(images).astype(np.float32))
+    where = ""
+    if images.ndim == 4:
+        which = np.flatnonzero(wrong.any((1, 2, 3)))
+        where = f" in {len(which)} of {len(images)} images, the first at index {which[0]}"
     raise ValueError(
-        f"{name} must be finite, got {wrong} NaN or infinite values; fill or crop them first"
+        f"{name} must be finite, got {wrong.sum()} NaN or infinite values{where}; "
+        "fill or crop them first"
     )
 
 
-def check_grey_levels(image: jax.Array | np.ndarray, method: str) -> None:
-    """Refuse fractions of 1 where ``method`` wants 0..255; ValueError says so."""
-    if isinstance(image, jax.core.Tracer) or not image.size or image.dtype.kind in "biu":
-        return
-    if 0.0 < float(image.max()) <= 1.0 and float(image.min()) >= 0.0:
-        raise ValueError(
-            f"fixed and moving must have intensities in 0..255 for method {method!r}, got at most "
-            f"{float(image.max()):.3g}; multiply them by 255"
-        )
+def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
+    """Refuse stacks that are not finite or not in the unit 0..255 that a method wants.
+
+    Args:
+      fixed: ``(N, H, W, C)``.
+      moving: the same shape.
+      method: as the error is to call it.
+
+    Raises:
+      ValueError: says what was given and what would work.
+    """
+    for images, name in ((fixed, "fixed"), (moving, "moving")):
+        _check_finite(images, name)
+        if isinstance(images, jax.core.Tracer) or not images.size:
+            continue
+        if images.dtype in (bool, np.uint8):
+            continue
+        least, most = float(images.min()), float(images.max())
+        fractions = images.dtype.kind not in "iu" and least >= 0.0 and 0.0 < most <= 1.0
+        if fractions or most > 255.5:
+            raise ValueError(
+                f"{name} must have intensities in 0..255 for {method}, got at most {most:.6g}; "
+                + ("multiply them by 255" if fractions else "rescale them")
+            )
 
 
 def _check_shape(shape: tuple[int, ...], name: str, batched: bool) -> None:
     lead = 1 if batched else 0
     wanted = "(N, H, W) or (N, H, W, C)" if batched else "(H, W) or (H, W, C)"
     if len(shape) - lead not in (2, 3):
-        hint = "; for a batch call jaxreg.register_batch" if not batched else ""
-        if batched and len(shape) == 2:
-            hint = "; for one pair call jaxreg.register"
-        raise ValueError(f"{name} must be {wanted}, got shape {shape}{hint}")
+        hint = "; for one pair call jaxreg.register" if batched and len(shape) == 2 else ""
+        raise ValueError(f"{name} must be {wanted}, got shape {shape}{hint or _stack(batched)}")
     height, width = shape[lead : lead + 2]
     channels = shape[lead + 2] if len(shape) - lead == 3 else 1
     if min(height, width) < SMALLEST or max(height, width) > LARGEST:
-        hint = "; downsample it first" if max(height, width) > LARGEST else ""
-        if batched and width <= 4:
+        hint = ""
+        if max(height, width) > LARGEST:
+            hint = "; downsample it first"
+        elif batched and width <= 4:
             hint = "; for one pair call jaxreg.register"
+        elif height <= 4 and min(width, channels) >= SMALLEST:
+            hint = "; channels go last: np.moveaxis(image, -3, -1)"
         raise ValueError(
             f"{name} must be {SMALLEST} to {LARGEST} pixels high and wide, "
             f"got {height} x {width}{hint}"
         )
-    if not 1 <= channels <= 64:
+    if not 1 <= channels <= MOST_CHANNELS:
+        hint = _stack(batched) if channels else ""
         raise ValueError(
-            f"{name} must have 1 to 64 channels on its last axis, got {channels}: shape {shape}"
+            f"{name} must have 1 to {MOST_CHANNELS} channels on its last axis, "
+            f"got {channels}: shape {shape}{hint}"
         )
 
 
-def check_pair(
-    fixed: ArrayLike, moving: ArrayLike, batched: bool = False
-) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
-    """Two images, or two stacks of them, with a channel axis, and fit to be registered.
+def _stack(batched: bool) -> str:
+    return "" if batched else "; for a stack (N, H, W) call jaxreg.register_batch"
+
+
+def check_pair(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
+    """Two images with a channel axis, and fit to be registered.
 
     Args:
-      fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype; with ``batched`` an axis N before.
+      fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype.
       moving: the same shape.
-      batched: whether there is a batch axis.
 
     Returns:
-      Both, ``([N,] H, W, C)``; their dtype is their own, and they stay where they are, on the host
-      or a device.
+      Both, ``(H, W, C)``; their dtype is their own, and they stay where they are, on the host or a
+      device.
 
     Raises:
       ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.
@@ -88,16 +120,51 @@ def check_pair(
     for image, name in ((fixed, "fixed"), (moving, "moving")):
         array = image if isinstance(image, jax.Array) else np.asarray(image)
         _check_dtype(array, name)
-        _check_shape(array.shape, name, batched)
-        # Under a transformation there are no values to look at; the result then says success=False.
-        if not isinstance(array, jax.core.Tracer):
-            _check_finite(array, name)
+        _check_shape(array.shape, name, batched=False)
+        _check_finite(array, name)
         pair.append(array)
-    if pair[0].shape != pair[1].shape:
-        raise ValueError(
-            "fixed and moving must have the same shape, got "
-            f"{pair[0].shape} and {pair[1].shape}; crop or pad one of them"
-        )
-    with_channels = 4 if batched else 3
-    pair = [image if image.ndim == with_channels else image[..., None] for image in pair]
-    return pair[0], pair[1]
+    _check_same(pair[0], pair[1])
+    a, b = (image if image.ndim == 3 else image[..., None] for image in pair)
+    return a, b
+
+
+def check_stacks(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
+    """Two stacks of images with a channel axis; their values are not looked at.
+
+    Args:
+      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, any real dtype; or without N, one for all.
+      moving: the same shape; likewise.
+
+    Returns:
+      Both, ``(N, H, W, C)``; else as for `check_pair`. One for all is a view, no copy.
+
+    Raises:
+      ValueError: shape, size or dtype is unfit; the argument is named.
+    """
+    pair = [v if isinstance(v, jax.Array) else np.asarray(v) for v in (fixed, moving)]
+    names = "fixed", "moving"
+    for image, other, name in zip(pair, pair[::-1], names, strict=True):
+        _check_dtype(image, name)
+        _check_shape(image.shape, name, batched=image.ndim != other.ndim - 1)
+    if pair[0].ndim != pair[1].ndim:
+        alone = int(pair[1].ndim < pair[0].ndim)
+        one, many = pair[alone], pair[1 - alone]
+        if any(isinstance(images, jax.core.Tracer) for images in pair):
+            pair[alone] = jnp.broadcast_to(one, (len(many), *one.shape))
+        else:
+            pair[alone] = np.broadcast_to(np.asarray(one), (len(many), *one.shape))
+    _check_same(pair[0], pair[1], batched=True)
+    a, b = (images if images.ndim == 4 else images[..., None] for images in pair)
+    return a, b
+
+
+def _check_same(fixed: Images, moving: Images, batched: bool = False) -> None:
+    a, b = fixed.shape, moving.shape
+    if a == b:
+        return
+    hint = "crop or pad one of them"
+    if batched and len(a) == len(b) and a[0] != b[0]:
+        hint = "give as many images in each"
+    elif len(a) != len(b) or (a[:-1] == b[:-1] and len(a) == 3 + batched):
+        hint = "make both grey or both colour"
+    raise ValueError(f"fixed and moving must have the same shape, got {a} and {b}; {hint}")

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxreg.batching import OnePair, map_batches, map_pairs
 from jaxreg.direct import DirectOptions, Kernel, align
-from jaxreg.images import check_grey_levels, check_pair
+from jaxreg.images import check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
 
@@ -69,11 +69,12 @@ def register(
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
     ([2.25, -1.5, 100.0], True)
     """
-    pair = check_pair(fixed, moving)
+    pair, options = check_pair(fixed, moving), _options(method, max_shift, interpolation)
     if method == "direct":
         a, b = (image.astype(np.float32) for image in pair)
-        return _align(a, b, DirectOptions(max_shift, interpolation))
-    result = _other(method, *pair)(*(jnp.asarray(image, jnp.float32)[None] for image in pair))
+        return _align(a, b, options)
+    stacks = [image[None] for image in pair]
+    result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
 
 
@@ -87,11 +88,13 @@ def register_batch(
 ) -> Registration:
     """Register many pairs of one size; see `register`.
 
-    Pairs are handled in chunks of a fixed number, so memory is bounded however many there are.
+    Pairs are handled in chunks of a fixed number, so memory is bounded however many there are. One
+    bad image spoils its own pair alone: NaN or infinity in it gives ``success`` False there.
 
     Args:
-      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, in the dtype and unit that `register` takes.
-      moving: the same shape.
+      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, in the dtype and unit that `register` takes. Or one
+        image without N, a reference for all of ``moving``.
+      moving: the same shape; or one image for all of ``fixed``.
       method: as for `register`.
       max_shift: as for `register`.
       interpolation: as for `register`.
@@ -100,11 +103,22 @@ def register_batch(
       A `Registration` whose fields have a leading axis N.
 
     Raises:
-      ValueError: the images or a setting are unfit; the argument is named.
+      ValueError: the images or a setting are unfit; the argument is named. Methods other than
+        those that come with jaxreg refuse a stack with NaN or infinity in it.
+
+    >>> import jaxreg
+    >>> reference = jax.random.uniform(jax.random.key(0), (32, 32))
+    >>> drift = jaxreg.RigidTransform.from_array([[1.0, 0.5, 0.0], [2.0, 1.0, 3.0]])
+    >>> frames = jnp.stack([jaxreg.warp(reference, t) for t in drift])
+    >>> rs = register_batch(reference, frames)
+    >>> still = jaxreg.warp(frames, rs.transform.inverse())  # every frame onto the reference
+    >>> [round(float(v), 2) for v in rs[1].transform.as_array()]
+    [2.0, 1.0, 3.0]
     """
-    fixed, moving = check_pair(fixed, moving, batched=True)
+    fixed, moving = check_stacks(fixed, moving)
+    options = _options(method, max_shift, interpolation)
     if method == "direct":
-        return map_pairs(_aligner(DirectOptions(max_shift, interpolation)), fixed, moving)
+        return map_pairs(_aligner(options), fixed, moving)
     return map_batches(_other(method, fixed, moving), fixed, moving)
 
 
@@ -115,12 +129,22 @@ def direct_estimator(
     return map_pairs(_aligner(options), fixed, moving)
 
 
-def _other(method: str, *images: jax.Array | np.ndarray) -> Estimator:
+def _options(method: str, max_shift: float, interpolation: Kernel) -> DirectOptions:
+    """The direct method's settings; ValueError where they are for another one."""
+    options = DirectOptions(max_shift, interpolation)
+    if method != "direct" and options != _DEFAULT:
+        raise ValueError(
+            f"max_shift and interpolation are settings of method 'direct', got {options} for "
+            f"method {method!r}; leave them out"
+        )
+    return options
+
+
+def _other(method: str, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray) -> Estimator:
     """The estimator with a name, with a field for each pair where it gave one for all."""
     estimator = find_method(method)
     if method not in BUILT_IN:
-        for image in images:
-            check_grey_levels(image, method)
+        check_grey_levels(fixed, moving, f"method {method!r}")
 
     def complete(fixed: jax.Array, moving: jax.Array) -> Registration:
         result = estimator(fixed, moving)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,17 @@ class Registration:
     success: ArrayLike
     covariance: jax.Array | None = None
     found: ArrayLike = True
+
+    def __getitem__(self, index: Any) -> Registration:
+        """Some pairs of a batch, or one of them: whatever indexes an array."""
+        if not jnp.ndim(self.transform.tx):
+            raise TypeError("the answer to one pair, not to a batch, cannot be indexed")
+        # A scalar, such as `found`, is that of all.
+        return jax.tree.map(lambda v: jnp.asarray(v)[index] if jnp.ndim(v) else v, self)
+
+    def __iter__(self) -> Iterator[Registration]:
+        """The pairs of a batch, one after the other."""
+        return (self[i] for i in range(len(self.transform.as_array())))
 
     @property
     def standard_errors(self) -> jax.Array | None:

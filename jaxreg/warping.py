@@ -19,16 +19,6 @@ from jaxreg.interpolation import Interpolation, check_interpolation, spline_coef
 _PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
 
 
-_BATCH = "for a batch use jax.vmap(jaxreg.warp)(images, transforms)"
-
-
-def _check_single(transform: RigidTransform) -> None:
-    """Several would be taken for one of each row of pixels."""
-    shape = jnp.shape(transform.as_array())
-    if len(shape) != 1:
-        raise ValueError(f"transform must be one, got {shape[0]} or more of them; {_BATCH}")
-
-
 def pixel_grid(shape: Shape) -> jax.Array:
     """``(H, W, 2)`` float32 array of the pixel centres ``(x, y)`` of an image."""
     y, x = jnp.meshgrid(
@@ -98,42 +88,61 @@ def warp(
     transform: RigidTransform,
     interpolation: Interpolation = "linear",
 ) -> jax.Array:
-    """Move the content of an image by a rigid transform.
+    """Move the content of an image, or of each image of a stack, by a rigid transform.
 
     Args:
-      image: ``(H, W)`` or ``(H, W, C)``, any real dtype.
-      transform: one transform (see `jaxreg.geometry`: about the image centre, in degrees,
-        positive clockwise). For a batch use ``jax.vmap(warp)``.
+      image: ``(H, W)`` or ``(H, W, C)``, any real dtype; for N transforms a stack of N of them.
+      transform: one transform or N of them (see `jaxreg.geometry`: about the image centre, in
+        degrees, positive clockwise).
       interpolation: ``"linear"`` (default), ``"cubic"`` or ``"spline"``.
 
     Returns:
-      float32 array of the image's shape, zeros where nothing of the image falls.
+      float32 array of the shape of ``image``, zeros where nothing of the image falls.
 
     Raises:
-      ValueError: ``image`` is neither ``(H, W)`` nor ``(H, W, C)``, there are several transforms,
-        or the interpolation is unknown.
+      ValueError: the shape of ``image`` is none of these, or the interpolation is unknown.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
     >>> warp(image, RigidTransform(1.0, 0.0, 0.0)).tolist()  # one pixel to the right
     [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0], [0.0, 6.0, 7.0]]
     """
     image = jnp.asarray(image, jnp.float32)
+    parameters = transform.as_array()
+    if parameters.ndim > 1:
+        count = len(parameters)
+        if parameters.ndim > 2 or image.ndim not in (3, 4) or len(image) != count:
+            raise ValueError(
+                f"image must be (N, H, W) or (N, H, W, C) for N = {parameters.shape[:-1]} "
+                f"transforms, got shape {image.shape}"
+            )
+        each = lambda image, t: warp(image, RigidTransform.from_array(t), interpolation)  # noqa: E731
+        return jax.vmap(each)(image, parameters)
     if image.ndim not in (2, 3):
-        raise ValueError(f"image must be (H, W) or (H, W, C), got shape {image.shape}; {_BATCH}")
-    _check_single(transform)
+        raise ValueError(
+            f"image must be (H, W) or (H, W, C), got shape {image.shape}; "
+            "a stack takes as many transforms"
+        )
     points = transform.inverse().apply(pixel_grid(image.shape), image.shape)
     return sample(image, points, interpolation)
 
 
 def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
-    """``(H, W)`` bool: the moving pixels whose source lies within the fixed image.
+    """Which pixels of the moving image show something of the fixed one.
 
     A point on the rim counts as inside; a tolerance of 1e-3 px keeps rounding from dropping it.
 
-    Raises:
-      ValueError: there are several transforms.
+    Args:
+      shape: of one image, starting with ``(H, W)``.
+      transform: one transform or N of them.
+
+    Returns:
+      ``(H, W)`` bool, or ``(N, H, W)``.
+
+    >>> overlap((2, 3), RigidTransform(1.0, 0.0, 0.0)).tolist()
+    [[False, True, True], [False, True, True]]
     """
-    _check_single(transform)
+    if jnp.ndim(transform.tx):
+        return jax.vmap(lambda t: overlap(shape, t))(transform)
     points = transform.inverse().apply(pixel_grid(shape), shape)
     limit = jnp.asarray([shape[1] - 1, shape[0] - 1], jnp.float32)
     return jnp.all((points >= -1e-3) & (points <= limit + 1e-3), axis=-1)

@@ -101,7 +101,22 @@ def test_batches_and_transformations():
     np.testing.assert_allclose(gradient, [0, np.pi / 180], atol=FLOAT32_PIXELS)
 
 
+def test_a_batch_is_indexed_like_an_array():
+    parameters = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    batch = RigidTransform.from_array(parameters)
+    np.testing.assert_array_equal(batch[-1].as_array(), parameters[-1])
+    np.testing.assert_array_equal(
+        batch[parameters[:, 0] > 0].tx, parameters[:, 0][parameters[:, 0] > 0]
+    )
+    np.testing.assert_array_equal([t.as_array() for t in batch], parameters)
+    with pytest.raises(TypeError, match="one transform, not a batch"):
+        batch[0][0]
+
+
 def test_wrong_shapes_are_named():
+    for shape in ((32,), (5, 32, 32, 3)):
+        with pytest.raises(ValueError, match="shape must be one image's"):
+            RigidTransform.identity().matrix(shape)
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2, 3\), got shape \(2, 2\)"):

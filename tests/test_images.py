@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.images import check_pair
+from jaxreg.images import check_grey_levels, check_pair, check_stacks
 
 
 def zeros(*shape, dtype=np.float32):
@@ -31,43 +31,82 @@ def test_nested_lists_are_images():
 
 
 @pytest.mark.parametrize(
-    ("shape", "batched", "expected"),
+    ("check", "shape", "expected"),
     [
-        ((8, 512), False, (8, 512, 1)),
-        ((8, 8, 64), False, (8, 8, 64)),
-        ((5, 8, 8), True, (5, 8, 8, 1)),
-        ((0, 8, 8, 3), True, (0, 8, 8, 3)),
+        (check_pair, (8, 512), (8, 512, 1)),
+        (check_pair, (8, 8, 16), (8, 8, 16)),
+        (check_stacks, (5, 8, 8), (5, 8, 8, 1)),
+        (check_stacks, (0, 8, 8, 3), (0, 8, 8, 3)),
     ],
 )
-def test_accepted_shapes(shape, batched, expected):
-    assert check_pair(zeros(*shape), zeros(*shape), batched)[0].shape == expected
+def test_accepted_shapes(check, shape, expected):
+    assert check(zeros(*shape), zeros(*shape))[0].shape == expected
+
+
+@pytest.mark.parametrize("module", [np, jnp])
+@pytest.mark.parametrize("tail", [(), (3,)])
+def test_one_image_may_stand_for_all_without_a_copy(module, tail):
+    one, many = module.ones((8, 9, *tail), np.uint8), module.zeros((5, 8, 9, *tail), np.uint8)
+    shape = (5, 8, 9, *(tail or (1,)))
+    for a, b in (check_stacks(one, many), check_stacks(many, one)[::-1]):
+        assert a.shape == b.shape == shape
+        assert np.asarray(a).strides[0] == 0
+        np.testing.assert_array_equal(a, 1)
+        np.testing.assert_array_equal(b, 0)
+
+
+BAD_PAIRS = [
+    (zeros(8), zeros(8), r"fixed must be \(H, W\).*got shape \(8,\)"),
+    (zeros(), zeros(), r"got shape \(\)"),
+    (zeros(2, 8, 8, 3), zeros(2, 8, 8, 3), r"a stack \(N, H, W\) call jaxreg.register_batch"),
+    (zeros(9, 32, 32), zeros(9, 32, 32), "16 channels.*got 32.* call jaxreg.register_batch"),
+    (zeros(7, 8), zeros(7, 8), "8 to 512 pixels high and wide, got 7 x 8"),
+    (zeros(8, 513), zeros(8, 513), "got 8 x 513; downsample it first"),
+    (zeros(0, 0), zeros(0, 0), "got 0 x 0"),
+    (zeros(8, 8, 0), zeros(8, 8, 0), "1 to 16 channels on its last axis, got 0"),
+    (zeros(3, 32, 32), zeros(3, 32, 32), "got 3 x 32; channels go last: np.moveaxis"),
+    (zeros(8, 8), zeros(8, 9), r"\(8, 8\) and \(8, 9\); crop or pad"),
+    (zeros(8, 8), zeros(8, 8, 3), "same shape.*; make both grey or both colour"),
+    (zeros(8, 8, 1), zeros(8, 8, 3), "same shape.*; make both grey or both colour"),
+    (zeros(8, 8), zeros(8, 8, dtype=complex), "moving must hold real.*complex128"),
+    (np.full((8, 8), "a"), zeros(8, 8), "fixed must hold real numbers"),
+    (np.full((8, 8), None), zeros(8, 8), "fixed must hold real.*object"),
+    (zeros(8, 8), np.full((8, 8), np.inf), "moving must be finite.*64 NaN or infinite"),
+    (np.full((8, 8), 1e300), zeros(8, 8), "fixed must be finite"),
+]
+BAD_STACKS = [
+    (zeros(8, 8), zeros(8, 8), "for one pair call jaxreg.register"),
+    (zeros(2, 8, 8), zeros(3, 8, 8), "same shape.*; give as many images in each"),
+    (zeros(2, 8, 8), zeros(2, 9, 8), "same shape.*; crop or pad"),
+    (zeros(9, 8), zeros(3, 8, 8), "same shape.*; crop or pad"),
+    (zeros(2, 8, 8, 1), zeros(2, 8, 8, 3), "same shape.*; make both grey or both colour"),
+    (zeros(2, 3, 32, 32), zeros(2, 3, 32, 32), "got 3 x 32; channels go last"),
+    (zeros(2, 8, 8), np.full((2, 8, 8), "a"), "moving must hold real numbers"),
+]
 
 
 @pytest.mark.parametrize(
-    ("fixed", "moving", "batched", "message"),
+    ("check", "fixed", "moving", "message"),
+    [(check_pair, *case) for case in BAD_PAIRS] + [(check_stacks, *case) for case in BAD_STACKS],
+)
+def test_the_rest_is_refused_with_a_reason(check, fixed, moving, message):
+    with pytest.raises(ValueError, match=message):
+        check(fixed, moving)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
     [
-        (zeros(8), zeros(8), False, r"fixed must be \(H, W\).*got shape \(8,\)"),
-        (zeros(), zeros(), False, r"got shape \(\)"),
-        (zeros(2, 8, 8, 3), zeros(2, 8, 8, 3), False, "for a batch call jaxreg.register_batch"),
-        (zeros(8, 8), zeros(8, 8), True, "for one pair call jaxreg.register"),
-        (zeros(7, 8), zeros(7, 8), False, "8 to 512 pixels high and wide, got 7 x 8"),
-        (zeros(8, 513), zeros(8, 513), False, "got 8 x 513; downsample it first"),
-        (zeros(0, 0), zeros(0, 0), False, "got 0 x 0"),
-        (zeros(8, 8, 0), zeros(8, 8, 0), False, "1 to 64 channels on its last axis, got 0"),
-        (zeros(3, 32, 32), zeros(3, 32, 32), False, "fixed must be 8 to 512.*got 3 x 32"),
-        (zeros(8, 8), zeros(8, 9), False, r"\(8, 8\) and \(8, 9\); crop or pad"),
-        (zeros(8, 8), zeros(8, 8, 1), False, "same shape"),
-        (zeros(2, 8, 8), zeros(3, 8, 8), True, "same shape"),
-        (zeros(8, 8), zeros(8, 8, dtype=complex), False, "moving must hold real.*complex128"),
-        (np.full((8, 8), "a"), zeros(8, 8), False, "fixed must hold real numbers"),
-        (np.full((8, 8), None), zeros(8, 8), False, "fixed must hold real.*object"),
-        (zeros(8, 8), np.full((8, 8), np.inf), False, "moving must be finite.*64 NaN or infinite"),
-        (np.full((8, 8), 1e300), zeros(8, 8), False, "fixed must be finite"),
+        (0.7, np.float32, "moving must have intensities in 0..255 for sift, got at most 0.7; mult"),
+        (1000, np.uint16, "got at most 1000; rescale them"),
+        (np.nan, np.float32, "128 NaN or infinite values in 2 of 4 images, the first at index 1"),
     ],
 )
-def test_the_rest_is_refused_with_a_reason(fixed, moving, batched, message):
+def test_units_that_a_method_cannot_take_are_named(value, dtype, message):
+    fixed, moving = zeros(4, 8, 8, 1), zeros(4, 8, 8, 1, dtype=dtype)
+    moving[[1, 3]] = value
     with pytest.raises(ValueError, match=message):
-        check_pair(fixed, moving, batched)
+        check_grey_levels(fixed, moving, "sift")
 
 
 def test_shapes_are_checked_under_jit_and_values_are_not():

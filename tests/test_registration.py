@@ -135,6 +135,49 @@ def test_more_pairs_than_a_chunk(batch):
     assert max(shift.max(), turn.max()) < REGISTERED_UNIT
 
 
+def test_one_reference_for_all(batch):
+    pairs = photo_pairs()
+    for fixed, moving in ((pairs.fixed[5], pairs.moving), (pairs.fixed, pairs.moving[5])):
+        result = register_batch(fixed, moving)
+        assert result.score.shape == batch.score.shape
+        jax.tree.map(np.testing.assert_array_equal, result[5], batch[5])
+
+
+def test_a_bad_frame_spoils_its_own_pair_alone(batch):
+    pairs = photo_pairs()
+    moving = np.array(pairs.moving)
+    moving[2, 0, 0] = np.nan
+    result = register_batch(pairs.fixed, moving)
+    assert not result.success[2]
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(result))
+    jax.tree.map(np.testing.assert_array_equal, result[3:], batch[3:])
+    with pytest.raises(ValueError, match=r"moving must be finite.* in 1 of .*first at index 2"):
+        register_batch(pairs.fixed, moving, method="fft")
+
+
+def test_batches_have_gradients():
+    pairs = photo_pairs()
+    # Noise, for where the residual is zero the optimum has a corner.
+    noise = np.random.default_rng(0).normal(size=(2, *pairs.fixed[:2].shape)).astype(np.float32)
+    fixed, moving = pairs.fixed[:2] + 5 * noise[0], pairs.moving[:2] + 5 * noise[1]
+    shift = lambda moving: register_batch(fixed, moving).transform.tx  # noqa: E731
+    gradient = jax.grad(lambda moving: shift(moving).sum())(moving)
+    direction = np.asarray(gradient) / np.abs(gradient).max()
+    ahead, behind = (shift(moving + step * direction) for step in (0.5, -0.5))
+    np.testing.assert_allclose(
+        (np.asarray(gradient) * direction).sum((1, 2, 3)), ahead - behind, rtol=0.1
+    )
+
+
+@pytest.mark.parametrize("count", [5, 64, 130])
+def test_other_methods_under_jit(count):
+    fixed = np.stack([texture((8, 8), seed=s) for s in range(count)])
+    call = lambda f, m: register_batch(f, m, method="constant")  # noqa: E731
+    np.testing.assert_allclose(
+        jax.jit(call)(fixed, fixed[::-1]).score, call(fixed, fixed[::-1]).score, atol=1e-6
+    )
+
+
 def test_other_methods_by_name():
     fixed = texture((16, 16))
     result = register(fixed, fixed, method="constant")
@@ -153,6 +196,10 @@ def test_other_methods_by_name():
         (lambda i: register(i, i, method="dirct"), "did you mean direct"),
         (lambda i: register(i, i, max_shift=0.0), r"max_shift must be in \(0, 0.5\]"),
         (lambda i: register(i, i, interpolation="cubic"), "interpolation must be"),
+        (
+            lambda i: register(i, i, method="constant", max_shift=0.2),
+            "are settings of method 'direct'",
+        ),
         (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
         (lambda i: register(i, i[:7]), "moving must be 8 to 512 pixels"),
         (lambda i: register_batch(i, i), r"got 16 x 3; for one pair call jaxreg.register"),
@@ -193,8 +240,16 @@ def test_options_are_keyword_only(function):
         assert f"{option.name}:" in function.__doc__
 
 
-def test_a_result_is_a_pytree(batch):
-    assert isinstance(jax.tree.map(lambda v: v[0], batch), Registration)
+def test_a_result_is_a_pytree_and_indexed_like_an_array(batch):
+    one = jax.tree.map(lambda v: v[3], batch)
+    assert isinstance(one, Registration)
+    jax.tree.map(np.testing.assert_array_equal, batch[3], one)
+    good = batch[np.asarray(batch.success)]
+    assert len(good.transform.tx) == np.asarray(batch.success).sum()
+    assert [float(r.score) for r in batch] == np.asarray(batch.score).tolist()
+    assert Registration(batch.transform, batch.score, batch.success)[0].found is True
+    with pytest.raises(TypeError, match="to one pair, not to a batch"):
+        one[0]
 
 
 def test_importing_is_light():

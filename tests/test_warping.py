@@ -127,13 +127,15 @@ def test_is_linear_in_the_image():
     )
 
 
-def test_vmap_is_one_by_one():
+@pytest.mark.parametrize("together", [warp, jax.jit(warp), jax.jit(jax.vmap(warp))])
+def test_a_stack_is_one_by_one(together):
     pictures = np.stack([image(seed=s) for s in range(4)])
     batch = RigidTransform.from_array(np.random.default_rng(0).normal(size=(4, 3)) * 5)
-    together = jax.jit(jax.vmap(warp))(pictures, batch)
-    for i in range(4):
-        t = jax.tree.map(lambda v, i=i: v[i], batch)
-        np.testing.assert_allclose(together[i], warp(pictures[i], t), atol=FLOAT32_INTENSITY)
+    warped, seen = together(pictures, batch), overlap((32, 32), batch)
+    assert warped.shape == pictures.shape
+    for i, t in enumerate(batch):
+        np.testing.assert_allclose(warped[i], warp(pictures[i], t), atol=FLOAT32_INTENSITY)
+        np.testing.assert_array_equal(seen[i], overlap((32, 32), t))
 
 
 def test_overlap_is_where_a_white_image_stays_white():
@@ -145,12 +147,12 @@ def test_overlap_is_where_a_white_image_stays_white():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="linear, cubic, spline, got 'nearest'"):
         warp(image(), RigidTransform.identity(), "nearest")
-    with pytest.raises(ValueError, match=r"got shape \(4, 32, 32, 3\).*vmap"):
+    with pytest.raises(ValueError, match=r"got shape \(4, 32, 32, 3\); a stack takes as many"):
         warp(np.zeros((4, 32, 32, 3)), RigidTransform.identity())
     with pytest.raises(ValueError, match=r"image must be .*got shape \(4, 32, 32, 3\)"):
         sample(np.zeros((4, 32, 32, 3)), np.zeros((5, 2)))
-    # A grey stack looks like an image of many channels, and as many transforms like rows of pixels.
-    several = RigidTransform.identity((32,))
-    for call in (lambda: warp(np.zeros((4, 32, 32)), several), lambda: overlap((32, 32), several)):
-        with pytest.raises(ValueError, match=r"transform must be one, got 32.*vmap"):
-            call()
+    for shape, count in (((4, 32, 32), (3,)), ((32, 32), (32,)), ((4, 32, 32), (4, 1))):
+        with pytest.raises(ValueError, match=r"image must be \(N, H, W\).*transforms, got shape"):
+            warp(np.zeros(shape), RigidTransform.identity(count))
+    with pytest.raises(ValueError, match=r"shape must be one image's.*got \(4, 32, 32, 3\)"):
+        overlap((4, 32, 32, 3), RigidTransform.identity())

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxreg.batching import map_batches
 from jaxreg.geometry import RigidTransform
-from jaxreg.images import check_pair
+from jaxreg.images import check_grey_levels, check_pair, check_stacks
 from jaxreg.models import Network
 from jaxreg.result import Registration
 from jaxreg.training.configs import TrainConfig
@@ -99,8 +99,8 @@ class TrainedNetwork:
 
     def register(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register one pair of images ``(H, W)`` or ``(H, W, C)``, see `register_batch`."""
-        pair = (jnp.asarray(i, jnp.float32)[None] for i in check_pair(fixed, moving))
-        return jax.tree.map(lambda v: v[0], self.estimate(*pair))
+        stacks = (image[None] for image in check_pair(fixed, moving))
+        return jax.tree.map(lambda v: v[0], self.register_batch(*stacks))
 
     def register_batch(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register N pairs of images.
@@ -108,13 +108,15 @@ class TrainedNetwork:
         Args:
           fixed: ``(N, H, W)`` or ``(N, H, W, C)`` with H = W = ``image_size`` and C 1 or 3; any
             real dtype, intensities in 0..255.
-          moving: the same shape.
+          moving: the same shape. Either may be one image without N, for all of the other.
 
         Returns:
           The transforms from fixed to moving, in pixels and degrees, with what the network says of
           their worth (`jaxreg.models.Network.estimate`).
 
         Raises:
-          ValueError: the images have another size or number of channels, or hold NaN.
+          ValueError: the images have another size, number of channels or unit, or hold NaN.
         """
-        return map_batches(self.estimate, *check_pair(fixed, moving, batched=True))
+        stacks = check_stacks(fixed, moving)
+        check_grey_levels(*stacks, "this network")
+        return map_batches(self.estimate, *stacks)
