@@ -1,4 +1,4 @@
-"""Many pairs: in chunks, over threads and devices, with one compilation for any number.
+"""Many pairs: in chunks, over threads and devices, with few compilations for any number.
 
 A CPU is fastest pair by pair, which keeps the work of each in its caches, with a thread for every
 core; an accelerator wants thousands of pairs at once, and the next ones on their way meanwhile.
@@ -21,25 +21,53 @@ from jaxreg.result import Estimator, Registration
 
 OnePair = Callable[[jax.Array, jax.Array], Registration]
 _PAIRS = "pairs"  # the mesh axis
-# Pairs of a chunk, for each device.
+# Pairs of a chunk at most, for each device, and pixels of its fixed images: memory is bounded
+# whatever the size of the images.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 4096
+_CPU_PIXELS, _ACCELERATOR_PIXELS = 2**16, 2**22
 _CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
 # Every core has pairs of its own: splitting one pair's small loops over threads would only cost.
 _CPU_COMPILER = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
 
 
+def _devices() -> list[jax.Device]:
+    """Those that work is spread over: the caller's `jax.default_device`, or all of this host."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if chosen is None:
+        return jax.local_devices()
+    return [chosen] if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[:1]
+
+
+def runs_on_cpu() -> bool:
+    """Whether a program compiled now is for CPUs, which are fastest pair by pair."""
+    return _devices()[0].platform == "cpu"
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @functools.cache
 def _compiled_chunk(on_cpu: bool) -> Any:
     options = _CPU_COMPILER if on_cpu else None
-    return jax.jit(_chunk, static_argnames=("one", "devices"), compiler_options=options)
+    program = functools.partial(_chunk, on_cpu)
+    return jax.jit(program, static_argnames=("one", "devices"), compiler_options=options)
 
 
 def _chunk(
-    one: OnePair, fixed: jax.Array, moving: jax.Array, count: jax.Array, devices: int
+    on_cpu: bool,
+    one: OnePair,
+    fixed: jax.Array,
+    moving: jax.Array,
+    count: jax.Array,
+    devices: int,
 ) -> Registration:
     """The first ``count`` pairs of a chunk, which is spread over the devices."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu:
         run = jax.vmap(one)
     else:
         run = functools.partial(_one_by_one, one, count if devices == 1 else len(fixed) // devices)
@@ -71,9 +99,9 @@ def _one_by_one(
 @functools.partial(jax.jit, static_argnums=0)
 def _traced(one: OnePair, fixed: jax.Array, moving: jax.Array) -> Registration:
     """A function of one pair for all pairs of a program that is being traced."""
-    if jax.default_backend() != "cpu":
-        return jax.vmap(one)(fixed, moving)
-    return jax.lax.map(lambda pair: one(*pair), (fixed, moving))
+    if runs_on_cpu():
+        return jax.lax.map(lambda pair: one(*pair), (fixed, moving))
+    return jax.vmap(one)(fixed, moving)
 
 
 def map_pairs(
@@ -94,37 +122,57 @@ def map_pairs(
     """
     if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
         return _traced(one, *(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
-    count, devices, on_cpu = len(fixed), jax.local_device_count(), jax.default_backend() == "cpu"
-    # With several devices each chunk keeps all of them busy; a lone CPU is several cores.
-    threads = os.cpu_count() or 1 if on_cpu and devices == 1 else 2
-    if on_cpu:
-        size = step = _CPU_CHUNK * devices
-        if devices == 1:
-            step = min(size, max(-(-count // threads), 1))
-    else:  # powers of two: few compilations, little in vain
-        step = size = min(1 << max(count - 1, 1).bit_length(), _ACCELERATOR_CHUNK) * devices
+    count, devices, on_cpu = len(fixed), len(_devices()), runs_on_cpu()
+    lone_cpu = on_cpu and devices == 1
+    threads = _cores() if lone_cpu else 2  # the second brings the next pairs meanwhile
+    step, size = _sizes(count, fixed.shape[1] * fixed.shape[2], devices, on_cpu, threads)
 
     # Threads begin without the settings that the caller made with these.
     device, precision = (getattr(jax.config, f"jax_{name}") for name in _CONTEXT)
 
     def part(start: int) -> Registration:
         with jax.default_device(device), jax.default_matmul_precision(precision):
-            pair = [_padded(images[start : start + step], size) for images in (fixed, moving)]
+            pair = [_filled_up(images[start : start + step], size) for images in (fixed, moving)]
             if devices > 1:  # wherever they were, even committed to one of them
                 pair = jax.device_put(pair, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
             answers = _compiled_chunk(on_cpu)(one, *pair, jnp.int32(number), devices)
-            return jax.block_until_ready(jax.tree.map(lambda v: v[:number], answers))
+            return jax.tree.map(lambda v: np.asarray(v)[:number], answers)
 
-    if count <= step:
-        return part(0)
+    starts = range(0, max(count, 1), step)
+    if len(starts) == 1:
+        return jax.tree.map(jnp.asarray, part(0))
     # The first call compiles: once, not in every thread. A lone CPU needs no pair for that.
-    starts = range(0, count, step)
-    first, *others = [count, *starts] if on_cpu and devices == 1 else starts
+    first, *others = [count, *starts] if lone_cpu else starts
     parts = [part(first)]
     with ThreadPoolExecutor(threads) as pool:
         parts += pool.map(part, others)
-    return jax.tree.map(lambda *v: jnp.concatenate(v), *parts)
+    # On the host: a concatenation on the device would be compiled anew for every number of parts.
+    return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
+
+
+def _sizes(
+    count: int, pixels: int, devices: int, on_cpu: bool, threads: int = 1
+) -> tuple[int, int]:
+    """Pairs of a call, and of the program it runs, which is compiled for few different numbers.
+
+    >>> [_sizes(count, 32 * 32, 1, on_cpu=True, threads=2) for count in (1, 7, 1000)]
+    [(1, 64), (4, 64), (64, 64)]
+    >>> [_sizes(count, 32 * 32, 8, on_cpu=False) for count in (1, 1000, 100_000)]
+    [(8, 8), (1024, 1024), (32768, 32768)]
+    >>> _sizes(1000, 512 * 512, 1, on_cpu=False)
+    (16, 16)
+    """
+    most, area = _CPU_CHUNK, _CPU_PIXELS
+    if not on_cpu:
+        most, area = _ACCELERATOR_CHUNK, _ACCELERATOR_PIXELS
+    chunk = min(most, 1 << max(area // pixels, 1).bit_length() - 1)
+    if on_cpu and devices == 1:  # a loop of any length
+        return min(chunk, max(-(-count // threads), 1)), chunk
+    # Powers of two, for each device: few compilations, little in vain.
+    each = -(-count // devices)
+    size = devices * min(1 << max(each - 1, 0).bit_length(), chunk)
+    return size, size
 
 
 def map_batches(
@@ -154,8 +202,10 @@ def map_batches(
     for start in range(0, count, _BATCH):
         # The last part reaches back rather than being short: one shape, one compilation.
         begin = min(start, count - _BATCH)
-        results.append(jax.tree.map(lambda v, skip=start - begin: v[skip:], part(begin)))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+        results.append(
+            jax.tree.map(lambda v, skip=start - begin: np.asarray(v)[skip:], part(begin))
+        )
+    return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *results)
 
 
 def _traced_batches(
@@ -175,9 +225,10 @@ def _traced_batches(
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), results, last)
 
 
-def _padded(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:
-    """``size`` images as float32, the last ones zero if there are fewer."""
-    missing = size - len(images)
-    xp = jnp if isinstance(images, jax.Array) else np
-    images = images.astype(np.float32)
-    return xp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
+def _filled_up(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:
+    """``size`` images as float32, repeated where there are fewer: zeros would be doubtful pairs."""
+    if not len(images):
+        return np.zeros((size, *images.shape[1:]), np.float32)
+    if len(images) < size:
+        images = images[np.arange(size) % len(images)]
+    return images.astype(np.float32)

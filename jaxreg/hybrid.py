@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 
+from jaxreg.batching import runs_on_cpu
 from jaxreg.direct import align_from
 from jaxreg.learned import compact
 from jaxreg.result import Registration
@@ -30,7 +31,7 @@ def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
     start = compact(*jax.lax.stop_gradient((fixed, moving)))
     # As in `jaxreg.batching`: a CPU is fastest pair by pair.
     pairs = fixed, moving, start.transform
-    if jax.default_backend() == "cpu":
+    if runs_on_cpu():
         result = jax.lax.map(lambda pair: align_from(*pair), pairs)
     else:
         result = jax.vmap(align_from)(*pairs)

@@ -34,6 +34,7 @@ def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
         answer = batching.map_pairs(first_pixels, images, images + 1)
         np.testing.assert_array_equal(answer.transform.tx, np.arange(count) % 200)
         np.testing.assert_array_equal(answer.transform.ty, np.arange(count) % 200 + 1)
+        assert isinstance(answer.score, jax.Array)
         assert answer.covariance.shape == (count, 3, 3)
         assert np.asarray(answer.success).all()
     assert batching._compiled_chunk(True)._cache_size() == 1
@@ -47,6 +48,25 @@ def test_arrays_on_the_device_and_under_vmap():
     np.testing.assert_array_equal(stacked.transform.tx[0], np.arange(70))
 
 
+def test_few_pairs_keep_every_device_busy_and_large_ones_few_at_once():
+    for count in (1, 8, 9, 1000, 40_000):
+        each = -(-count // 8)
+        step, size = batching._sizes(count, 32 * 32, 8, on_cpu=False)
+        assert step == size
+        assert size // 8 == 4096 or each <= size // 8 < 2 * each
+    for on_cpu in (True, False):
+        step, size = batching._sizes(10**6, 512 * 512, 1, on_cpu)
+        assert 1 <= step <= size <= 16
+        assert batching._sizes(10**6, 8 * 8, 1, on_cpu)[1] <= 4096
+
+
+def test_what_fills_a_chunk_up_are_pairs_again():
+    images = numbered(3)
+    for module in (np, jnp):
+        filled = batching._filled_up(module.asarray(images), 8)
+        np.testing.assert_array_equal(filled[:, 0, 0, 0], [0, 1, 2, 0, 1, 2, 0, 1])
+
+
 SPREAD = """
 import jax
 import numpy as np
@@ -57,6 +77,9 @@ images = numbered(1200)
 answer = map_pairs(first_pixels, images, images + 1)
 np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
 np.testing.assert_array_equal(answer.transform.ty, np.arange(1200) % 200 + 1)
+with jax.default_device(jax.local_devices()[3]):
+    answer = map_pairs(first_pixels, images[:70], images[:70])
+np.testing.assert_array_equal(answer.transform.ty, np.arange(70))
 committed = jax.device_put(images, jax.local_devices()[3])
 answer = map_pairs(first_pixels, committed, images + 1)
 np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
