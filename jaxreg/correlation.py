@@ -88,9 +88,12 @@ def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
 
 
 @functools.cache
-def _in_frame(size: int, side: int, reach: int) -> np.ndarray:
+def _in_frame(size: int, side: int, reach: int, mirrored: bool) -> np.ndarray:
     """``(2 reach + 1, side)``: 1 where a template's line lies in the frame at each shift."""
-    line = _start(size, side) + np.arange(side) + np.arange(-reach, reach + 1)[:, None]
+    start = _start(size, side)
+    if mirrored:  # an odd rest is no longer on the same side
+        start = size - side - start
+    line = start + np.arange(side) + np.arange(-reach, reach + 1)[:, None]
     return ((line >= 0) & (line < size)).astype(np.float32)
 
 
@@ -126,8 +129,9 @@ def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> ja
     lines = jnp.concatenate([quarter, quarter**2]).reshape(-1, side)
     span = 2 * reach + 1
     turns = []
-    for k, frame_shape in enumerate([shape, shape[::-1]] * 2):
-        rows, columns = (_in_frame(size, side, reach) for size in frame_shape)
+    for k, (height, width) in enumerate([shape, shape[::-1]] * 2):
+        rows = _in_frame(height, side, reach, mirrored=k in (1, 2))
+        columns = _in_frame(width, side, reach, mirrored=k in (2, 3))
         sums = product(lines, columns.T).reshape(-1, side, span)
         sums = jnp.einsum("yi,nix->yxn", rows, sums, precision=_HIGHEST)
         turns.append(jnp.rot90(sums.reshape(span, span, 2, count), -k))
