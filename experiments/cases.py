@@ -179,9 +179,19 @@ def direct(settings: Settings) -> Iterator[Case]:
 
         one_pair = _pair_by_pair(settings, size, single)
         yield Case("register", size, 1, one_pair, work, default, **about)
-        on_device = program.on(*(images[0] for images in batch_of(settings, size, 1)))
+        run = lambda *pair, program=program: jax.block_until_ready(program.run(*pair))  # noqa: E731
+        on_device = (list(map(jnp.asarray, images)) for images in image_pairs(size, settings.pairs))
         note = "the compiled program alone, images on the device"
-        yield Case("register, program", size, 1, on_device, work, default, **about, note=note)
+        yield Case(
+            "register, program",
+            size,
+            1,
+            PairByPair(run, *on_device),
+            work,
+            default,
+            **about,
+            note=note,
+        )
         for batch in settings.batches:
             fixed, moving = batch_of(settings, size, batch)
             for precision in precisions():

@@ -31,13 +31,16 @@ class Seconds:
     calls: int
 
 
+Images = np.ndarray | Sequence[Any]  # on the host, or one by one on a device
+
+
 class PairByPair:
     """Calls with one pair of images, another one in each turn of `interleave`.
 
     As all functions have as many turns, all are timed on the same pairs.
     """
 
-    def __init__(self, call: Callable[..., Any], fixed: np.ndarray, moving: np.ndarray):
+    def __init__(self, call: Callable[..., Any], fixed: Images, moving: Images):
         self._call, self._fixed, self._moving = call, fixed, moving
         self._turn = -1
 

@@ -27,7 +27,7 @@ class Peaks(NamedTuple):
 
     Attributes:
       transform: ``(K,)`` transforms, in pixels of the coarse grid.
-      score: ``(K,)``, see `evidence`.
+      score: ``(K,)``, see `evidence`; less 100 for what is no local maximum.
     """
 
     transform: RigidTransform
@@ -101,16 +101,14 @@ def _in_frame(size: int, side: int, reach: int, mirrored: bool) -> np.ndarray:
 def _shifted_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
     """``((2 reach + 1)^2, H W)``: the disc in the frame at all shifts (dy major)."""
     span = 2 * reach + 1
-    height, width = shape
-    # Wide enough for any shift; the frame is cut out of the middle.
-    margin = reach + side
-    place = np.zeros((span, span, height + 2 * margin, width + 2 * margin), np.float32)
-    for dy, dx in np.ndindex(span, span):
-        y = margin + _start(height, side) + dy - reach
-        x = margin + _start(width, side) + dx - reach
-        place[dy, dx, y : y + side, x : x + side] = _disc(side)
-    place = place[:, :, margin : margin + height, margin : margin + width]
-    return place.reshape(span * span, height * width)
+    place = np.zeros((span, span, *shape), np.float32)
+    for shift in np.ndindex(span, span):
+        # What of the square, as rows and columns, lies in the frame, and where there.
+        first = [_start(size, side) + s - reach for size, s in zip(shape, shift, strict=True)]
+        disc = tuple(slice(max(-f, 0), min(side, n - f)) for f, n in zip(first, shape, strict=True))
+        frame = tuple(slice(max(f, 0), min(f + side, n)) for f, n in zip(first, shape, strict=True))
+        place[shift][frame] = _disc(side)[disc]
+    return place.reshape(span * span, -1)
 
 
 def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> jax.Array:
@@ -178,7 +176,8 @@ def evidence(ncc: jax.Array, share: jax.Array) -> jax.Array:
     """How much an alignment says: the mutual information of two Gaussian images over their overlap.
 
     A correlation of 0.99 over half of the image is less of a coincidence than 1.0 over a tenth:
-    near-featureless corners match anything. Correlations are told apart up to about 0.99.
+    near-featureless corners match anything. Correlations are told apart up to about 0.99; below
+    0.1 either way all say next to nothing.
 
     Args:
       ncc: normalised cross-correlation; anticorrelation counts against.

@@ -143,14 +143,14 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
 
 
 def _coarse_to_fine(
-    fixed: jax.Array, moving: jax.Array, options: DirectOptions
+    source: jax.Array, target: jax.Array, options: DirectOptions
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """The best alignment by Gauss-Newton, its lead in evidence over the closest rival, and its own.
 
     Of planes ``(H, W)``, the first pulled onto the second.
     """
-    grid = coarse_side(min(fixed.shape[:2]))
-    factor, coarse = _pyramid(fixed, moving, grid, options)[0]
+    grid = coarse_side(min(source.shape))
+    factor, coarse = _pyramid(source, target, grid, options)[0]
     grey = _candidates(coarse, options)
     ranked = best_and_rival(grey, local_evidence(*coarse, grey, _NEIGHBOURHOOD))
     best, rival = ranked.score
@@ -166,7 +166,7 @@ def _coarse_to_fine(
         del grey
         return _follow(_pyramid(*images, grid, options), ranked)
 
-    return cond_rarely(~decided, look_further, follow, (fixed, moving), ranked, grey)
+    return cond_rarely(~decided, look_further, follow, (source, target), ranked, grey)
 
 
 class _Level(NamedTuple):
@@ -177,11 +177,11 @@ class _Level(NamedTuple):
 
 
 def _pyramid(
-    fixed: jax.Array, moving: jax.Array, coarsest: int, options: DirectOptions
+    source: jax.Array, target: jax.Array, coarsest: int, options: DirectOptions
 ) -> list[_Level]:
     """Levels of planes ``(H, W)``, from a shorter side of ``coarsest`` pixels to full size."""
-    factors = level_factors(fixed.shape, coarsest, options.level_step)
-    pair = lambda factor: (downsample(fixed, factor), downsample(moving, factor))  # noqa: E731
+    factors = level_factors(source.shape, coarsest, options.level_step)
+    pair = lambda factor: (downsample(source, factor), downsample(target, factor))  # noqa: E731
     return [_Level(factor, pair(factor)) for factor in factors]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.intensity import Fit, fit_intensity
-from jaxreg.normal_equations import System, normal_matrix
+from jaxreg.normal_equations import System, moments, normal_matrix
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import product
 from jaxreg.refinement import solve
@@ -27,7 +27,7 @@ from jaxreg.resampling import DEGREE, moved_by, noise_gain, prepared, pull, sour
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on scene pairs of the training photographs.
 _ALIASING_INFLATION = 2.5
-_FEW_PIXELS = 1024  # below this, none is spared in choosing direction and kernel
+_MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
 _EXACT = 1e-9
 
@@ -108,9 +108,9 @@ def finish(
 
 @functools.cache
 def _slanted_lines(height: int, width: int) -> np.ndarray | slice:
-    """Indices of every third pixel, but all of a small image: enough to tell the kernel by."""
+    """Indices of every third pixel, or of all of a small image: enough to tell the kernel by."""
     y, x = np.mgrid[:height, :width]
-    return np.flatnonzero((y + x) % 3 == 0) if y.size > _FEW_PIXELS else slice(None)
+    return np.flatnonzero((y + x) % 3 == 0) if y.size >= _MANY_PIXELS else slice(None)
 
 
 def _mismatch(
@@ -126,9 +126,9 @@ def _mismatch(
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
     value = pull(prepared(source, linear), points, linear)
     fit = fit_intensity(value, flat(target)[some], points.inside)
-    system = System(slope, normal_matrix(slope, slope, fit.weight))
-    moments = system.moments(fit.weight, fit.residual)
-    moved = jnp.vdot(moments, solve(system.inverse, moments)) / value.shape[-1]
+    normal = normal_matrix(slope, slope, fit.weight)
+    drop = moments(slope, fit.weight, fit.residual)
+    moved = product(drop, solve(normal, drop)) / value.shape[-1]
     variance = fit.variance - moved / jnp.maximum(fit.weight.sum(), 1.0)
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
     kept = jnp.square(fit.gain) * noise_gain(points, linear)

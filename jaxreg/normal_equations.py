@@ -28,10 +28,10 @@ class System(NamedTuple):
     instruments: jax.Array
     inverse: jax.Array
 
-    def moments(self, weight: jax.Array, residual: jax.Array) -> jax.Array:
-        """``(U,)`` products of the instruments with the residual ``(P, C)``, weighted ``(P,)``."""
-        weighted = (weight[:, None] * residual).reshape(-1)
-        return product(self.instruments, weighted)
+
+def moments(instruments: jax.Array, weight: jax.Array, residual: jax.Array) -> jax.Array:
+    """``(U,)`` products of ``(U, P * C)`` with a residual ``(P, C)``, weighted ``(P,)``."""
+    return product(instruments, (weight[:, None] * residual).reshape(-1))
 
 
 def of_model(columns: jax.Array, gain: jax.Array) -> jax.Array:

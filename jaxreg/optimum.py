@@ -23,7 +23,15 @@ from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import Fit, fit_intensity, weigh
 from jaxreg.interpolation import spline_gradient
-from jaxreg.normal_equations import System, damped_inverse, guarded, normal_matrix, of_model, secant
+from jaxreg.normal_equations import (
+    System,
+    damped_inverse,
+    guarded,
+    moments,
+    normal_matrix,
+    of_model,
+    secant,
+)
 from jaxreg.products import apply_separable, dots, over_channels, product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import clip_step, solve
@@ -39,7 +47,8 @@ _TAILS = 5.0
 _FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
 _MOST_ARE_DONE = 8  # steps after which few pairs have not converged
 _CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
-# Chi-square (1 gain + C biases) from which a brightness change is believed.
+# Chi-square (1 gain + C biases) from which a brightness change is believed, for up to three
+# channels; one more for each further one, as much as it adds by itself.
 _BRIGHTNESS_CHANGED = 30.0
 
 
@@ -137,7 +146,7 @@ def find_optimum(
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
     descend = functools.partial(_descend, shape=source.shape, linear=linear)
-    state = descend(problem, state, limit=_MOST_ARE_DONE)
+    state = descend(problem, state, limit=min(_MOST_ARE_DONE, iterations))
     state = cond_rarely(
         (state.moved > _CONVERGED) & (state.taken < iterations),
         functools.partial(descend, limit=iterations),
@@ -185,7 +194,7 @@ def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
         value = pull(prepared(source, linear), points, linear)
         residual = flat(target) - end.gain * value - end.bias
-        return product(system.inverse, system.moments(fit.weight, residual))[:3]
+        return product(system.inverse, moments(system.instruments, fit.weight, residual))[:3]
 
     moved = jax.jvp(step, (source, target), tangents[:2])[1]
     return end.transform, RigidTransform(moved[0], moved[1], moved[2])
@@ -209,16 +218,16 @@ def _descend(
         t, gain, bias = state.transform, state.gain, state.bias
         points = source_points(shape, t, _margin(linear))
         fit = weigh(pull(image, points, linear), target, points.inside, gain, bias, _TAILS)
-        moments = system.moments(fit.weight, fit.residual)
-        inverse = secant(state.inverse, scale, state.step, state.moments - moments)
+        found = moments(system.instruments, fit.weight, fit.residual)
+        inverse = secant(state.inverse, scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
-        plain = jnp.nan_to_num(product(system.inverse, moments))
-        delta = guarded(jnp.nan_to_num(product(inverse, moments)), plain, scale)
+        plain = jnp.nan_to_num(product(system.inverse, found))
+        delta = guarded(jnp.nan_to_num(product(inverse, found)), plain, scale)
         delta = delta.at[:3].set(clip_step(delta[:3]))
         gain = jnp.clip(gain + delta[3], 0.1, 10.0)
         moved = jnp.maximum(jnp.abs(delta[:3]), jnp.abs(plain[:3])).max()
         t, bias = _add(t, delta), bias + delta[4:]
-        return _State(t, gain, bias, inverse, delta, moments, moved, state.taken + 1)
+        return _State(t, gain, bias, inverse, delta, found, moved, state.taken + 1)
 
     moves = lambda state: (state.moved > _CONVERGED) & (state.taken < limit)  # noqa: E731
     return jax.lax.while_loop(moves, step, state)
@@ -245,7 +254,12 @@ def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:
 
 
 def _instruments(
-    source: jax.Array, target: jax.Array, points: Points, value: jax.Array, fit: Fit, linear: bool
+    source: jax.Array,
+    target: jax.Array,
+    points: Points,
+    value: jax.Array,
+    fit: Fit,
+    linear: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """What the residual is projected on, and the model's derivatives: both ``(4 + C, P * C)``.
 
@@ -287,9 +301,10 @@ def _brightness_changed(
     The transform is free to make up for what it can, as it would if the test said no.
     """
     residual = target - value
-    moments = System(left[:3], normal[:3, :3]).moments(fit.weight, residual)
-    gained = jnp.vdot(moments, solve(normal[:3, :3], moments))
+    drop = moments(left[:3], fit.weight, residual)
+    gained = product(drop, solve(normal[:3, :3], drop))
     energy = lambda v: dots(fit.weight, over_channels(jnp.square(v))) * v.shape[-1]  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
-    return excess > _BRIGHTNESS_CHANGED * jnp.maximum(fit.variance, floor)
+    unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)
+    return excess > unlikely * jnp.maximum(fit.variance, floor)

@@ -65,16 +65,16 @@ def trusted(
       evidence_of_best: its own (see `jaxreg.ranking.local_evidence`).
     """
     shape = fixed.shape[:2]
-    inside = end.weight.reshape(shape)
+    weight = end.weight.reshape(shape)
     source, target = (mix(axis.T, image.T).reshape(shape) for image in (end.value, end.target))
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
-    largest, distinction = errors[:2].max(), _distinction(source, target, inside)
+    largest, distinction = errors[:2].max(), _distinction(source, target, weight)
     margin = jnp.square(lead / evidence_of_best) * distinction
     return (
         end.settled
         & (largest < _LARGEST_ERROR * min(shape))
         & (errors[2] < _LARGEST_TURN_ERROR)
-        & (_detail(source, target, inside) > _LEAST_DETAIL)
+        & (_detail(source, target, weight) > _LEAST_DETAIL)
         & (lead > _LEAST_LEAD)
         & (lead > _LEAST_LEAD * evidence_of_best)
         & (distinction > _LEAST_DISTINCTION)
@@ -83,34 +83,34 @@ def trusted(
     )
 
 
-def _detail(source: jax.Array, target: jax.Array, inside: jax.Array) -> jax.Array:
-    """Correlation of the detail between 1 and 2 px of planes ``(H, W)``, where ``inside`` counts.
+def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """Correlation of the detail between 1 and 2 px of planes ``(H, W)``, weighted ``(H, W)``.
 
     Smooth shading matches smooth shading at some angle, related or not; detail does not.
     """
-    count = jnp.maximum(inside.sum(), 1.0)
-    centred = [(plane - (plane * inside).sum() / count) * inside for plane in (source, target)]
-    planes = jnp.stack([*centred, inside])
+    count = jnp.maximum(weight.sum(), 1.0)
+    centred = [(plane - (plane * weight).sum() / count) * weight for plane in (source, target)]
+    planes = jnp.stack([*centred, weight])
 
     def blurred(sigma: float) -> jax.Array:
-        rows, columns = (blurring_matrix(size, sigma) for size in inside.shape)
+        rows, columns = (blurring_matrix(size, sigma) for size in weight.shape)
         smooth = separable(rows, planes, columns)
         return smooth[:2] / jnp.maximum(smooth[2], 1e-3)
 
     source, target = (blurred(1.0) - blurred(2.0))[..., None]
-    return masked_ncc(source, target, inside)
+    return masked_ncc(source, target, weight)
 
 
-def _distinction(source: jax.Array, target: jax.Array, inside: jax.Array) -> jax.Array:
+def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
     """How much less likely the best of the alignments 2 or 3 px beside the winner is.
 
     In pixels times the logarithm of the unexplained share, 0.1% taken as the least. A shift needs
     the sums of products of three planes ``(H, W)``.
     """
-    width = inside.shape[1]
+    width = weight.shape[1]
 
     def moments(plane: jax.Array) -> jax.Array:
-        return jnp.stack([plane * inside, plane * plane * inside, inside])
+        return jnp.stack([plane * weight, plane * plane * weight, weight])
 
     # Wide enough that every shift is one and the same product of rows: the source's beside one
     # another at each dx, the target's one above another at each dy.
@@ -147,29 +147,20 @@ def _determination(image: jax.Array) -> jax.Array:
     image = jax.lax.stop_gradient(image)
     u = image[1:-1, 2:] - image[1:-1, :-2]
     v = image[2:, 1:-1] - image[:-2, 1:-1]
-    squares = [over_channels(slopes).reshape(-1) for slopes in (u * u, u * v, v * v)]
-    normal = product(_leverage(*image.shape[:2]), jnp.concatenate(squares))
-    a, b, c, d, e, f = normal / (normal[:3].sum() / 3 + 1e-6 * image.shape[0] * image.shape[1])
+    squares = jnp.stack([over_channels(slopes) for slopes in (u * u, u * v, v * v)])
+    half = min(image.shape[:2]) / 2
+    down, right = (_powers(size - 2, half) for size in image.shape[:2])
+    # Sums of each, weighted by powers of the lever down (first index) and to the right.
+    uu, uv, vv = separable(down, squares, right)
+    a, b, c = uu[0, 0], vv[0, 0], uu[2, 0] - 2 * uv[1, 1] + vv[0, 2]  # of x, y, turn with itself
+    d, e, f = uv[0, 0], uu[1, 0] - uv[0, 1], uv[1, 0] - vv[0, 1]  # x y, x turn, y turn
+    mean = (a + b + c) / 3 + 1e-6 * image.shape[0] * image.shape[1]
+    a, b, c, d, e, f = (v / mean for v in (a, b, c, d, e, f))
     return a * b * c + 2 * d * e * f - a * f * f - b * e * e - c * d * d
 
 
 @functools.cache
-def _leverage(height: int, width: int) -> np.ndarray:
-    """``(6, 3 P)``: the normal matrix of shifts and turn from slopes' ``(u u, u v, v v)``.
-
-    Of the P pixels off the frame's rim. Its entries are those of ``(x, x)``, ``(y, y)``,
-    ``(turn, turn)``, ``(x, y)``, ``(x, turn)``, ``(y, turn)``.
-    """
-    half = min(height, width) / 2
-    y, x = np.mgrid[1 : height - 1, 1 : width - 1].reshape(2, -1)
-    down, right = (y - (height - 1) / 2) / half, (x - (width - 1) / 2) / half
-    one, none = np.ones_like(down), np.zeros_like(down)
-    entries = [
-        (one, none, none),
-        (none, none, one),
-        (down * down, -2 * down * right, right * right),
-        (none, one, none),
-        (down, -right, none),
-        (none, down, -right),
-    ]
-    return np.array(entries, np.float32).reshape(6, -1)
+def _powers(size: int, unit: float) -> np.ndarray:
+    """``(3, size)``: powers 0, 1 and 2 of the pixels' distance from the middle, in ``unit``."""
+    lever = (np.arange(size) - (size - 1) / 2) / unit
+    return np.stack([np.ones(size), lever, lever**2]).astype(np.float32)
