@@ -2,7 +2,7 @@
 
 >>> import jaxreg
 >>> sorted(jaxreg.__all__)[:3]
-['Registration', 'RigidTransform', 'load']
+['Doubt', 'Registration', 'RigidTransform']
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration
 from jaxreg.warping import overlap, sample, warp
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Doubt",
     "Registration",
     "RigidTransform",
     "load",

@@ -136,7 +136,21 @@ def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> ja
     return jnp.concatenate(turns, axis=3)
 
 
-def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: int) -> jax.Array:
+def turns_within(angles: int, farthest: float) -> np.ndarray:
+    """Which of ``angles`` even turns of the circle cover angles up to ``farthest`` degrees.
+
+    >>> turns_within(36, 15.0)
+    array([-2, -1,  0,  1,  2])
+    >>> len(turns_within(36, 180.0))
+    36
+    """
+    most = int(np.ceil(farthest * angles / 360.0 - 1e-6))
+    return np.arange(angles) if 2 * most + 1 >= angles else np.arange(-most, most + 1)
+
+
+def correlation_volume(
+    fixed: jax.Array, moving: jax.Array, angles: int, reach: int, farthest: float = 180.0
+) -> jax.Array:
     """`evidence` of every alignment of the turned fixed disc and the moving image.
 
     Args:
@@ -144,11 +158,13 @@ def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: 
       moving: ``(H, W)``.
       angles: number of even turns, a multiple of 4.
       reach: largest shift, in pixels.
+      farthest: largest turn, in degrees.
 
     Returns:
-      ``(2 reach + 1, 2 reach + 1, angles)``, axes ``(ty, tx, theta)``; entry
-      ``[reach + dy, reach + dx, k]`` is the alignment ``(dx, dy, 360 k / angles)``, less half a
-      pixel along the longer axis if its length has the other parity (see `search`).
+      ``(2 reach + 1, 2 reach + 1, K)``, axes ``(ty, tx, theta)``; entry
+      ``[reach + dy, reach + dx, k]`` is the alignment ``(dx, dy, 360 n / angles)``, n the k-th of
+      `turns_within`, less half a pixel along the longer axis if its length has the other parity
+      (see `search`).
     """
     side, span = min(fixed.shape), 2 * reach + 1
     template = rotated_discs(fixed - fixed.mean(), angles)
@@ -158,18 +174,21 @@ def correlation_volume(fixed: jax.Array, moving: jax.Array, angles: int, reach: 
     disc = _shifted_disc(moving.shape, side, reach)
     count = disc.sum(1, keepdims=True)
     sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
-    template_sum, template_energy = (sums[:, :, k].reshape(-1, angles) for k in range(2))
+    kept = turns_within(angles, farthest)
+    if len(kept) < angles:
+        template, sums = template[kept % angles], sums[..., kept % angles]
+    template_sum, template_energy = (sums[:, :, k].reshape(-1, len(kept)) for k in range(2))
     template_energy -= template_sum**2 / count
     flat = moving.reshape(-1)
     window_sum, window_energy = (product(disc, v)[:, None] for v in (flat, flat**2))
     window_energy -= window_sum**2 / count
     # Windows times templates, not the reverse: two to three times as fast on CPUs.
-    covariance = product(window, template.reshape(angles, -1).T)
+    covariance = product(window, template.reshape(len(kept), -1).T)
     covariance -= template_sum * (window_sum / count)
     energy = template_energy * window_energy
     floor = 1e-6 * jnp.max(energy) + 1e-12
     ncc = covariance * jax.lax.rsqrt(jnp.maximum(energy, floor))
-    return evidence(ncc, count / _disc(side).sum()).reshape(span, span, angles)
+    return evidence(ncc, count / _disc(side).sum()).reshape(span, span, -1)
 
 
 def evidence(ncc: jax.Array, share: jax.Array) -> jax.Array:
@@ -186,8 +205,15 @@ def evidence(ncc: jax.Array, share: jax.Array) -> jax.Array:
     return -jnp.sign(ncc) * share * jnp.log(1.01 - jnp.square(jnp.clip(ncc, -1.0, 1.0)))
 
 
-def search(fixed: jax.Array, moving: jax.Array, angles: int, reach: int, count: int) -> Peaks:
-    """The best local maxima of `correlation_volume`, whose angle axis, the last, is a circle.
+def search(
+    fixed: jax.Array,
+    moving: jax.Array,
+    angles: int,
+    reach: int,
+    count: int,
+    farthest: float = 180.0,
+) -> Peaks:
+    """The best local maxima of `correlation_volume`, whose angle axis, the last, may be a circle.
 
     Args:
       fixed: ``(H, W)``.
@@ -195,10 +221,13 @@ def search(fixed: jax.Array, moving: jax.Array, angles: int, reach: int, count: 
       angles: number of even turns, a multiple of 4.
       reach: largest shift, in pixels.
       count: how many peaks.
+      farthest: largest turn, in degrees.
     """
-    volume = correlation_volume(fixed, moving, angles, reach)
+    volume = correlation_volume(fixed, moving, angles, reach, farthest)
+    turns = turns_within(angles, farthest)
+    highest = _highest_around(volume, circle=len(turns) == angles)
     # What is no maximum comes after all that are, should there be too few.
-    ranked = jnp.where(volume >= _highest_around(volume), volume, volume - 100.0)
+    ranked = jnp.where(volume >= highest, volume, volume - 100.0)
     score, index = jax.lax.top_k(ranked.reshape(-1), count)
     y, x, k = jnp.unravel_index(index, ranked.shape)
     # An even square in an odd axis, or the reverse, sits half a pixel off its centre.
@@ -206,14 +235,17 @@ def search(fixed: jax.Array, moving: jax.Array, angles: int, reach: int, count: 
     transform = RigidTransform(
         (x - reach).astype(jnp.float32) - half_x,
         (y - reach).astype(jnp.float32) - half_y,
-        k.astype(jnp.float32) * (360.0 / angles),
+        (k + turns[0]).astype(jnp.float32) * (360.0 / angles),
     )
     return Peaks(transform, score)
 
 
-def _highest_around(volume: jax.Array) -> jax.Array:
-    """The maximum of each cell and its 26 neighbours, axis by axis; the last is a circle."""
-    around = jnp.concatenate([volume[..., -1:], volume, volume[..., :1]], axis=2)
+def _highest_around(volume: jax.Array, circle: bool) -> jax.Array:
+    """The maximum of each cell and its 26 neighbours, axis by axis; the last may be a circle."""
+    last, first = volume[..., -1:], volume[..., :1]
+    if not circle:
+        last = first = jnp.full_like(first, -jnp.inf)
+    around = jnp.concatenate([last, volume, first], axis=2)
     for axis, padding in enumerate((1, 1, 0)):
         window, pads = [1, 1, 1], [(0, 0)] * 3
         window[axis], pads[axis] = 3, (padding, padding)

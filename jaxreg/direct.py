@@ -27,9 +27,9 @@ from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
 from jaxreg.ranking import Ranked, best_and_rival, local_evidence
 from jaxreg.refinement import gauss_newton
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration
 from jaxreg.sliding import slide
-from jaxreg.trust import correlation, trusted
+from jaxreg.trust import correlation, doubts_about, raised
 
 Kernel = Literal["auto", "linear", "spline"]
 _Images = tuple[jax.Array, jax.Array]
@@ -49,12 +49,14 @@ class DirectOptions:
     Attributes:
       max_shift: largest translation searched along an axis, as a share of the shorter side.
       interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` insist.
+      max_rotation: largest rotation searched, either way, in degrees.
       candidates: coarse alignments that a search proposes.
       level_step: largest ratio of the pixel sizes of neighbouring levels.
     """
 
     max_shift: float = 1 / 3
     interpolation: Kernel = "auto"
+    max_rotation: float = 180.0
     candidates: int = 3
     level_step: float = 2.5
 
@@ -63,6 +65,8 @@ class DirectOptions:
             raise ValueError(
                 f"max_shift must be in (0, 0.5] of the shorter side, got {self.max_shift}"
             )
+        if not 0.0 < self.max_rotation <= 180.0:
+            raise ValueError(f"max_rotation must be in (0, 180] degrees, got {self.max_rotation}")
         if self.interpolation not in ("auto", "linear", "spline"):
             raise ValueError(
                 f"interpolation must be auto, linear or spline, got {self.interpolation!r}"
@@ -128,11 +132,12 @@ def _conclude(
 ) -> Registration:
     """Finish an alignment and judge it."""
     end = finish(pair.fixed, pair.moving, start, kernel)
-    success = pair.finite & trusted(end, pair.fixed, pair.moving, pair.axis, lead, evidence)
+    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence)
+    doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
     score = correlation(end, pair.fixed.shape)
-    return Registration(transform, score, success, covariance, jnp.bool_(True))
+    return Registration(transform, score, doubts == 0, covariance, jnp.bool_(True), doubts)
 
 
 def _without_rounding(parameter: jax.Array) -> jax.Array:
@@ -191,18 +196,18 @@ def _candidates(pair: _Images, options: DirectOptions) -> RigidTransform:
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    starts = search(*pair, angles, reach, options.candidates).transform
+    starts = search(*pair, angles, reach, options.candidates, options.max_rotation).transform
     return gauss_newton(*pair, starts, iterations=4)
 
 
 def _follow(levels: list[_Level], ranked: Ranked) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """`_coarse_to_fine` where one candidate is the only one in question."""
-    t = jax.tree.map(lambda v: v[:1], ranked.transform)
+    t = ranked.transform[:1]
     for coarser, level in itertools.pairwise(levels):
         t = _zoomed(t, coarser.factor / level.factor)
         t = gauss_newton(*level.images, t, iterations=3)
     best, rival = ranked.score
-    return jax.tree.map(lambda v: v[0], t), best - rival, best
+    return t[0], best - rival, best
 
 
 def _look_further(
@@ -230,18 +235,18 @@ def _look_further(
         zoom, factor = factor / level.factor, level.factor
         sigma *= zoom
         # The best starts both ways: what it fails to explain may be hidden, or it may be off.
-        t = _zoomed(jax.tree.map(lambda v: v[_BOTH_WAYS], ranked.transform), zoom)
+        t = _zoomed(ranked.transform[_BOTH_WAYS], zoom)
         t = gauss_newton(*level.images, t, iterations=5, near=_NEAR)
         ranked = best_and_rival(t, local_evidence(*level.images, t, sigma))
         if number == 0:
             ranked = _slid(level.images, ranked, sigma)
     best, rival = ranked.score
-    return jax.tree.map(lambda v: v[0], ranked.transform), best - rival, best
+    return ranked.transform[0], best - rival, best
 
 
 def _slid(images: _Images, ranked: Ranked, sigma: float) -> Ranked:
     """With what lies beside the best in its place, the best its rival, if clearly better."""
-    best = jax.tree.map(lambda v: v[0], ranked.transform)
+    best = ranked.transform[0]
     beside, better = slide(*images, best)
     both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
     slid = Ranked(both, local_evidence(*images, both, sigma))

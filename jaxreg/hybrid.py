@@ -9,7 +9,8 @@ import jax
 from jaxreg.batching import runs_on_cpu
 from jaxreg.direct import align_from
 from jaxreg.learned import compact
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration
+from jaxreg.trust import raised
 
 
 @jax.jit
@@ -35,5 +36,5 @@ def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
         result = jax.lax.map(lambda pair: align_from(*pair), pairs)
     else:
         result = jax.vmap(align_from)(*pairs)
-    success = result.success & start.success
-    return dataclasses.replace(result, score=start.score, success=success)
+    doubts = result.doubts | raised(Doubt.UNSURE, ~start.success)
+    return dataclasses.replace(result, score=start.score, success=doubts == 0, doubts=doubts)

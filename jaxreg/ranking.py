@@ -72,6 +72,12 @@ def local_evidence(
     return evidence(ncc, inside).mean((0, 2))
 
 
+def same(a: RigidTransform, b: RigidTransform) -> jax.Array:
+    """Whether two alignments are one and the same but for refinement."""
+    near = translation_error(a, b) < _SAME_SHIFT
+    return near & (rotation_error(a.theta, b.theta) < _SAME_TURN)
+
+
 def best_and_rival(transform: RigidTransform, score: jax.Array) -> Ranked:
     """The best of K alignments and the best of those that are not the same one.
 
@@ -80,13 +86,7 @@ def best_and_rival(transform: RigidTransform, score: jax.Array) -> Ranked:
       score: ``(K,)``.
     """
     best = jnp.argmax(score)
-    winner = jax.tree.map(lambda v: v[best], transform)
-    same = (translation_error(transform, winner) < _SAME_SHIFT) & (
-        rotation_error(transform.theta, winner.theta) < _SAME_TURN
-    )
-    rivals = jnp.where(same, -1.0, score)
+    rivals = jnp.where(same(transform, transform[best]), -1.0, score)
     rival = jnp.argmax(rivals)
     both = jnp.stack([best, rival])
-    return Ranked(
-        jax.tree.map(lambda v: v[both], transform), jnp.stack([score[best], rivals[rival]])
-    )
+    return Ranked(transform[both], jnp.stack([score[best], rivals[rival]]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,15 @@ def register(
     *,
     method: str = "direct",
     max_shift: float = 1 / 3,
+    max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
 ) -> Registration:
     """Find the rigid transform between two images.
 
     A pixel p of ``fixed`` is found at ``T(p)`` in ``moving``: ``warp(fixed, T)`` looks like
-    ``moving``. The search covers the full circle and shifts up to ``max_shift``. Brightness and
-    contrast may differ, parts may be hidden, and what left the frame is not missed.
+    ``moving``. The search covers the full circle, or ``max_rotation``, and shifts up to
+    ``max_shift``. Brightness and contrast may differ, parts may be hidden, and what left the frame
+    is not missed.
 
     Failure is data: a pair that cannot be registered gives ``success`` False, with finite numbers.
 
@@ -48,8 +51,10 @@ def register(
       moving: the same shape.
       method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
         its own.
-      max_shift: largest translation along an axis, as a share of the shorter side; at most 0.5.
-        For ``"direct"`` alone.
+      max_shift: largest translation searched along an axis, as a share of the shorter side; at most
+        0.5. For ``"direct"`` alone.
+      max_rotation: largest rotation searched, either way, in degrees; what is known to be small
+        need not be told from a symmetric image's other answers. For ``"direct"`` alone.
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
 
@@ -69,7 +74,10 @@ def register(
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
     ([2.25, -1.5, 100.0], True)
     """
-    pair, options = check_pair(fixed, moving), _options(method, max_shift, interpolation)
+    pair, options = (
+        check_pair(fixed, moving),
+        _options(method, max_shift, interpolation, max_rotation),
+    )
     if method == "direct":
         a, b = (image.astype(np.float32) for image in pair)
         return _align(a, b, options)
@@ -84,6 +92,7 @@ def register_batch(
     *,
     method: str = "direct",
     max_shift: float = 1 / 3,
+    max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
 ) -> Registration:
     """Register many pairs of one size; see `register`.
@@ -97,6 +106,7 @@ def register_batch(
       moving: the same shape; or one image for all of ``fixed``.
       method: as for `register`.
       max_shift: as for `register`.
+      max_rotation: as for `register`.
       interpolation: as for `register`.
 
     Returns:
@@ -116,7 +126,7 @@ def register_batch(
     [2.0, 1.0, 3.0]
     """
     fixed, moving = check_stacks(fixed, moving)
-    options = _options(method, max_shift, interpolation)
+    options = _options(method, max_shift, interpolation, max_rotation)
     if method == "direct":
         return map_pairs(_aligner(options), fixed, moving)
     return map_batches(_other(method, fixed, moving), fixed, moving)
@@ -129,13 +139,13 @@ def direct_estimator(
     return map_pairs(_aligner(options), fixed, moving)
 
 
-def _options(method: str, max_shift: float, interpolation: Kernel) -> DirectOptions:
+def _options(method: str, *settings: Any) -> DirectOptions:
     """The direct method's settings; ValueError where they are for another one."""
-    options = DirectOptions(max_shift, interpolation)
+    options = DirectOptions(*settings)
     if method != "direct" and options != _DEFAULT:
         raise ValueError(
-            f"max_shift and interpolation are settings of method 'direct', got {options} for "
-            f"method {method!r}; leave them out"
+            "max_shift, max_rotation and interpolation are settings of method 'direct', got them "
+            f"for method {method!r}; leave them out"
         )
     return options
 

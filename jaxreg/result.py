@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,31 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxreg.geometry import RigidTransform
+
+
+class Doubt(enum.IntFlag):
+    """Why an answer should not be trusted; the bits of `Registration.doubts`."""
+
+    NOT_FINITE = enum.auto()
+    LOST = enum.auto()
+    IMPRECISE = enum.auto()
+    DISAGREEING = enum.auto()
+    AMBIGUOUS = enum.auto()
+    SLIPPERY = enum.auto()
+    FEATURELESS = enum.auto()
+    UNSURE = enum.auto()
+
+
+_IN_WORDS = {
+    Doubt.NOT_FINITE: "an image holds NaN or infinite values",
+    Doubt.LOST: "no optimum was found near where the search ended",
+    Doubt.IMPRECISE: "the standard errors are large: too much noise, or too little to go by",
+    Doubt.DISAGREEING: "the fine detail of the two images does not agree",
+    Doubt.AMBIGUOUS: "another alignment fits nearly as well, as on a symmetric or periodic image",
+    Doubt.SLIPPERY: "shifted by a few pixels it fits nearly as well, as along an edge",
+    Doubt.FEATURELESS: "an image leaves a direction open: flat, striped, or a lone edge",
+    Doubt.UNSURE: "the network is not sure",
+}
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +57,8 @@ class Registration:
         method that does not estimate it.
       found: whether there is an answer at all. A feature method with too few matches has none;
         its transform is then the identity.
+      doubts: int32, the `Doubt` bits that speak against the answer, none where ``success``; or None
+        for a method that does not say. See `reasons`.
     """
 
     transform: RigidTransform
@@ -38,6 +66,7 @@ class Registration:
     success: ArrayLike
     covariance: jax.Array | None = None
     found: ArrayLike = True
+    doubts: jax.Array | None = None
 
     def __getitem__(self, index: Any) -> Registration:
         """Some pairs of a batch, or one of them: whatever indexes an array."""
@@ -56,6 +85,18 @@ class Registration:
         if self.covariance is None:
             return None
         return jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+
+    @property
+    def reasons(self) -> list[str]:
+        """What speaks against the answer to one pair, in words; not under a transformation.
+
+        >>> import jaxreg
+        >>> flat = jnp.ones((32, 32))
+        >>> jaxreg.register(flat, flat).reasons[-1]
+        'an image leaves a direction open: flat, striped, or a lone edge'
+        """
+        doubts = Doubt(int(self.doubts) if self.doubts is not None else 0)
+        return [words for doubt, words in _IN_WORDS.items() if doubt in doubts]
 
 
 # What the evaluation harness measures: a function from batches of fixed and moving images, float32

@@ -14,6 +14,7 @@ import numpy as np
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
 from jaxreg.products import dots, product
+from jaxreg.ranking import same
 from jaxreg.refinement import gauss_newton, moved, target_slopes
 from jaxreg.resampling import prepared, pull, source_points
 
@@ -30,7 +31,7 @@ _EXACT, _FLAT = 1e-5, 1e-3
 def slide(
     source: jax.Array, target: jax.Array, transform: RigidTransform
 ) -> tuple[RigidTransform, jax.Array]:
-    """The best alignment beside one, and whether it is clearly the better of the two.
+    """The best alignment beside one, and whether it is another and clearly the better of the two.
 
     Args:
       source: ``(H, W)``, its spread about 1.
@@ -48,7 +49,7 @@ def slide(
     explained = _explained(source, target, together)
     best = jnp.argmax(explained[1:])
     better = explained[1 + best] > explained[0] + _CLEARLY
-    return jax.tree.map(lambda v: v[best], beside), better
+    return beside[best], better & ~same(beside[best], transform)
 
 
 def _weakest(target: jax.Array, transform: RigidTransform) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxreg.finishing import Finished
 from jaxreg.products import mix, over_channels, product, separable
 from jaxreg.pyramid import blurring_matrix
+from jaxreg.result import Doubt
 from jaxreg.similarity import masked_ncc
 
 # Chosen on pairs of training images with noise 10 and 20 and on
@@ -46,7 +47,7 @@ def correlation(end: Finished, shape: tuple[int, ...]) -> jax.Array:
     return masked_ncc(end.value.reshape(shape), end.target.reshape(shape), mask)
 
 
-def trusted(
+def doubts_about(
     end: Finished,
     fixed: jax.Array,
     moving: jax.Array,
@@ -54,7 +55,7 @@ def trusted(
     lead: jax.Array,
     evidence_of_best: jax.Array,
 ) -> jax.Array:
-    """Whether to trust an alignment; a scalar bool.
+    """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
 
     Args:
       end: the finished alignment.
@@ -70,17 +71,23 @@ def trusted(
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     largest, distinction = errors[:2].max(), _distinction(source, target, weight)
     margin = jnp.square(lead / evidence_of_best) * distinction
-    return (
-        end.settled
-        & (largest < _LARGEST_ERROR * min(shape))
-        & (errors[2] < _LARGEST_TURN_ERROR)
-        & (_detail(source, target, weight) > _LEAST_DETAIL)
-        & (lead > _LEAST_LEAD)
-        & (lead > _LEAST_LEAD * evidence_of_best)
-        & (distinction > _LEAST_DISTINCTION)
-        & (margin > _LEAST_MARGIN * largest)
-        & (jnp.minimum(_determination(fixed), _determination(moving)) > _LEAST_DETERMINATION)
-    )
+    determination = jnp.minimum(_determination(fixed), _determination(moving))
+    precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
+    distinct = (distinction > _LEAST_DISTINCTION) & (margin > _LEAST_MARGIN * largest)
+    passed = {
+        Doubt.LOST: end.settled,
+        Doubt.IMPRECISE: precise,
+        Doubt.DISAGREEING: _detail(source, target, weight) > _LEAST_DETAIL,
+        Doubt.AMBIGUOUS: lead > _LEAST_LEAD * jnp.maximum(evidence_of_best, 1.0),
+        Doubt.SLIPPERY: distinct,
+        Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
+    }
+    return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
+
+
+def raised(doubt: Doubt, holds: jax.Array) -> jax.Array:
+    """The bit of a doubt where it holds, else 0; int32."""
+    return jnp.where(holds, jnp.int32(doubt), jnp.int32(0))
 
 
 def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxreg.correlation import correlation_volume, evidence, rotated_discs, search
+from jaxreg.correlation import correlation_volume, evidence, rotated_discs, search, turns_within
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
@@ -45,6 +45,20 @@ def test_volume_agrees_with_brute_force(shape, angle):
     for k, dy, dx in itertools.product(range(8), (-4, -1, 0, 4), (-4, 0, 2, 4)):
         expected = brute_force(turned[k], disc, moving, dx, dy)
         assert volume[4 + dy, 4 + dx, k] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("farthest", [20.0, 90.0, 150.0])
+def test_a_limited_turn_is_a_part_of_the_circle(farthest):
+    fixed, moving = texture((16, 19), seed=1), texture((16, 19), seed=2)
+    circle = np.asarray(correlation_volume(fixed, moving, angles=24, reach=3))
+    part = np.asarray(correlation_volume(fixed, moving, angles=24, reach=3, farthest=farthest))
+    kept = turns_within(24, farthest)
+    assert np.abs(kept).max() * 15 >= farthest > (np.abs(kept).max() - 1) * 15
+    np.testing.assert_allclose(part, circle[..., kept % 24], atol=1e-5)
+    peaks = search(fixed, moving, angles=24, reach=3, count=3, farthest=farthest).transform
+    assert (np.abs(peaks.theta) <= farthest + 15).all()
+    y, x, k = np.unravel_index(part.argmax(), part.shape)
+    np.testing.assert_allclose(peaks[0].as_array(), [x - 3.5, y - 3, 15 * kept[k]])
 
 
 def test_discs_are_turned_clockwise():

@@ -8,6 +8,7 @@ import pytest
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.registration import direct_estimator, register_batch
+from jaxreg.result import Doubt
 from jaxreg.warping import warp
 from tests.registration_support import (
     COUNT,
@@ -91,6 +92,34 @@ def test_what_cannot_be_told_is_not_claimed(untrusted, name):
     assert_finite(result)
     assert not result.success
     assert -1.0 - 1e-4 <= result.score <= 1.0 + 1e-4
+    assert result.reasons
+
+
+@pytest.mark.parametrize(
+    ("name", "doubt"),
+    [
+        ("zeros", Doubt.FEATURELESS),
+        ("edge", Doubt.FEATURELESS),
+        ("stripes 8", Doubt.FEATURELESS),
+        ("noise pair", Doubt.DISAGREEING),
+        ("different textures", Doubt.DISAGREEING),
+        ("two-fold", Doubt.AMBIGUOUS),
+        ("square", Doubt.AMBIGUOUS),
+        ("disc", Doubt.AMBIGUOUS | Doubt.IMPRECISE),
+    ],
+)
+def test_the_reason_is_told(untrusted, name, doubt):
+    assert Doubt(int(untrusted[name].doubts)) & doubt
+
+
+def test_a_small_rotation_resolves_a_symmetry():
+    image, truth = symmetric(4), RigidTransform(1.5, -2.0, 7.0)
+    pair = image, np.asarray(warp(image, truth))
+    (open_,), (limited,) = (register_many([pair], max_rotation=most) for most in (180.0, 20.0))
+    assert not open_.success
+    assert limited.success
+    shift, turn = errors(limited.transform, truth)
+    assert max(shift, turn) < REGISTERED_UNIT
 
 
 def test_few_details_are_enough():
@@ -120,6 +149,7 @@ def test_hostile_values_under_jit_are_data(value):
     result = direct_estimator(fixed, pairs.moving)
     assert_finite(result)
     assert not result.success[0]
+    assert Doubt(int(result.doubts[0])) & Doubt.NOT_FINITE
     np.testing.assert_array_equal(result.success[1:], answers.success[1:])
 
 

@@ -66,5 +66,5 @@ def test_the_rival_is_another_alignment():
         ranked.transform.as_array(), np.asarray(candidates.as_array())[[0, 3]]
     )
     np.testing.assert_allclose(ranked.score, [0.9, 0.5])
-    alone = best_and_rival(jax.tree.map(lambda v: v[:2], candidates), jnp.array([0.9, 0.8]))
+    alone = best_and_rival(candidates[:2], jnp.array([0.9, 0.8]))
     assert float(alone.score[1]) == -1.0

@@ -77,7 +77,7 @@ def test_plain_call_jit_and_vmap_agree():
     together = jax.jit(jax.vmap(register))(fixed, moving)
     for i in range(len(fixed)):
         one = register(fixed[i], moving[i])
-        other = jax.tree.map(lambda v, i=i: v[i], together)
+        other = together[i]
         assert max(errors(one.transform, other.transform)) < REGISTERED_UNIT
         assert bool(one.success) == bool(other.success)
         np.testing.assert_allclose(one.score, other.score, atol=1e-4)
@@ -130,7 +130,7 @@ def test_more_pairs_than_a_chunk(batch):
     pairs = photo_pairs()
     order = np.r_[np.arange(64), 3]
     result = register_batch(pairs.fixed[order], pairs.moving[order])
-    expected = jax.tree.map(lambda v: v[order], batch)
+    expected = batch[order]
     shift, turn = errors(result.transform, expected.transform)
     assert max(shift.max(), turn.max()) < REGISTERED_UNIT
 
@@ -196,6 +196,7 @@ def test_other_methods_by_name():
         (lambda i: register(i, i, method="dirct"), "did you mean direct"),
         (lambda i: register(i, i, max_shift=0.0), r"max_shift must be in \(0, 0.5\]"),
         (lambda i: register(i, i, interpolation="cubic"), "interpolation must be"),
+        (lambda i: register(i, i, max_rotation=181), r"max_rotation must be in \(0, 180\]"),
         (
             lambda i: register(i, i, method="constant", max_shift=0.2),
             "are settings of method 'direct'",

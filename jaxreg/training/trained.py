@@ -100,7 +100,7 @@ class TrainedNetwork:
     def register(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register one pair of images ``(H, W)`` or ``(H, W, C)``, see `register_batch`."""
         stacks = (image[None] for image in check_pair(fixed, moving))
-        return jax.tree.map(lambda v: v[0], self.register_batch(*stacks))
+        return self.register_batch(*stacks)[0]
 
     def register_batch(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register N pairs of images.
