@@ -299,11 +299,11 @@ def test_settings_change_what_is_found():
         assert turn < REGISTERED[1]
 
 
-def test_numbers_stay_float32_where_jax_defaults_to_float64():
+def test_numbers_stay_of_32_bits_where_jax_defaults_to_float64():
     with jax.enable_x64(True):
         image = jax.ShapeDtypeStruct((24, 24, 3), jnp.float32)
         result = jax.eval_shape(align, image, image)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(result)} == {"float32", "bool"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(result)} == {"float32", "bool", "int32"}
 
 
 def test_settings_are_checked():
