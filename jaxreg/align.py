@@ -111,11 +111,11 @@ def _align_two(job: Job, settings: Settings, options: flags.FlagValues) -> int:
     from jaxreg.alignment.pictures import overlay, warp_pixels
 
     fixed, moving, pair = load_pair(job, settings)
-    targets = [(options.out, fixed.pixels.dtype), (options.overlay, None)]
-    for target, dtype in targets:
+    targets = [(options.out, fixed.pixels), (options.overlay, None)]
+    for target, pixels in targets:
         if target is None:
             continue
-        check_writable(target, dtype)
+        check_writable(target, pixels)
         if os.path.exists(target) and any(os.path.samefile(target, f) for f in job):
             raise ValueError(f"{target} is one of the images to register; write to another file")
     if options.out and options.overlay:  # neither need exist yet

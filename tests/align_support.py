@@ -44,7 +44,7 @@ def scene(height=40, width=48, channels=3, dtype=np.uint8, seed=0):
     noise = np.random.default_rng(seed).uniform(0, 1, (height, width, channels))
     smooth = cv2.GaussianBlur(noise, (0, 0), 2).reshape(height, width, channels)
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
-    top = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1.0
+    top = 1.0 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
     return (smooth * top).astype(dtype) if channels > 1 else (smooth[..., 0] * top).astype(dtype)
 
 

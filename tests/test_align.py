@@ -1,11 +1,15 @@
 """The command on a pair of files: answers, pictures, refusals."""
 
 import json
+import os
+import shutil
 import sys
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
+import tifffile
 
 import jaxreg
 from jaxreg import RigidTransform
@@ -95,6 +99,7 @@ def test_an_answer_that_is_not_finite_is_none(tmp_path, capsys, monkeypatch, sco
     [
         (np.uint8, 1, ".png"), (np.uint8, 3, ".bmp"), (np.uint16, 1, ".png"),
         (np.uint16, 3, ".tif"), (np.float32, 3, ".tiff"), (np.float64, 1, ".tif"),
+        (np.int8, 1, ".tif"), (np.int16, 3, ".tif"), (np.int32, 1, ".tif"), (np.uint32, 3, ".tif"),
     ],
 )  # fmt: skip
 def test_dtype_and_channels_are_kept(tmp_path, calls, dtype, channels, suffix):
@@ -102,10 +107,73 @@ def test_dtype_and_channels_are_kept(tmp_path, calls, dtype, channels, suffix):
     out = tmp_path / f"out{suffix}"
     assert run(*pair, f"--out={out}") == 0
     image, aligned = read_picture(pair[0]).pixels, read_picture(out).pixels
-    assert (aligned.dtype, aligned.shape) == (image.dtype, image.shape)
+    assert (aligned.dtype, aligned.shape) == (np.dtype(dtype), image.shape)
     top = image.max()
     expected = np.asarray(jaxreg.warp(image / top * 255, TRUTH))
-    assert np.abs(aligned / top * 255 - expected).max() < 0.5 + OPENCV_WARP  # and rounding
+    rounding = 0.5 * 255 / top if np.dtype(dtype).kind != "f" else 0
+    assert np.abs(aligned / top * 255 - expected).max() < rounding + OPENCV_WARP
+
+
+def test_integers_of_16_bits_are_registered(tmp_path, capsys):
+    pair = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    image = scene(channels=1, dtype=np.int16).astype(np.float64) - 20000  # most below zero
+    moving = warp_pixels(image, TRUTH)
+    for path, pixels in zip(pair, (image, moving), strict=True):
+        cv2.imwrite(str(path), pixels.astype(np.int16))
+    assert run(*pair, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    answer = [report[name] for name in ("tx", "ty", "theta")]
+    assert np.allclose(answer, [3, -2, 40], atol=ALIGNED_FILES)
+
+
+def test_the_largest_integers_do_not_wrap_around():
+    image = np.full((20, 20), np.iinfo(np.int32).max, np.int32)
+    image[:, :10] = np.iinfo(np.int32).min
+    warped = warp_pixels(image, RigidTransform(0.5, 0.0, 0.0))
+    assert np.array_equal(np.unique(warped[:, 11:-1]), [image.max()])
+    assert np.array_equal(np.unique(warped[:, 1:10]), [image.min()])
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
+def test_files_of_several_pages_are_refused(tmp_path, capsys, calls, suffix):
+    fixed, many = save_pair(tmp_path)[0], tmp_path / f"many.{suffix}"
+    pages = [PIL.Image.fromarray(scene(seed=i)) for i in range(3)]
+    pages[0].save(many, save_all=True, append_images=pages[1:])
+    assert run(fixed, many) == 2
+    error = capsys.readouterr().err
+    assert "has 3 pages or frames; split it" in error
+    assert "--fixed=REFERENCE --moving_dir=FOLDER" in error
+    odd = shutil.copy(many, tmp_path / os.fsdecode(b"m\xff"))  # OpenCV's count would crash
+    with pytest.raises(ValueError, match="has 3 pages"):
+        read_picture(odd)
+    one = tmp_path / f"one.{suffix}"
+    pages[0].save(one)
+    assert read_picture(one).size == (48, 40)
+
+
+def test_a_file_whose_pages_cannot_be_counted_is_refused(tmp_path, monkeypatch):
+    def fail(_):
+        raise cv2.error("std::bad_alloc")  # what a damaged GIF can bring about
+
+    path = save_pair(tmp_path)[0]
+    monkeypatch.setattr(cv2, "imcount", fail)
+    with pytest.raises(ValueError, match=r"fixed\.png cannot be decoded"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_preview_is_no_page(tmp_path, order, big):
+    image, path = scene(), tmp_path / "a.tif"
+    for extra, fit in ((0, True), (1, False)):
+        with tifffile.TiffWriter(path, byteorder=order, bigtiff=big) as file:
+            for pixels, kind in ((image, 0), (image[::2, ::2], 1), *[(image, 0)] * extra):
+                file.write(pixels, photometric="rgb", subfiletype=kind)
+        if fit:
+            assert np.array_equal(read_picture(path).pixels, image)
+        else:
+            with pytest.raises(ValueError, match="has 2 pages"):
+                read_picture(path)
 
 
 def test_orientation_is_obeyed_and_alpha_dropped(tmp_path, capsys, calls):
@@ -182,8 +250,9 @@ def test_crop_makes_sizes_agree(tmp_path, capsys, calls):
 @pytest.mark.parametrize("theta", [0.0, 90.0, -180.0, 33.3])
 def test_pictures_are_warped_as_the_library_warps(theta):
     image, t = scene(31, 44).astype(np.float32), RigidTransform(2.5, -1.25, theta)
-    difference = warp_pixels(image, t) - np.asarray(jaxreg.warp(image, t))
-    assert np.abs(difference).max() < OPENCV_WARP
+    for back, transform in ((False, t), (True, t.inverse())):
+        difference = warp_pixels(image, t, back) - np.asarray(jaxreg.warp(image, transform))
+        assert np.abs(difference).max() < OPENCV_WARP
 
 
 @pytest.mark.parametrize("shape", [(10, 1500), (32, 32), (300, 200)])
@@ -225,11 +294,12 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         (["fixed.png", "text.png"], "text.png is not a readable image"),
         (["fixed.png", "torn.jpg"], "torn.jpg is cut short"),
         (["fixed.png", "nan.tif"], "nan.tif has NaN or infinite pixels"),
-        (["fixed.png", "integers.tif"], "integers.tif has int16 pixels"),
+        (["fixed.png", "integers.tif"], "integers.tif has uint64 pixels"),
         (["fixed.png", "moving.png", "--ot=x"], "Unknown command line flag 'ot'"),
         (["fixed.png", "moving.png", "--method=drect"], "did you mean direct?"),
         (["fixed.png", "moving.png", "--out=o.xyz"], "no suffix of an image format"),
         (["deep.png", "deep.png", "--out=o.jpg"], "would not keep uint16 pixels; use .png"),
+        (["signed.tif", "signed.tif", "--out=o.png"], "would not keep int16 pixels; use .tif or"),
         (["fixed.png", "moving.png", "--out=no/o.png"], "there is no folder no"),
         (["fixed.png", "moving.png", "--out=./fixed.png"], "one of the images to register"),
         (["fixed.png", "moving.png", "--out=o.png", "--overlay=./o.png"], "the same file"),
@@ -244,7 +314,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
         (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
         (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
-        (["--fixed_dir=.", "--out=t.csv"], "go together"),
+        (["--fixed_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
         (["--fixed_dir=.", "--moving_dir=no", "--out=t.csv"], "--moving_dir=no is no folder"),
         (["--fixed_dir=shared", "--moving_dir=.", "--out=t.csv"], "share the name 'x'"),
         (["--fixed_dir=.", "--moving_dir=none", "--out=t.csv"], "has a namesake"),
@@ -260,7 +330,8 @@ def test_refusals_are_one_line_and_status_2(
     jpeg = cv2.imencode(".jpg", scene())[1].tobytes()
     (tmp_path / "torn.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     cv2.imwrite("nan.tif", np.full((40, 48), np.nan, np.float32))
-    cv2.imwrite("integers.tif", np.zeros((40, 48), np.int16))
+    tifffile.imwrite("integers.tif", np.zeros((40, 48), np.uint64))
+    write_picture("signed.tif", scene(dtype=np.int16))
     (tmp_path / "list.csv").write_text("fixed.png,moving.png\nfixed.png\n")
     (tmp_path / "pair.csv").write_text("fixed.png,moving.png\n")
     (tmp_path / "twice.csv").write_text("fixed.png,moving.png\nfixed.png,moving.png\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxreg.alignment.pages import count_pages
 from jaxreg.atomic import replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
@@ -16,11 +17,10 @@ from jaxreg.atomic import replacing
 LARGEST_SIDE = 16384
 LARGEST_AREA = 2**27
 _ORIENTED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR  # obeys EXIF orientation, drops alpha
-_DEEP = {  # suffixes of formats that keep pixels of more than 8 bits
-    "uint16": (".png", ".tif", ".tiff", ".ppm", ".pnm"),
-    "float32": (".tif", ".tiff"),
-    "float64": (".tif", ".tiff"),
-}
+_FIT = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+# Formats without loss: pixels of more than 8 bits go into no other.
+_EXACT = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+_FEW_COLOURS = (".gif", ".pbm")  # would lose the shades that warping makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Picture:
     """An image file's content.
 
     Attributes:
-      pixels: ``(H, W)`` or RGB ``(H, W, 3)``; uint8, uint16, float32 or float64, as in the file.
+      pixels: ``(H, W)`` or RGB ``(H, W, 3)``; integers of 8 to 32 bits, float32 or float64, as in
+        the file.
       transparent: whether the file had an alpha channel, which is dropped.
     """
 
@@ -46,7 +47,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is not a whole image, too large, or of an unfit dtype; the file is named.
+      ValueError: it is not a whole image, or several, too large, or of an unfit dtype; the file is
+        named.
     """
     data = np.fromfile(path, np.uint8)
     if not data.size:
@@ -54,6 +56,12 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     if _is_cut_short(data):
         raise ValueError(f"{path} is cut short")
     try:
+        pages = count_pages(path, data)
+        if pages > 1:
+            raise ValueError(
+                f"{path} has {pages} pages or frames; split it into files of one each, which "
+                "--fixed=REFERENCE --moving_dir=FOLDER registers"
+            )
         pixels = cv2.imdecode(data, _ORIENTED)
         # A second look tells whether there was an alpha channel; JPEG has none.
         whole = pixels if _is_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -61,9 +69,10 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         raise ValueError(f"{path} cannot be decoded: {error.err or error}") from error
     if pixels is None:
         raise ValueError(f"{path} is not a readable image")
-    if pixels.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
+    if pixels.dtype.name not in _FIT:
         raise ValueError(
-            f"{path} has {pixels.dtype} pixels; 8 and 16 bits unsigned and floats can be registered"
+            f"{path} has {pixels.dtype} pixels; integers of 8 to 32 bits and floats of 32 and 64 "
+            "can be registered"
         )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ValueError(f"{path} has NaN or infinite pixels; fill or crop them first")
@@ -105,26 +114,62 @@ def _is_cut_short(data: np.ndarray) -> bool:
     return raw.startswith(b"\x89PNG") and b"IEND" not in raw
 
 
-def check_writable(path: str | os.PathLike[str], dtype: np.dtype | type | None = None) -> None:
-    """Raise ValueError unless an image of this dtype can be written to ``path``.
+def keeps(suffix: str, pixels: np.ndarray) -> bool:
+    """Whether files of a suffix keep pixels of this dtype and number of channels.
 
-    Asked before the work, so that nothing is registered in vain. With no dtype only the folder
+    >>> keeps(".png", np.zeros((8, 8), np.uint16)), keeps(".png", np.zeros((8, 8), np.float32))
+    (True, False)
+    """
+    suffix = suffix.lower()
+    if suffix in _FEW_COLOURS or (pixels.dtype != np.uint8 and suffix not in _EXACT):
+        return False
+    # OpenCV is asked, for it makes other pixels 8-bit in silence.
+    like = np.zeros((32, 32, *pixels.shape[2:]), pixels.dtype)
+    try:
+        done, data = cv2.imencode(suffix, like)
+        read = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if done else None
+    except cv2.error:
+        return False
+    return read is not None and read.dtype == pixels.dtype
+
+
+def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = None) -> None:
+    """Raise ValueError unless an image of this dtype and these channels can be written to ``path``.
+
+    Asked before the work, so that nothing is registered in vain. With no pixels only the folder
     and the suffix are looked at.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path} cannot be written: no permission in {path.parent}")
+    check_folder(path.parent, path)
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"{path} has no suffix of an image format, such as .png")
-    kept = _DEEP.get(np.dtype(dtype).name) if dtype is not None else None
-    if kept and path.suffix.lower() not in kept:
-        raise ValueError(
-            f"{path} would not keep {np.dtype(dtype).name} pixels; use {' or '.join(kept)}"
-        )
+    if pixels is not None and not keeps(path.suffix, pixels):
+        kept = " or ".join(suffix for suffix in _EXACT if keeps(suffix, pixels))
+        hint = f"use {kept}" if kept else "nor does any other format of this OpenCV"
+        raise ValueError(f"{path} would not keep {pixels.dtype} pixels; {hint}")
+
+
+def check_folder(folder: Path, path: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless ``path`` can be made in ``folder``."""
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: no permission in {folder}")
+
+
+def encode_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> bytes:
+    """The file of an image, in the format of the suffix of ``path``; ValueError if it has none."""
+    path = Path(path)
+    check_writable(path, pixels)
+    try:
+        done, data = cv2.imencode(path.suffix.lower(), _reversed_channels(pixels))
+    except cv2.error as error:
+        raise ValueError(f"{path} cannot be written: {error.err or error}") from error
+    if not done:
+        raise ValueError(f"{path} cannot be written in this format")
+    return data.tobytes()
 
 
 def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
@@ -134,13 +179,6 @@ def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
       path: the file; an existing one is replaced at once, never seen half-written.
       pixels: ``(H, W)`` or RGB ``(H, W, 3)``.
     """
-    path = Path(path)
-    check_writable(path, pixels.dtype)
-    try:
-        done, data = cv2.imencode(path.suffix.lower(), _reversed_channels(pixels))
-    except cv2.error as error:
-        raise ValueError(f"{path} cannot be written: {error.err or error}") from error
-    if not done:
-        raise ValueError(f"{path} cannot be written in this format")
+    data = encode_picture(path, pixels)
     with replacing(path) as file:
-        file.write(data.tobytes())
+        file.write(data)

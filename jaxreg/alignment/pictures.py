@@ -14,12 +14,13 @@ _TILES = 8  # of the checkerboard, along the shorter side
 _GAP, _CAPTION = 8, 28
 
 
-def warp_pixels(pixels: np.ndarray, transform: RigidTransform) -> np.ndarray:
+def warp_pixels(pixels: np.ndarray, transform: RigidTransform, back: bool = False) -> np.ndarray:
     """`jaxreg.warping.warp` by bilinear interpolation, for pictures of any size.
 
     Args:
-      pixels: ``(H, W)`` or ``(H, W, C)``, uint8, uint16, float32 or float64.
+      pixels: ``(H, W)`` or ``(H, W, C)``, integers of 8 to 32 bits, float32 or float64.
       transform: from fixed to moving, in pixels of this picture.
+      back: whether the inverse is meant: the moving image comes to look like the fixed one.
 
     Returns:
       The shape and dtype of ``pixels``, zeros where nothing of it falls.
@@ -35,10 +36,14 @@ def warp_pixels(pixels: np.ndarray, transform: RigidTransform) -> np.ndarray:
     dx = cx + tx - cos * cx + sin * cy
     dy = cy + ty - sin * cx - cos * cy
     matrix = np.array([[cos, -sin, dx], [sin, cos, dy]])
-    # OpenCV rounds coordinates to 1/32 px for float64 alone: float32 pixels lose less.
-    known = pixels.astype(np.float32) if pixels.dtype == np.float64 else pixels
-    warped = cv2.warpAffine(known, matrix, (width, height), flags=cv2.INTER_LINEAR)
-    return warped.astype(pixels.dtype)
+    # OpenCV rounds coordinates to 1/32 px but for these: as float32 the others lose less.
+    known = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
+    flags = cv2.INTER_LINEAR | (cv2.WARP_INVERSE_MAP if back else 0)
+    warped = cv2.warpAffine(known, matrix, (width, height), flags=flags)
+    if warped.dtype == pixels.dtype or pixels.dtype.kind == "f":
+        return warped.astype(pixels.dtype)
+    limits = np.iinfo(pixels.dtype)  # float32 rounds the largest of 32 bits past it
+    return np.clip(np.rint(warped.astype(np.float64)), limits.min, limits.max).astype(pixels.dtype)
 
 
 def overlay(
