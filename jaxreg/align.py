@@ -5,14 +5,19 @@
 prints tx, ty (pixels) and theta (degrees) with their standard errors, the score and whether to
 trust them. A pixel p of FIXED is found in MOVING at R(theta) (p - c) + c + (tx, ty), c the image
 centre, x right, y down. --out gets FIXED warped by this: it looks like MOVING and keeps FIXED's
-bit depth.
+bit depth. --out_moving gets MOVING warped back: it looks like FIXED and keeps MOVING's bit depth.
+Both are written whether the answer is to be trusted or not; the exit status tells.
 
     python -m jaxreg.align --fixed_dir=a --moving_dir=b --out=table.csv
+    python -m jaxreg.align --fixed=first.png --moving_dir=b --out=table.csv
     python -m jaxreg.align --pairs=list.csv --out=table.csv
 
-write one row a pair: files of two folders, paired by name, or a list of FIXED,MOVING paths
-(relative to the list). A run that was stopped goes on where it stopped when started again; to try
-failed pairs anew, delete their rows.
+write one row a pair: files of two folders, paired by name; one file with every file of a folder; or
+a list of FIXED,MOVING paths (relative to the list). A run that was stopped goes on where it stopped
+when started again; to try failed pairs anew, delete their rows.
+
+Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
+A file of several pages or frames is refused.
 
 Exit status: 0 success; 1 registered, but not to be trusted (of many: not every pair is a success);
 2 asked for what cannot be done; 3 an error of this program; 130 stopped by the keyboard.
@@ -21,11 +26,10 @@ Exit status: 0 success; 1 registered, but not to be trusted (of many: not every 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -33,9 +37,10 @@ from absl import flags
 from jaxreg.command_line import keep_compilations
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxreg.alignment.batch import Settings
     from jaxreg.alignment.table import Job
-    from jaxreg.alignment.working import Answer, WorkingPair
 
 _STYLES = ["checkerboard", "red-cyan"]
 _NAMED = 5  # files without a partner that are named; the others are counted
@@ -48,6 +53,7 @@ def _flags() -> flags.FlagValues:
     text, number, switch = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
     text("method", "direct", "A method of jaxreg.methods.", flag_values=values)
     text("out", None, "Aligned image; of many pairs: the table (CSV).", flag_values=values)
+    text("out_moving", None, "MOVING brought onto FIXED.", flag_values=values)
     text("overlay", None, "Picture of both, before and after.", flag_values=values)
     flags.DEFINE_enum("overlay_style", _STYLES[0], _STYLES, "Its style.", flag_values=values)
     switch("json", False, "Print JSON.", flag_values=values)
@@ -66,8 +72,9 @@ def _flags() -> flags.FlagValues:
         ),
         flag_values=values,
     )
+    text("fixed", None, "One fixed image for all of --moving_dir.", flag_values=values)
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
-    text("moving_dir", None, "Folder of moving images, of the same names.", flag_values=values)
+    text("moving_dir", None, "Folder of moving images, named as --fixed_dir's.", flag_values=values)
     text("pairs", None, "CSV file of pairs: FIXED,MOVING a line.", flag_values=values)
     number("batch_size", 256, "Pairs a call, at most.", 1, flag_values=values)
     switch("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -76,13 +83,13 @@ def _flags() -> flags.FlagValues:
 
 def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], bool]:
     """Pairs to register, and whether they go into a table; ValueError if the flags conflict."""
-    from jaxreg.alignment.table import Job, jobs_of_folders, jobs_of_list
+    from jaxreg.alignment.table import Job, jobs_of_list
 
-    folders = options.fixed_dir is not None or options.moving_dir is not None
+    folders = any(options[name].value is not None for name in ("fixed", "fixed_dir", "moving_dir"))
     if (len(files) > 0) + folders + (options.pairs is not None) != 1:
         raise ValueError(
-            "give either two files, FIXED MOVING, or --fixed_dir and --moving_dir, or --pairs; "
-            "--help tells more"
+            "give either two files, FIXED MOVING, or --moving_dir with --fixed_dir or --fixed, or "
+            "--pairs; --help tells more"
         )
     if files:
         if len(files) != 2:
@@ -90,88 +97,72 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
         return [Job(*files)], False
     if not options.out:
         raise ValueError("--out=TABLE.csv is needed for many pairs")
-    for name in ("overlay", "json"):
+    for name in ("out_moving", "overlay", "json"):
         if options[name].value:
             raise ValueError(f"--{name} is for one pair; many go into the table --out")
-    if options.pairs is not None:
-        return jobs_of_list(options.pairs), True
-    if options.fixed_dir is None or options.moving_dir is None:
-        raise ValueError("--fixed_dir and --moving_dir go together")
+    return jobs_of_list(options.pairs) if options.pairs is not None else _in_folders(options), True
+
+
+def _in_folders(options: flags.FlagValues) -> list[Job]:
+    """Pairs of --moving_dir with --fixed_dir or --fixed; ValueError unless it is one of them."""
+    from jaxreg.alignment.files import read_picture
+    from jaxreg.alignment.table import jobs_of_folders, jobs_of_reference
+
+    if options.fixed is not None and options.fixed_dir is not None:
+        raise ValueError("give --fixed, one file for all, or --fixed_dir, not both")
+    if options.moving_dir is None or (options.fixed is None and options.fixed_dir is None):
+        other = "--fixed" if options.fixed is not None else "--fixed_dir"
+        raise ValueError(f"{other} and --moving_dir go together")
+    if options.fixed is not None:
+        read_picture(options.fixed)  # refused once, rather than with every pair
+        return jobs_of_reference(options.fixed, options.moving_dir)
     jobs, alone = jobs_of_folders(options.fixed_dir, options.moving_dir)
     if alone:
         more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
         _say(f"no partner for {', '.join(alone[:_NAMED])}{more}")
-    return jobs, True
+    return jobs
 
 
 def _align_two(job: Job, settings: Settings, options: flags.FlagValues) -> int:
     """One pair: answer on the screen, pictures in files."""
     from jaxreg.alignment.batch import align_pair, load_pair
-    from jaxreg.alignment.files import check_writable, write_picture
+    from jaxreg.alignment.files import write_picture
     from jaxreg.alignment.pictures import overlay, warp_pixels
+    from jaxreg.alignment.report import report_of, text_of
 
     fixed, moving, pair = load_pair(job, settings)
-    targets = [(options.out, fixed.pixels), (options.overlay, None)]
-    for target, pixels in targets:
-        if target is None:
-            continue
-        check_writable(target, pixels)
-        if os.path.exists(target) and any(os.path.samefile(target, f) for f in job):
-            raise ValueError(f"{target} is one of the images to register; write to another file")
-    if options.out and options.overlay:  # neither need exist yet
-        paths = [os.path.abspath(target) for target, _ in targets]
-        if paths[0] == paths[1]:
-            raise ValueError("--out and --overlay name the same file")
+    first, second = fixed.pixels, moving.pixels
+    targets = {name: options[name].value for name in ("out", "out_moving", "overlay")}
+    _check_targets(targets, {"out": first, "out_moving": second}, job)
     answer = align_pair(pair, settings)
     if options.out:
-        write_picture(options.out, warp_pixels(fixed.pixels, answer.transform))
+        write_picture(options.out, warp_pixels(first, answer.transform))
+    if options.out_moving:
+        write_picture(options.out_moving, warp_pixels(second, answer.transform, back=True))
     if options.overlay:
-        picture = overlay(fixed.pixels, moving.pixels, answer.transform, options.overlay_style)
+        picture = overlay(first, second, answer.transform, options.overlay_style)
         write_picture(options.overlay, picture)
-    report = _report(job, pair, answer, settings, options)
-    print(json.dumps(report, allow_nan=False) if options.json else _text(report))
+    report = report_of(job, pair, answer, settings.method, targets)
+    print(json.dumps(report, allow_nan=False) if options.json else text_of(report))
     return 0 if answer.success else 1
 
 
-def _report(
-    job: Job, pair: WorkingPair, answer: Answer, settings: Settings, options: flags.FlagValues
-) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+def _check_targets(
+    targets: Mapping[str, str | None], pixels: Mapping[str, np.ndarray], job: Job
+) -> None:
+    """Raise ValueError unless all pictures, given by their flags, can be written."""
+    from jaxreg.alignment.files import check_writable
 
-    return {
-        **{"fixed": job.fixed, "moving": job.moving, "method": settings.method},
-        **{"size": list(pair.size), "working_size": list(pair.working_size)},
-        **{"tx": plain(answer.tx), "ty": plain(answer.ty), "theta": plain(answer.theta)},
-        "standard_errors": plain(answer.standard_errors),
-        "covariance": plain(answer.covariance),
-        **{"score": plain(answer.score), "success": answer.success, "found": answer.found},
-        "notes": list(pair.notes),
-        **{"out": options.out, "overlay": options.overlay},
-    }
-
-
-def _text(report: dict[str, Any]) -> str:
-    units = {"tx": "px", "ty": "px", "theta": "degrees"}
-    errors = report["standard_errors"] or [None] * 3
-    lines = []
-    for (name, unit), error in zip(units.items(), errors, strict=True):
-        spread = "" if error is None else f" +- {error:.2g}"
-        lines.append(f"{name:<8} {round(report[name], 4) + 0.0:.4f}{spread} {unit}")
-    score = "unknown" if report["score"] is None else f"{report['score']:.4f}"
-    lines.append(f"{'score':<8} {score}")
-    trust = "yes" if report["success"] else "no: do not trust this answer"
-    lines.append(f"{'success':<8} {trust if report['found'] else 'no: the method found no answer'}")
-    size, working = ("{}x{}".format(*report[name]) for name in ("size", "working_size"))
-    lines.append(f"{'size':<8} {size}, registered at {working}")
-    lines += [f"{'note':<8} {note}" for note in report["notes"]]
-    if report["out"]:
-        lines.append(f"{'out':<8} {report['out']}: fixed, warped to look like moving")
-    if report["overlay"]:
-        lines.append(f"{'overlay':<8} {report['overlay']}: before and after")
-    return "\n".join(lines)
+    taken: dict[str, str] = {}
+    for name, target in targets.items():
+        if not target:
+            continue
+        check_writable(target, pixels.get(name))
+        if os.path.exists(target) and any(os.path.samefile(target, file) for file in job):
+            raise ValueError(f"{target} is one of the images to register; write to another file")
+        other = taken.setdefault(os.path.abspath(target), name)  # neither need exist yet
+        if other != name:
+            raise ValueError(f"--{other} and --{name} name the same file")
 
 
 def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValues) -> int:

@@ -104,14 +104,31 @@ def test_an_answer_that_is_not_finite_is_none(tmp_path, capsys, monkeypatch, sco
 )  # fmt: skip
 def test_dtype_and_channels_are_kept(tmp_path, calls, dtype, channels, suffix):
     pair = save_pair(tmp_path, dtype=dtype, channels=channels, suffix=suffix)
-    out = tmp_path / f"out{suffix}"
-    assert run(*pair, f"--out={out}") == 0
-    image, aligned = read_picture(pair[0]).pixels, read_picture(out).pixels
-    assert (aligned.dtype, aligned.shape) == (np.dtype(dtype), image.shape)
-    top = image.max()
-    expected = np.asarray(jaxreg.warp(image / top * 255, TRUTH))
-    rounding = 0.5 * 255 / top if np.dtype(dtype).kind != "f" else 0
-    assert np.abs(aligned / top * 255 - expected).max() < rounding + OPENCV_WARP
+    outs = [tmp_path / f"out{suffix}", tmp_path / f"back{suffix}"]
+    assert run(*pair, f"--out={outs[0]}", f"--out_moving={outs[1]}") == 0
+    for path, out, transform in zip(pair, outs, (TRUTH, TRUTH.inverse()), strict=True):
+        image, aligned = read_picture(path).pixels, read_picture(out).pixels
+        assert (aligned.dtype, aligned.shape) == (np.dtype(dtype), image.shape)
+        top = image.max()
+        expected = np.asarray(jaxreg.warp(image / top * 255, transform))
+        rounding = 0.5 * 255 / top if np.dtype(dtype).kind != "f" else 0
+        assert np.abs(aligned / top * 255 - expected).max() < rounding + OPENCV_WARP
+
+
+def test_moving_is_brought_onto_fixed(tmp_path, capsys, calls):
+    pair, back = save_pair(tmp_path, dtype=np.int16, suffix=".tif"), tmp_path / "back.tif"
+    assert run(*pair, f"--out_moving={back}") == 0
+    assert f"{back}: moving, warped to look like fixed" in capsys.readouterr().out
+    fixed, moving, aligned = (cv2.imread(str(p), -1).astype(float) for p in (*pair, back))
+    matrix = np.asarray(TRUTH.matrix(fixed.shape))[:2]  # an oracle of OpenCV's own
+    expected = cv2.warpAffine(
+        moving.astype(np.float32), matrix, (48, 40), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    assert np.abs(aligned - expected).max() < 0.5 + OPENCV_WARP
+    middle = (slice(12, 28), slice(16, 32))  # in both frames
+    assert np.abs(aligned - fixed)[middle].mean() < 0.1 * np.abs(moving - fixed)[middle].mean()
+    assert run(*pair, f"--out_moving={back}", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["out_moving"] == str(back)
 
 
 def test_integers_of_16_bits_are_registered(tmp_path, capsys):
@@ -300,6 +317,12 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         (["fixed.png", "moving.png", "--out=o.xyz"], "no suffix of an image format"),
         (["deep.png", "deep.png", "--out=o.jpg"], "would not keep uint16 pixels; use .png"),
         (["signed.tif", "signed.tif", "--out=o.png"], "would not keep int16 pixels; use .tif or"),
+        (["fixed.png", "deep.png", "--out_moving=o.jpg"], "would not keep uint16 pixels"),
+        (["fixed.png", "moving.png", "--out_moving=o.gif"], "would not keep uint8 pixels"),
+        (["fixed.png", "moving.png", "--out_moving=."], ". is a folder"),
+        (["fixed.png", "moving.png", "--out_moving=./moving.png"], "one of the images"),
+        (["fixed.png", "moving.png", "--out=o.png", "--out_moving=./o.png"], "the same file"),
+        (["fixed.png", "moving.png", "--out_moving=o.png", "--overlay=o.png"], "the same file"),
         (["fixed.png", "moving.png", "--out=no/o.png"], "there is no folder no"),
         (["fixed.png", "moving.png", "--out=./fixed.png"], "one of the images to register"),
         (["fixed.png", "moving.png", "--out=o.png", "--overlay=./o.png"], "the same file"),
@@ -315,6 +338,14 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
         (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
         (["--fixed_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
+        (["--moving_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
+        (["--fixed=fixed.png", "--out=t.csv"], "--fixed and --moving_dir go together"),
+        (["--fixed=a", "--fixed_dir=.", "--moving_dir=.", "--out=t.csv"], "not both"),
+        (["--fixed=fixed.png", "--moving_dir=."], "--out=TABLE.csv is needed"),
+        (["--fixed=fixed.png", "moving.png", "--out=o.png"], "give either two files"),
+        (["--fixed=torn.jpg", "--moving_dir=.", "--out=t.csv"], "torn.jpg is cut short"),
+        (["--fixed=fixed.png", "--moving_dir=none", "--out=t.csv"], "none holds no images"),
+        (["--fixed=fixed.png", "--moving_dir=shared", "--out=t.csv"], "share the name 'x'"),
         (["--fixed_dir=.", "--moving_dir=no", "--out=t.csv"], "--moving_dir=no is no folder"),
         (["--fixed_dir=shared", "--moving_dir=.", "--out=t.csv"], "share the name 'x'"),
         (["--fixed_dir=.", "--moving_dir=none", "--out=t.csv"], "has a namesake"),

@@ -1,13 +1,18 @@
 """The command on folders: tables that can be taken up again."""
 
 import csv
+import shutil
 
+import numpy as np
 import pytest
 
+from jaxreg import RigidTransform
 from jaxreg.alignment import batch
-from jaxreg.alignment.files import write_picture
+from jaxreg.alignment.files import read_picture, write_picture
+from jaxreg.alignment.pictures import warp_pixels
 from jaxreg.alignment.table import COLUMNS, Table
 from tests.align_support import run, save_pair, scene, stand_in
+from tests.tolerances import ALIGNED_FILES
 
 
 @pytest.fixture
@@ -134,3 +139,37 @@ def test_many_shapes_do_not_pile_up(tmp_path, calls, monkeypatch):
     assert run(*pair, f"--out={out}") == 0
     assert len(table(out)) == 7
     assert len(calls) > 2
+
+
+def sequence(tmp_path):
+    """A reference and a folder of three drifted frames and one that has nothing to do with it."""
+    (tmp_path / "frames").mkdir()
+    image, drift = scene(), [RigidTransform(*t) for t in ((0, 0, 0), (2, -1, 5), (-3, 2, -20))]
+    for i, t in enumerate(drift):
+        write_picture(tmp_path / "frames" / f"{i}.png", warp_pixels(image, t))
+    write_picture(tmp_path / "frames" / "flat.png", np.full((40, 48, 3), 9, np.uint8))
+    arguments = f"--fixed={tmp_path / 'frames' / '0.png'}", f"--moving_dir={tmp_path / 'frames'}"
+    return arguments, drift
+
+
+def test_a_sequence_is_registered_with_its_reference(tmp_path, capsys):
+    arguments, drift = sequence(tmp_path)
+    out = tmp_path / "t.csv"
+    assert run(*arguments, f"--out={out}") == 1
+    assert "3 of 4 pairs registered with success" in capsys.readouterr().out
+    rows = {row["moving"].rsplit("/")[-1]: row for row in table(out)}
+    for i, t in enumerate(drift):
+        answer = [float(rows[f"{i}.png"][name]) for name in ("tx", "ty", "theta")]
+        assert np.allclose(answer, [t.tx, t.ty, t.theta], atol=ALIGNED_FILES)
+    assert rows["flat.png"]["success"] == "false"
+
+
+def test_the_reference_is_not_decoded_for_every_pair(tmp_path, calls, monkeypatch):
+    arguments, _ = sequence(tmp_path)
+    reference, read = tmp_path / "reference.png", []
+    shutil.copy(tmp_path / "frames" / "0.png", reference)
+    monkeypatch.setattr(batch, "read_picture", lambda p: (read.append(str(p)), read_picture(p))[1])
+    monkeypatch.setattr(batch, "_READERS", 1)
+    run(f"--fixed={reference}", arguments[1], f"--out={tmp_path / 't.csv'}")
+    assert read.count(str(reference)) == 1
+    assert len(read) == 5

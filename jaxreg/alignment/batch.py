@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -62,13 +63,20 @@ class Settings:
         return {"method": self.method, "max_shift": self.max_shift}
 
 
-def load_pair(job: Job, settings: Settings) -> tuple[Picture, Picture, WorkingPair]:
+def load_pair(
+    job: Job, settings: Settings, read_fixed: Callable[[str], Picture] = read_picture
+) -> tuple[Picture, Picture, WorkingPair]:
     """Both files of a pair, cropped where asked for, and what is to be registered.
+
+    Args:
+      job: the pair.
+      settings: how it is registered.
+      read_fixed: how the fixed image is read; nothing is written into it.
 
     Raises:
       OSError, ValueError: a file cannot be read, or the two cannot be registered.
     """
-    fixed, moving = read_picture(job.fixed), read_picture(job.moving)
+    fixed, moving = read_fixed(job.fixed), read_picture(job.moving)
     note: tuple[str, ...] = ()
     if settings.crop and fixed.size != moving.size:
         sizes = " and ".join("{}x{}".format(*picture.size) for picture in (fixed, moving))
@@ -113,10 +121,12 @@ def _full(shape: tuple[int, ...], settings: Settings) -> int:
 
 def _read_ahead(jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, WorkingPair | str]]:
     """Every job with its pair, or with the reason why there is none."""
+    # One image that many are registered with is decoded once; others cost the memory of one.
+    read_fixed = functools.lru_cache(maxsize=1)(read_picture)
 
     def load(job: Job) -> WorkingPair | str:
         try:
-            return load_pair(job, settings)[2]
+            return load_pair(job, settings, read_fixed)[2]
         except (OSError, ValueError, MemoryError, cv2.error) as error:
             return describe(error)
 

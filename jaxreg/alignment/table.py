@@ -50,6 +50,19 @@ def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[st
     return jobs, [first.get(name) or second[name] for name in alone]
 
 
+def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
+    """One fixed image with every image file of a folder, in the order of their names.
+
+    Raises:
+      ValueError: no folder, no image in it, or two of them share a name.
+    """
+    found = _images(moving_dir, "moving_dir")
+    if not found:
+        raise ValueError(f"--moving_dir={moving_dir} holds no images")
+    reference = _one_line_name(fixed)
+    return [Job(reference, found[name]) for name in sorted(found)]
+
+
 def _images(folder: str, flag: str) -> dict[str, str]:
     """Image files of a folder by their name without suffix."""
     if not os.path.isdir(folder):
