@@ -9,12 +9,15 @@ bit depth. --out_moving gets MOVING warped back: it looks like FIXED and keeps M
 Both are written whether the answer is to be trusted or not; the exit status tells.
 
     python -m jaxreg.align --fixed_dir=a --moving_dir=b --out=table.csv
-    python -m jaxreg.align --fixed=first.png --moving_dir=b --out=table.csv
+    python -m jaxreg.align --fixed=first.png --moving_dir=b --out=table.csv --out_moving=aligned
     python -m jaxreg.align --pairs=list.csv --out=table.csv
 
 write one row a pair: files of two folders, paired by name; one file with every file of a folder; or
-a list of FIXED,MOVING paths (relative to the list). A run that was stopped goes on where it stopped
-when started again; to try failed pairs anew, delete their rows.
+a list of FIXED,MOVING paths (relative to the list). Here --out_moving is a folder (made if missing)
+that gets each MOVING warped back, under its own name; where its format could not keep its pixels,
+as .png or .tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than
+none. A run that was stopped goes on where it stopped when started again; to try failed pairs anew,
+delete their rows.
 
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
 A file of several pages or frames is refused.
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxreg.alignment.batch import Settings
-    from jaxreg.alignment.table import Job
+    from jaxreg.alignment.moved import MovedPictures
+    from jaxreg.alignment.table import Job, Table
 
 _STYLES = ["checkerboard", "red-cyan"]
 _NAMED = 5  # files without a partner that are named; the others are counted
@@ -53,7 +57,7 @@ def _flags() -> flags.FlagValues:
     text, number, switch = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
     text("method", "direct", "A method of jaxreg.methods.", flag_values=values)
     text("out", None, "Aligned image; of many pairs: the table (CSV).", flag_values=values)
-    text("out_moving", None, "MOVING brought onto FIXED.", flag_values=values)
+    text("out_moving", None, "MOVING brought onto FIXED; of many: a folder.", flag_values=values)
     text("overlay", None, "Picture of both, before and after.", flag_values=values)
     flags.DEFINE_enum("overlay_style", _STYLES[0], _STYLES, "Its style.", flag_values=values)
     switch("json", False, "Print JSON.", flag_values=values)
@@ -97,7 +101,7 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
         return [Job(*files)], False
     if not options.out:
         raise ValueError("--out=TABLE.csv is needed for many pairs")
-    for name in ("out_moving", "overlay", "json"):
+    for name in ("overlay", "json"):
         if options[name].value:
             raise ValueError(f"--{name} is for one pair; many go into the table --out")
     return jobs_of_list(options.pairs) if options.pairs is not None else _in_folders(options), True
@@ -170,14 +174,21 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     from tqdm import tqdm
 
     from jaxreg.alignment.batch import align_jobs
+    from jaxreg.alignment.moved import MovedPictures
     from jaxreg.alignment.table import Table
 
+    folder = options.out_moving
+    pictures = MovedPictures(folder, jobs, options.out) if folder else None
     with Table(options.out, settings.method, str(settings)) as table:
         todo = [job for job in jobs if job not in table.rows]
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")
+        if pictures:
+            _add_missing(pictures, table, jobs)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="pair", disable=None) as bar:
             for rows in align_jobs(todo, settings):
+                if pictures:  # before the rows: a pair that has a row is not looked at again
+                    pictures.write(rows)
                 table.add(rows)
                 bar.update(len(rows))
                 for row in rows:
@@ -187,8 +198,22 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                         with bar.external_write_mode(sys.stderr):
                             _say(name + row["error"])
         good = sum(table.rows[job] for job in jobs)
-    print(f"{good} of {len(jobs)} pairs registered with success; table: {options.out}")
+    shown = f"; pictures of these: {folder}" if folder else ""
+    print(f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}")
     return 0 if good == len(jobs) else 1
+
+
+def _add_missing(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> None:
+    """The pictures that an earlier run with the same table was not asked for."""
+    from jaxreg.alignment.table import Job
+
+    done = {job for job in jobs if table.rows.get(job) and not pictures.has(job.moving)}
+    if not done:
+        return
+    _say(f"{len(done)} of them have no picture in {pictures.folder} yet; written now")
+    for row in table.stored():
+        if Job(row["fixed"], row["moving"]) in done:
+            pictures.write([row])
 
 
 def _say(message: str) -> None:

@@ -3,7 +3,9 @@
 import csv
 import shutil
 
+import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from jaxreg import RigidTransform
@@ -11,8 +13,8 @@ from jaxreg.alignment import batch
 from jaxreg.alignment.files import read_picture, write_picture
 from jaxreg.alignment.pictures import warp_pixels
 from jaxreg.alignment.table import COLUMNS, Table
-from tests.align_support import run, save_pair, scene, stand_in
-from tests.tolerances import ALIGNED_FILES
+from tests.align_support import TRUTH, run, save_pair, scene, stand_in
+from tests.tolerances import ALIGNED_FILES, OPENCV_WARP
 
 
 @pytest.fixture
@@ -152,16 +154,26 @@ def sequence(tmp_path):
     return arguments, drift
 
 
-def test_a_sequence_is_registered_with_its_reference(tmp_path, capsys):
+def test_a_sequence_is_brought_onto_its_reference(tmp_path, capsys):
     arguments, drift = sequence(tmp_path)
-    out = tmp_path / "t.csv"
-    assert run(*arguments, f"--out={out}") == 1
-    assert "3 of 4 pairs registered with success" in capsys.readouterr().out
+    out, folder = tmp_path / "t.csv", tmp_path / "aligned"
+    assert run(*arguments, f"--out={out}", f"--out_moving={folder}") == 1
+    assert (
+        f"3 of 4 pairs registered with success; table: {out}; pictures" in capsys.readouterr().out
+    )
     rows = {row["moving"].rsplit("/")[-1]: row for row in table(out)}
     for i, t in enumerate(drift):
         answer = [float(rows[f"{i}.png"][name]) for name in ("tx", "ty", "theta")]
         assert np.allclose(answer, [t.tx, t.ty, t.theta], atol=ALIGNED_FILES)
     assert rows["flat.png"]["success"] == "false"
+    assert sorted(p.name for p in folder.iterdir()) == ["0.png", "1.png", "2.png"]
+    middle = (slice(10, 30), slice(12, 36))
+    for i in (1, 2):
+        frame, aligned = (
+            cv2.imread(str(f / f"{i}.png"))[middle] for f in (tmp_path / "frames", folder)
+        )
+        fixed = cv2.imread(str(tmp_path / "frames" / "0.png"))[middle].astype(float)
+        assert np.abs(aligned - fixed).mean() < 0.1 * np.abs(frame - fixed).mean()
 
 
 def test_the_reference_is_not_decoded_for_every_pair(tmp_path, calls, monkeypatch):
@@ -173,3 +185,108 @@ def test_the_reference_is_not_decoded_for_every_pair(tmp_path, calls, monkeypatc
     run(f"--fixed={reference}", arguments[1], f"--out={tmp_path / 't.csv'}")
     assert read.count(str(reference)) == 1
     assert len(read) == 5
+
+
+def test_pictures_keep_their_pixels_and_their_names(tmp_path, calls):
+    (tmp_path / "b").mkdir()
+    kinds = {"a.tif": np.int16, "b.jpg": np.uint8, "c.gif": np.uint8, "d.png": np.uint16}
+    for name, dtype in kinds.items():
+        write_picture(tmp_path / "d.tif", scene(dtype=dtype))
+        (tmp_path / "d.tif").rename(tmp_path / "b" / name)  # OpenCV goes by the content
+    PIL.Image.fromarray(scene()).save(tmp_path / "b" / "c.gif")
+    write_picture(tmp_path / "d.tif", scene(dtype=np.float32))
+    (tmp_path / "d.tif").rename(tmp_path / "b" / "e.jp2")
+    write_picture(tmp_path / "fixed.png", scene(50, 60))
+    arguments = f"--fixed={tmp_path / 'fixed.png'}", f"--moving_dir={tmp_path / 'b'}", "--crop"
+    folder = tmp_path / "aligned"
+    assert run(*arguments, f"--out={tmp_path / 't.csv'}", f"--out_moving={folder}") == 0
+    written = {path.name: read_picture(path).pixels for path in folder.iterdir()}
+    assert sorted(written) == ["a.tif", "b.jpg", "c.png", "d.png", "e.tif"]
+    assert [written[name].dtype for name in sorted(written)] == [
+        *(np.int16, np.uint8, np.uint8, np.uint16, np.float32)
+    ]
+    moving = read_picture(tmp_path / "b" / "d.png").pixels
+    matrix = np.asarray(TRUTH.matrix(moving.shape))[:2]
+    expected = cv2.warpAffine(
+        moving, matrix, (48, 40), flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+    )
+    assert np.abs(written["d.png"] / 257 - expected / 257.0).max() < OPENCV_WARP
+
+
+def test_a_row_comes_after_its_picture(tmp_path, calls, monkeypatch, capsys):
+    arguments, out = folders(tmp_path), tmp_path / "t.csv"
+    folder = tmp_path / "aligned"
+    whole = Table.add
+
+    def stop(self, rows):
+        if len(self.rows) >= 2:
+            raise KeyboardInterrupt
+        whole(self, rows)
+
+    monkeypatch.setattr(Table, "add", stop)
+    command = (*arguments, f"--out={out}", f"--out_moving={folder}", "--batch_size=1")
+    assert run(*command) == 130
+    assert len(table(out)) == 2
+    assert len(list(folder.iterdir())) == 3  # of one the row was still to come
+    monkeypatch.setattr(Table, "add", whole)
+    calls.clear()
+    assert run(*command) == 0
+    assert len(calls) == 5
+    assert sorted(p.name for p in folder.iterdir()) == [f"{i}.bmp" for i in range(7)]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    shutil.rmtree(folder)  # or never asked for
+    calls.clear()
+    assert run(*command) == 0
+    assert calls == []
+    assert "7 of them have no picture" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("b", "b/0.bmp is one of the images to register"),
+        ("a", "a/0.png is one of the images to register"),
+        ("a/0.png", "is no folder; many pairs need one"),
+        ("no/aligned", "there is no folder no"),
+    ],
+)
+def test_folders_of_pictures_that_are_refused(
+    tmp_path, capsys, calls, monkeypatch, folder, message
+):
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path, count=2)
+    shutil.copy("a/0.png", "b/1.bmp")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    command = ("--fixed_dir=a", "--moving_dir=b", "--out=t.csv", f"--out_moving={folder}")
+    assert run(*command) == 2
+    assert message in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+    assert calls == []
+
+
+def test_two_pairs_do_not_write_one_picture(tmp_path, capsys, calls, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path, count=2)
+    (tmp_path / "list.csv").write_text("a/0.png,b/1.bmp\na/1.png,b/1.bmp\n")
+    command = ("--pairs=list.csv", "--out=t.csv", "--out_moving=aligned")
+    assert run(*command) == 2
+    assert "a/0.png, b/1.bmp and of a/1.png, b/1.bmp would both be named 1" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "t.csv").exists()
+    assert run(*command[:2]) == 1
+    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=c/0.png", "--out_moving=c") == 2
+    (tmp_path / "c").mkdir()
+    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=c/0.png", "--out_moving=c") == 2
+    assert "would be overwritten by a picture" in capsys.readouterr().err
+
+
+def test_a_file_of_several_pages_has_a_row_that_says_so(tmp_path, calls):
+    arguments, out = folders(tmp_path, count=3), tmp_path / "t.csv"
+    pages = [PIL.Image.fromarray(scene(seed=i)) for i in range(4)]
+    pages[0].save(tmp_path / "b" / "1.bmp", "tiff", save_all=True, append_images=pages[1:])
+    assert run(*arguments, f"--out={out}") == 1
+    errors = {row["fixed"][-5]: row["error"] for row in table(out)}
+    assert "1.bmp has 4 pages or frames; split it" in errors["1"]
+    assert (errors["0"], errors["2"]) == ("", "")

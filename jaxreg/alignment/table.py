@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -179,6 +179,11 @@ class Table:
         self._append(rows)
         for row in rows:
             self.rows[Job(row["fixed"], row["moving"])] = row["success"] == "true"
+
+    def stored(self) -> Iterator[dict[str, str]]:
+        """The rows in the file, read anew: `rows` keeps little of them."""
+        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield from csv.DictReader(file)
 
     def _append(self, rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")

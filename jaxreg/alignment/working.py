@@ -81,13 +81,14 @@ class Answer:
 def crop_to_common(fixed: Picture, moving: Picture) -> tuple[Picture, Picture]:
     """Both pictures cut about their centres to the size they share."""
     width, height = (min(a, b) for a, b in zip(fixed.size, moving.size, strict=True))
+    return crop(fixed, (width, height)), crop(moving, (width, height))
 
-    def crop(picture: Picture) -> Picture:
-        left, top = (picture.size[0] - width) // 2, (picture.size[1] - height) // 2
-        pixels = picture.pixels[top : top + height, left : left + width]
-        return dataclasses.replace(picture, pixels=np.ascontiguousarray(pixels))
 
-    return crop(fixed), crop(moving)
+def crop(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture cut about its centre to a width and height, neither larger than its own."""
+    left, top = ((a - b) // 2 for a, b in zip(picture.size, size, strict=True))
+    pixels = picture.pixels[top : top + size[1], left : left + size[0]]
+    return dataclasses.replace(picture, pixels=np.ascontiguousarray(pixels))
 
 
 def make_working(fixed: Picture, moving: Picture, largest: int) -> WorkingPair:

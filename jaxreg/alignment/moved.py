@@ -1,0 +1,115 @@
+"""A folder of MOVING brought onto FIXED, beside the table of many pairs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from jaxreg.alignment.files import check_folder, encode_picture, keeps, read_picture
+from jaxreg.alignment.pictures import warp_pixels
+from jaxreg.alignment.table import Job
+from jaxreg.alignment.working import crop
+from jaxreg.atomic import replacing
+from jaxreg.geometry import RigidTransform
+
+_WRITERS = 4  # threads that decode, warp and encode
+
+
+class MovedPictures:
+    """The pictures of pairs whose answer can be trusted, each under its moving file's name.
+
+    A name without its suffix stands for one pair, as another suffix is taken where that of the
+    moving file could not keep its pixels: .png, or .tif for what PNG cannot keep.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], jobs: Sequence[Job], table: str):
+        """Check that nothing will be overwritten; nothing is made yet.
+
+        Args:
+          folder: may be missing, its own folder may not.
+          jobs: all pairs.
+          table: the file of their answers.
+
+        Raises:
+          ValueError: the folder cannot be written to, two pairs would write one file, or a picture
+            would take the place of an image to register or of the table.
+        """
+        self.folder = Path(folder)
+        there = self.folder.exists()
+        if there and not self.folder.is_dir():
+            raise ValueError(f"--out_moving={folder} is no folder; many pairs need one")
+        check_folder(self.folder if there else self.folder.parent, folder)
+        self._check_names(jobs)
+        self._check_inputs(jobs, table)
+
+    def _check_names(self, jobs: Iterable[Job]) -> None:
+        taken: dict[str, Job] = {}
+        for job in jobs:
+            other = taken.setdefault(os.path.normcase(Path(job.moving).stem), job)
+            if other is not job:
+                raise ValueError(
+                    f"--out_moving={self.folder}: the pictures of {', '.join(other)} and of "
+                    f"{', '.join(job)} would both be named {Path(job.moving).stem}; register one "
+                    "of them in a run of its own"
+                )
+
+    def _check_inputs(self, jobs: Sequence[Job], table: str) -> None:
+        there = set(os.listdir(self.folder)) if self.folder.exists() else set()
+        targets = [path for job in jobs for path in self._candidates(job.moving)]
+        if Path(table).absolute() in {path.absolute() for path in targets}:
+            raise ValueError(f"--out={table} would be overwritten by a picture of --out_moving")
+        present = [path for path in targets if path.name in there]
+        if not present:
+            return
+        inputs = {_identity(file) for job in jobs for file in job if os.path.exists(file)}
+        for path in present:
+            if _identity(path) in inputs:
+                raise ValueError(
+                    f"{path} is one of the images to register; let --out_moving be another folder"
+                )
+
+    def _candidates(self, moving: str) -> list[Path]:
+        """Where the picture of a moving file may be."""
+        own = self.folder / Path(moving).name
+        return [own, own.with_suffix(".png"), own.with_suffix(".tif")]
+
+    def has(self, moving: str) -> bool:
+        """Whether there is a picture of a moving file."""
+        return any(path.exists() for path in self._candidates(moving))
+
+    def write(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Write the pictures of a table's rows, but for those that are no success.
+
+        Raises:
+          OSError, ValueError: a moving file cannot be read again, or its picture not be written.
+        """
+        trusted = [row for row in rows if row["success"] == "true"]
+        self.folder.mkdir(exist_ok=True)
+        with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
+            try:
+                for path, data in pool.map(self._encoded, trusted):
+                    with replacing(path) as file:  # in this thread: it looks at the umask
+                        file.write(data)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encoded(self, row: Mapping[str, str]) -> tuple[Path, bytes]:
+        """One row's picture; its image is read again, as a batch of them could fill the memory."""
+        moving = read_picture(row["moving"])
+        size = int(row["width"]), int(row["height"])
+        if any(now < then for now, then in zip(moving.size, size, strict=True)):
+            raise ValueError(f"{row['moving']} has become smaller since it was registered")
+        pixels = crop(moving, size).pixels
+        answer = RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
+        own, *others = self._candidates(row["moving"])
+        fit = [path for path in (own, *others) if keeps(path.suffix, pixels)]
+        path = fit[0] if fit else own
+        return path, encode_picture(path, warp_pixels(pixels, answer, back=True))
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The file itself, whatever its names."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
