@@ -62,20 +62,12 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum("overlay_style", _STYLES[0], _STYLES, "Its style.", flag_values=values)
     switch("json", False, "Print JSON.", flag_values=values)
     switch("crop", False, "Crop both images to the size they share.", flag_values=values)
-    number(
-        *("working_size", 512, "Longer side that is registered, at most.", 8, 512),
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        *(
-            "max_shift",
-            1 / 3,
-            "Largest shift along an axis, as a share of the shorter side",
-            0,
-            0.5,
-        ),
-        flag_values=values,
-    )
+    size = "Longer side that is registered, at most."
+    number("working_size", 512, size, 8, 512, flag_values=values)
+    shift = "Largest shift searched along an axis, as a share of the shorter side."
+    flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
+    turn = "Largest rotation searched, either way, in degrees."
+    flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
     text("fixed", None, "One fixed image for all of --moving_dir.", flag_values=values)
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
     text("moving_dir", None, "Folder of moving images, named as --fixed_dir's.", flag_values=values)
@@ -236,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
         jobs, many = _jobs(options, files)
         find_method(options.method)
-        names = ("method", "working_size", "max_shift", "crop", "batch_size")
+        names = ("method", "working_size", "max_shift", "max_rotation", "crop", "batch_size")
         chosen: dict[str, Any] = {name: options[name].value for name in names}
         settings = Settings(**chosen)
         if many:

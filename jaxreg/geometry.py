@@ -18,9 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
+# A number or an array of them, of which ``float(...)`` makes one.
+Real = float | np.number | np.ndarray | jax.Array
 
 
 def wrap_degrees(theta: ArrayLike) -> jax.Array:
@@ -90,15 +93,15 @@ class RigidTransform:
     (0.0, 0.0, 0.0)
     """
 
-    tx: ArrayLike
-    ty: ArrayLike
-    theta: ArrayLike
+    tx: Real
+    ty: Real
+    theta: Real
 
     def __getitem__(self, index: Any) -> RigidTransform:
         """Some transforms of a batch, or one of them: whatever indexes an array."""
         if not jnp.ndim(self.tx):
             raise TypeError("one transform, not a batch of them, cannot be indexed")
-        return jax.tree.map(lambda v: jnp.asarray(v)[index], self)
+        return jax.tree.map(lambda v: v[index], self)
 
     def __iter__(self) -> Iterator[RigidTransform]:
         """The transforms of a batch, one after the other."""

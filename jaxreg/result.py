@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
-from jaxreg.geometry import RigidTransform
+from jaxreg.geometry import Real, RigidTransform
 
 
 class Doubt(enum.IntFlag):
@@ -62,18 +62,18 @@ class Registration:
     """
 
     transform: RigidTransform
-    score: ArrayLike
-    success: ArrayLike
+    score: Real
+    success: bool | Real
     covariance: jax.Array | None = None
-    found: ArrayLike = True
-    doubts: jax.Array | None = None
+    found: bool | Real = True
+    doubts: np.ndarray | jax.Array | None = None
 
     def __getitem__(self, index: Any) -> Registration:
         """Some pairs of a batch, or one of them: whatever indexes an array."""
         if not jnp.ndim(self.transform.tx):
             raise TypeError("the answer to one pair, not to a batch, cannot be indexed")
         # A scalar, such as `found`, is that of all.
-        return jax.tree.map(lambda v: jnp.asarray(v)[index] if jnp.ndim(v) else v, self)
+        return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, self)
 
     def __iter__(self) -> Iterator[Registration]:
         """The pairs of a batch, one after the other."""

@@ -8,7 +8,7 @@ from jaxreg import RigidTransform
 from jaxreg.align import main
 from jaxreg.alignment.files import write_picture
 from jaxreg.alignment.pictures import warp_pixels
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration
 
 TRUTH = RigidTransform(3.0, -2.0, 40.0)
 VARIANCE = np.diag([0.01, 0.04, 0.09])
@@ -18,7 +18,7 @@ def stand_in(monkeypatch):
     """Registration by a stand-in that knows the answer; unlike images are not trusted."""
     seen = []
 
-    def register_batch(fixed, moving, *, method, max_shift):
+    def register_batch(fixed, moving, *, method, **searched):
         seen.append((fixed.shape, method))
         if fixed.shape[1] == 24:
             raise ValueError("this method wants\nother images")
@@ -27,12 +27,13 @@ def stand_in(monkeypatch):
         return Registration(
             RigidTransform(*(np.full(n, v) for v in (TRUTH.tx, TRUTH.ty, TRUTH.theta))),
             np.full(n, 0.9), np.array(trusted), np.stack([VARIANCE] * n), np.full(n, True),
+            np.where(trusted, 0, Doubt.FEATURELESS),
         )  # fmt: skip
 
     def register(fixed, moving, **options):
         r = register_batch(fixed[None], moving[None], **options)
         t = RigidTransform(r.transform.tx[0], r.transform.ty[0], r.transform.theta[0])
-        return Registration(t, r.score[0], r.success[0], r.covariance[0], r.found[0])
+        return Registration(t, r.score[0], r.success[0], r.covariance[0], r.found[0], r.doubts[0])
 
     monkeypatch.setattr(jaxreg, "register", register)
     monkeypatch.setattr(jaxreg, "register_batch", register_batch)

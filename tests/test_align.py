@@ -68,9 +68,13 @@ def test_an_answer_not_to_be_trusted_is_status_1(tmp_path, capsys, calls):
     flat = tmp_path / "flat.png"
     write_picture(flat, np.full((40, 48, 3), 9, np.uint8))
     assert run(a, flat) == 1
-    assert "do not trust" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "do not trust" in printed
+    assert "because  an image leaves a direction open" in printed
     assert run(a, flat, "--json") == 1
-    assert json.loads(capsys.readouterr().out)["success"] is False
+    report = json.loads(capsys.readouterr().out)
+    assert report["success"] is False
+    assert len(report["reasons"]) == 1
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path, capsys, monkeypatch):
@@ -329,6 +333,14 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
         (["fixed.png", "moving.png", "--working_size=513"], "--working_size=513"),
         (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
+        (
+            ["--pairs=pair.csv", "--out=t.csv", "--max_rotation=0"],
+            "max_rotation must be in (0, 180]",
+        ),
+        (
+            ["--pairs=pair.csv", "--out=t.csv", "--method=orb", "--max_shift=.2"],
+            "of --method=direct",
+        ),
         (["fixed.png", "moving.png", "--working_size=8"], "8x6 at working size"),
         (["fixed.png", "moving.png", "--pairs=list.csv"], "give either two files"),
         (["--pairs=list.csv"], "--out=TABLE.csv is needed"),

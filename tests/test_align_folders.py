@@ -121,7 +121,9 @@ def test_a_table_of_something_else_is_left_alone(tmp_path, capsys, calls):
         Table(out, "direct", "")
 
 
-@pytest.mark.parametrize("other", ["--working_size=24", "--max_shift=0.2", "--crop"])
+@pytest.mark.parametrize(
+    "other", ["--working_size=24", "--max_shift=0.2", "--max_rotation=20", "--crop"]
+)
 def test_a_table_holds_answers_of_one_setting(tmp_path, capsys, calls, other):
     pair, out = folders(tmp_path, count=2), tmp_path / "t.csv"
     assert run(*pair, f"--out={out}") == 0

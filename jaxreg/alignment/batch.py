@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 
 import jaxreg
@@ -37,8 +38,8 @@ class Settings:
     Attributes:
       method: of `jaxreg.methods`.
       working_size: longer side that is registered at most.
-      max_shift: largest translation along an axis, as a share of the shorter side; heeded by the
-        direct method alone.
+      max_shift: largest translation searched along an axis, as a share of the shorter side.
+      max_rotation: largest rotation searched, in degrees.
       crop: whether pairs of different size are cropped to the size they share.
       batch_size: pairs a call at most.
     """
@@ -46,21 +47,28 @@ class Settings:
     method: str = "direct"
     working_size: int = 512
     max_shift: float = 1 / 3
+    max_rotation: float = 180.0
     crop: bool = False
     batch_size: int = 256
 
     def __post_init__(self):
-        DirectOptions(self.max_shift)  # refuses what no pair could be registered with
+        # Refuse what no pair could be registered with.
+        chosen = DirectOptions(self.max_shift, max_rotation=self.max_rotation)
+        if self.method != "direct" and chosen != DirectOptions():
+            raise ValueError("--max_shift and --max_rotation are settings of --method=direct")
 
     def __str__(self) -> str:
         """What the answers depend on besides the method, as flags."""
         crop = "crop" if self.crop else "nocrop"
-        return f"--working_size={self.working_size} --max_shift={self.max_shift:.6g} --{crop}"
+        turn = "" if self.max_rotation == 180.0 else f" --max_rotation={self.max_rotation:.6g}"
+        shift = f"--max_shift={self.max_shift:.6g}"
+        return f"--working_size={self.working_size} {shift}{turn} --{crop}"
 
     @property
     def options(self) -> dict[str, Any]:
         """Keywords of `jaxreg.register`."""
-        return {"method": self.method, "max_shift": self.max_shift}
+        searched = {"max_shift": self.max_shift, "max_rotation": self.max_rotation}
+        return {"method": self.method} | (searched if self.method == "direct" else {})
 
 
 def load_pair(
@@ -161,8 +169,9 @@ def _align_group(
             return [failed_row(group[0][0], describe(error), settings)]
         # One unfit pair must not cost the others their answer.
         return [row for item in group for row in _align_group([item], settings)]
+    batch = jax.tree.map(np.asarray, batch)  # off the device at once
     return [
-        _row(job, pair, scale_back(batch, pair.scale, index), settings)
+        _row(job, pair, scale_back(batch[index], pair.scale), settings)
         for index, (job, pair) in enumerate(group)
     ]
 

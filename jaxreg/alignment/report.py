@@ -45,6 +45,7 @@ def report_of(
         "standard_errors": plain(answer.standard_errors),
         "covariance": plain(answer.covariance),
         **{"score": plain(answer.score), "success": answer.success, "found": answer.found},
+        "reasons": list(answer.reasons),
         "notes": list(pair.notes),
         **written,
     }
@@ -62,6 +63,7 @@ def text_of(report: Mapping[str, Any]) -> str:
     lines.append(f"{'score':<8} {score}")
     trust = "yes" if report["success"] else "no: do not trust this answer"
     lines.append(f"{'success':<8} {trust if report['found'] else 'no: the method found no answer'}")
+    lines += [f"{'because':<8} {reason}" for reason in report["reasons"]]
     size, working = ("{}x{}".format(*report[name]) for name in ("size", "working_size"))
     lines.append(f"{'size':<8} {size}, registered at {working}")
     lines += [f"{'note':<8} {note}" for note in report["notes"]]

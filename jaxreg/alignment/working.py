@@ -54,6 +54,7 @@ class Answer:
       score: as in `jaxreg.result.Registration`.
       success: likewise.
       found: likewise; a transform that is not finite counts as no answer.
+      reasons: likewise, what speaks against the answer.
     """
 
     tx: float
@@ -63,6 +64,7 @@ class Answer:
     score: float | None
     success: bool
     found: bool
+    reasons: tuple[str, ...] = ()
 
     @property
     def standard_errors(self) -> tuple[float, float, float] | None:
@@ -167,29 +169,18 @@ def downsample(image: np.ndarray, scale: float) -> np.ndarray:
     return cv2.warpAffine(image, back, (w, h), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def scale_back(registration: Registration, scale: float, index: int | None = None) -> Answer:
-    """The answer in pixels of the files.
-
-    Args:
-      registration: of one working pair, or of a batch.
-      scale: the `WorkingPair`'s.
-      index: which of a batch.
-    """
-
-    def pick(value: object) -> np.ndarray:
-        array = np.asarray(value, np.float64)
-        return array if index is None or array.ndim == 0 else array[index]
-
+def scale_back(registration: Registration, scale: float) -> Answer:
+    """The answer to a working pair in pixels of the files; ``scale`` is the `WorkingPair`'s."""
     t = registration.transform
-    tx, ty, theta = (float(pick(value)) for value in (t.tx, t.ty, t.theta))
-    score = float(pick(registration.score))
+    tx, ty, theta = (float(v) for v in (t.tx, t.ty, t.theta))
+    score = float(registration.score)
     known = score if np.isfinite(score) else None
     if not np.isfinite([tx, ty, theta]).all():
         return Answer(0.0, 0.0, 0.0, None, known, success=False, found=False)
     covariance = None
     if registration.covariance is not None:
         unit = np.array([scale, scale, 1.0])
-        matrix = pick(registration.covariance) * np.outer(unit, unit)
+        matrix = np.asarray(registration.covariance, np.float64) * np.outer(unit, unit)
         covariance = tuple(tuple(float(v) for v in row) for row in matrix)
     return Answer(
         tx=tx * scale + 0.0,  # adding 0.0 turns a negative zero into a plain one
@@ -197,6 +188,7 @@ def scale_back(registration: Registration, scale: float, index: int | None = Non
         theta=theta + 0.0,
         covariance=covariance,
         score=known,
-        success=bool(pick(registration.success)),
-        found=bool(pick(registration.found)),
+        success=bool(registration.success),
+        found=bool(registration.found),
+        reasons=tuple(registration.reasons),
     )
