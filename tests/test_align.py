@@ -1,19 +1,15 @@
 """The command on a pair of files: answers, pictures, refusals."""
 
 import json
-import os
-import shutil
 import sys
 
 import cv2
 import numpy as np
-import PIL.Image
 import pytest
 import tifffile
 
 import jaxreg
 from jaxreg import RigidTransform
-from jaxreg.alignment import files
 from jaxreg.alignment.files import Picture, read_picture, write_picture
 from jaxreg.alignment.pictures import overlay, warp_pixels
 from jaxreg.alignment.working import downsample, make_working, scale_back
@@ -98,123 +94,6 @@ def test_an_answer_that_is_not_finite_is_none(tmp_path, capsys, monkeypatch, sco
     assert (report["found"], report["success"], report["covariance"]) == (False, False, None)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "channels", "suffix"),
-    [
-        (np.uint8, 1, ".png"), (np.uint8, 3, ".bmp"), (np.uint16, 1, ".png"),
-        (np.uint16, 3, ".tif"), (np.float32, 3, ".tiff"), (np.float64, 1, ".tif"),
-        (np.int8, 1, ".tif"), (np.int16, 3, ".tif"), (np.int32, 1, ".tif"), (np.uint32, 3, ".tif"),
-    ],
-)  # fmt: skip
-def test_dtype_and_channels_are_kept(tmp_path, calls, dtype, channels, suffix):
-    pair = save_pair(tmp_path, dtype=dtype, channels=channels, suffix=suffix)
-    outs = [tmp_path / f"out{suffix}", tmp_path / f"back{suffix}"]
-    assert run(*pair, f"--out={outs[0]}", f"--out_moving={outs[1]}") == 0
-    for path, out, transform in zip(pair, outs, (TRUTH, TRUTH.inverse()), strict=True):
-        image, aligned = read_picture(path).pixels, read_picture(out).pixels
-        assert (aligned.dtype, aligned.shape) == (np.dtype(dtype), image.shape)
-        top = image.max()
-        expected = np.asarray(jaxreg.warp(image / top * 255, transform))
-        rounding = 0.5 * 255 / top if np.dtype(dtype).kind != "f" else 0
-        assert np.abs(aligned / top * 255 - expected).max() < rounding + OPENCV_WARP
-
-
-def test_moving_is_brought_onto_fixed(tmp_path, capsys, calls):
-    pair, back = save_pair(tmp_path, dtype=np.int16, suffix=".tif"), tmp_path / "back.tif"
-    assert run(*pair, f"--out_moving={back}") == 0
-    assert f"{back}: moving, warped to look like fixed" in capsys.readouterr().out
-    fixed, moving, aligned = (cv2.imread(str(p), -1).astype(float) for p in (*pair, back))
-    matrix = np.asarray(TRUTH.matrix(fixed.shape))[:2]  # an oracle of OpenCV's own
-    expected = cv2.warpAffine(
-        moving.astype(np.float32), matrix, (48, 40), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    )
-    assert np.abs(aligned - expected).max() < 0.5 + OPENCV_WARP
-    middle = (slice(12, 28), slice(16, 32))  # in both frames
-    assert np.abs(aligned - fixed)[middle].mean() < 0.1 * np.abs(moving - fixed)[middle].mean()
-    assert run(*pair, f"--out_moving={back}", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["out_moving"] == str(back)
-
-
-def test_integers_of_16_bits_are_registered(tmp_path, capsys):
-    pair = [tmp_path / "a.tif", tmp_path / "b.tif"]
-    image = scene(channels=1, dtype=np.int16).astype(np.float64) - 20000  # most below zero
-    moving = warp_pixels(image, TRUTH)
-    for path, pixels in zip(pair, (image, moving), strict=True):
-        cv2.imwrite(str(path), pixels.astype(np.int16))
-    assert run(*pair, "--json") == 0
-    report = json.loads(capsys.readouterr().out)
-    answer = [report[name] for name in ("tx", "ty", "theta")]
-    assert np.allclose(answer, [3, -2, 40], atol=ALIGNED_FILES)
-
-
-def test_the_largest_integers_do_not_wrap_around():
-    image = np.full((20, 20), np.iinfo(np.int32).max, np.int32)
-    image[:, :10] = np.iinfo(np.int32).min
-    warped = warp_pixels(image, RigidTransform(0.5, 0.0, 0.0))
-    assert np.array_equal(np.unique(warped[:, 11:-1]), [image.max()])
-    assert np.array_equal(np.unique(warped[:, 1:10]), [image.min()])
-
-
-@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
-def test_files_of_several_pages_are_refused(tmp_path, capsys, calls, suffix):
-    fixed, many = save_pair(tmp_path)[0], tmp_path / f"many.{suffix}"
-    pages = [PIL.Image.fromarray(scene(seed=i)) for i in range(3)]
-    pages[0].save(many, save_all=True, append_images=pages[1:])
-    assert run(fixed, many) == 2
-    error = capsys.readouterr().err
-    assert "has 3 pages or frames; split it" in error
-    assert "--fixed=REFERENCE --moving_dir=FOLDER" in error
-    odd = shutil.copy(many, tmp_path / os.fsdecode(b"m\xff"))  # OpenCV's count would crash
-    with pytest.raises(ValueError, match="has 3 pages"):
-        read_picture(odd)
-    one = tmp_path / f"one.{suffix}"
-    pages[0].save(one)
-    assert read_picture(one).size == (48, 40)
-
-
-def test_a_file_whose_pages_cannot_be_counted_is_refused(tmp_path, monkeypatch):
-    def fail(_):
-        raise cv2.error("std::bad_alloc")  # what a damaged GIF can bring about
-
-    path = save_pair(tmp_path)[0]
-    monkeypatch.setattr(cv2, "imcount", fail)
-    with pytest.raises(ValueError, match=r"fixed\.png cannot be decoded"):
-        read_picture(path)
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("big", [False, True])
-def test_a_preview_is_no_page(tmp_path, order, big):
-    image, path = scene(), tmp_path / "a.tif"
-    for extra, fit in ((0, True), (1, False)):
-        with tifffile.TiffWriter(path, byteorder=order, bigtiff=big) as file:
-            for pixels, kind in ((image, 0), (image[::2, ::2], 1), *[(image, 0)] * extra):
-                file.write(pixels, photometric="rgb", subfiletype=kind)
-        if fit:
-            assert np.array_equal(read_picture(path).pixels, image)
-        else:
-            with pytest.raises(ValueError, match="has 2 pages"):
-                read_picture(path)
-
-
-def test_orientation_is_obeyed_and_alpha_dropped(tmp_path, capsys, calls):
-    image = scene()
-    turned = cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    exif = bytes.fromhex("49492a000800000001001201030001000000060000000000000000")
-    if not hasattr(cv2, "imencodeWithMetadata"):
-        pytest.skip("this OpenCV writes no EXIF")
-    done, data = cv2.imencodeWithMetadata(
-        ".png", turned, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(exif, np.uint8)]
-    )
-    assert done
-    data.tofile(tmp_path / "turned.png")
-    assert np.array_equal(read_picture(tmp_path / "turned.png").pixels, image[..., ::-1])
-    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([image, image[..., :1]]))
-    assert np.array_equal(read_picture(tmp_path / "alpha.png").pixels, image[..., ::-1])
-    assert run(tmp_path / "turned.png", tmp_path / "alpha.png") == 0
-    assert "alpha channel of moving dropped" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("shape", [(100, 60), (61, 97), (128, 33)])
 def test_downsampling_keeps_the_centre(shape):
     y, x = (np.arange(n) - (n - 1) / 2 for n in shape)
@@ -288,21 +167,6 @@ def test_overlays_show_agreement(style, shape):
     assert np.array_equal(after[..., 0], after[..., 2])  # grey: fixed and moving coincide
     before = picture[28:, : picture.shape[1] // 2 - 4]
     assert not np.array_equal(before, after)
-
-
-def test_nothing_is_half_written(tmp_path, monkeypatch):
-    path = tmp_path / "o.png"
-    write_picture(path, scene())
-    before = path.read_bytes()
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_picture(path, scene(seed=1))
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["o.png"]
 
 
 @pytest.mark.parametrize(
@@ -389,13 +253,6 @@ def test_refusals_are_one_line_and_status_2(
     assert message in error
     assert error.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before
-
-
-def test_images_past_the_limit_are_refused(tmp_path, monkeypatch, capsys, calls):
-    pair = save_pair(tmp_path)
-    monkeypatch.setattr(files, "LARGEST_AREA", 1000)
-    assert run(*pair) == 2
-    assert "48x40, over the limit" in capsys.readouterr().err
 
 
 def test_an_error_of_the_program_is_not_an_untrusted_answer(tmp_path, monkeypatch, capsys):
