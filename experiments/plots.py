@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
@@ -100,7 +99,7 @@ def qualitative(path: Path, data: SuiteData, rows: Rows, label: str) -> Path:
     if not np.array_equal(data.truth, rows.truth[:count]):
         raise ValueError(f"the rows of {label} are of other pairs than the images")
     estimate = RigidTransform.from_array(jnp.asarray(rows.estimate[:count]))
-    aligned = np.asarray(jax.vmap(warp)(jnp.asarray(data.fixed), estimate))
+    aligned = np.asarray(warp(data.fixed, estimate))
     difference = np.abs(aligned - data.moving)
     figure = Figure(figsize=(7.0, 1.75 * count), layout="constrained")
     figure.suptitle("Below: tx, ty, theta, the true ones and the estimated", fontsize=8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from jaxreg.geometry import RigidTransform
@@ -32,7 +31,7 @@ def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
 
     Pixels are enlarged without smoothing, so that they can be seen.
     """
-    aligned = jax.vmap(warp)(pairs.fixed, estimate)
+    aligned = warp(pairs.fixed, estimate)
     count = pairs.fixed.shape[0]
     figure = _figure(6.0, 2.1 * count)
     axes = figure.subplots(count, 3, squeeze=False)
