@@ -107,7 +107,7 @@ def align(
     pick = lambda a, b: jnp.where(pair.more_in_fixed, a, b)  # noqa: E731
     start, lead, evidence = _coarse_to_fine(pick(*grey[::-1]), pick(*grey), options)
     start = jax.tree.map(pick, start.inverse(), start)
-    return _conclude(pair, start, lead, evidence, options.interpolation)
+    return _finish_and_judge(pair, start, lead, evidence, options.interpolation)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Registration:
@@ -119,7 +119,7 @@ def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Re
       start: within a few tenths of a pixel.
     """
     no_rival, nothing = jnp.float32(jnp.inf), jnp.float32(0.0)
-    return _conclude(prepare(fixed, moving), start, no_rival, nothing, "auto")
+    return _finish_and_judge(prepare(fixed, moving), start, no_rival, nothing, "auto")
 
 
 def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
@@ -127,7 +127,7 @@ def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
     return product(image, axis)[..., 0]
 
 
-def _conclude(
+def _finish_and_judge(
     pair: Prepared, start: RigidTransform, lead: jax.Array, evidence: jax.Array, kernel: Kernel
 ) -> Registration:
     """Finish an alignment and judge it."""

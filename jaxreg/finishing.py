@@ -22,7 +22,7 @@ from jaxreg.normal_equations import System, moments, normal_matrix
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import product
 from jaxreg.refinement import solve
-from jaxreg.resampling import DEGREE, moved_by, noise_gain, prepared, pull, source_points
+from jaxreg.resampling import DEGREE, interpolant, moved_by, noise_gain, pull, source_points
 
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on scene pairs of the training photographs.
@@ -96,10 +96,10 @@ def finish(
         linear = least <= spline
         kernels = lambda stage: [functools.partial(stage, linear=way) for way in (True, False)]  # noqa: E731
         optimum = cond_where_any(linear, *kernels(find), *still, *begin)
-        end = jax.lax.cond(linear, *kernels(_conclude), *pair, optimum)
+        end = jax.lax.cond(linear, *kernels(_describe), *pair, optimum)
     else:
         linear = kernel == "linear"
-        end = _conclude(*pair, find(*still, *begin, linear=linear), linear=linear)
+        end = _describe(*pair, find(*still, *begin, linear=linear), linear=linear)
     back, turned = _unswap(end.transform, end.covariance)
     t = jax.tree.map(pick, back, end.transform)
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
@@ -124,7 +124,7 @@ def _mismatch(
     v, u = (flat(g)[some] for g in jnp.gradient(target, axis=(0, 1)))
     slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
-    value = pull(prepared(source, linear), points, linear)
+    value = pull(interpolant(source, linear), points, linear)
     fit = fit_intensity(value, flat(target)[some], points.inside)
     normal = normal_matrix(slope, slope, fit.weight)
     drop = moments(slope, fit.weight, fit.residual)
@@ -135,7 +135,7 @@ def _mismatch(
     return variance / (kept + 1.0) / fit.gain, fit.gain, fit.bias
 
 
-def _conclude(source: jax.Array, target: jax.Array, end: Optimum, *, linear: bool) -> Finished:
+def _describe(source: jax.Array, target: jax.Array, end: Optimum, *, linear: bool) -> Finished:
     """What is said of an optimum; differentiable with respect to the images."""
     end = end._replace(transform=differentiable(linear, source, target, end))
     points, value, fit = agreement(source, target, end, linear=linear)

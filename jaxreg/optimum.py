@@ -35,7 +35,7 @@ from jaxreg.normal_equations import (
 from jaxreg.products import apply_separable, dots, over_channels, product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import clip_step, solve
-from jaxreg.resampling import Points, moved_by, noise_gain, prepared, pull, slopes, source_points
+from jaxreg.resampling import Points, interpolant, moved_by, noise_gain, pull, slopes, source_points
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by this many px, and the source's rim is left out. Both
@@ -74,7 +74,7 @@ class _Problem(NamedTuple):
     """What stays as it is from step to step.
 
     Attributes:
-      image: the source, `prepared`.
+      image: the source, `interpolant`.
       target: ``(P, C)``.
       system: what takes moments to steps.
       scale: ``(U,)``, what makes steps comparable.
@@ -130,7 +130,7 @@ def find_optimum(
       iterations: how many steps at most.
     """
     pixels = flat(target)
-    image = prepared(source, linear)
+    image = interpolant(source, linear)
     points = source_points(source.shape, start, _margin(linear))
     value = pull(image, points, linear)
     fit = fit_intensity(value, pixels, points.inside, gain, bias)
@@ -163,7 +163,7 @@ def agreement(
 ) -> tuple[Points, jax.Array, Fit]:
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
     points = source_points(source.shape, end.transform, _margin(linear))
-    value = pull(prepared(source, linear), points, linear)
+    value = pull(interpolant(source, linear), points, linear)
     return points, value, weigh(value, flat(target), points.inside, end.gain, end.bias, _TAILS)
 
 
@@ -185,14 +185,14 @@ def differentiable(
 def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     source, target, end = primals
     points, value, fit = agreement(source, target, end, linear=linear)
-    left, image = end.system.instruments, prepared(source, linear)
+    left, image = end.system.instruments, interpolant(source, linear)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), left[4:]])
     normal = normal_matrix(left, of_model(right, end.gain), fit.weight)
     system = System(left, damped_inverse(normal, end.changed))
 
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
-        value = pull(prepared(source, linear), points, linear)
+        value = pull(interpolant(source, linear), points, linear)
         residual = flat(target) - end.gain * value - end.bias
         return product(system.inverse, moments(system.instruments, fit.weight, residual))[:3]
 
@@ -279,7 +279,7 @@ def _instruments(
     biases = jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, height * width))
 
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
-        image = prepared(a, linear)
+        image = interpolant(a, linear)
         v, u = (flat(g) for g in spline_gradient(b))
         slope = 0.5 * (slopes(image, points, linear) + moved_by(u, v, points.lever))
         level = 0.5 * (pull(image, points, linear) + flat(b))

@@ -92,7 +92,7 @@ def target_slopes(target: jax.Array) -> jax.Array:
     return moved_by(u, v, lever)[..., 0]
 
 
-def _prepare(target: jax.Array) -> _Target:
+def _shared(target: jax.Array) -> _Target:
     flat = target.reshape(1, -1)
     columns = jnp.concatenate([target_slopes(target), flat, jnp.ones_like(flat)])
     return _Target(columns, columns[_FIRST] * columns[_SECOND])
@@ -142,7 +142,7 @@ def gauss_newton(
     Returns:
       The K refined transforms.
     """
-    prepared, flat = _prepare(target), target.reshape(-1)
+    shared, flat = _shared(target), target.reshape(-1)
     sample = functools.partial(sampled, source, margin=_RIM)
 
     def weigh(residual: jax.Array, inside: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ def gauss_newton(
     def step(state: tuple, _: None) -> tuple:
         t, robust = state
         value, inside = jax.vmap(sample)(t)
-        scatter, with_value, energy, mean, mean_value = _sums(prepared, value, inside * robust)
+        scatter, with_value, energy, mean, mean_value = _sums(shared, value, inside * robust)
         # Eliminate the gain: what of each column the source's value explains goes.
         energy = jnp.maximum(energy, 1e-6)
         share = with_value / energy[:, None]
@@ -161,7 +161,7 @@ def gauss_newton(
         gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
         predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
         predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
-        predicted += product(delta, prepared.columns[:3])
+        predicted += product(delta, shared.columns[:3])
         return (moved(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
     weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)

@@ -41,7 +41,7 @@ class Points(NamedTuple):
     sin: jax.Array
 
 
-def prepared(source: jax.Array, linear: bool) -> jax.Array:
+def interpolant(source: jax.Array, linear: bool) -> jax.Array:
     """What `pull` wants of a source ``(H, W, C)``: itself, or spline coefficients with a rim."""
     return source if linear else spline_coefficients(source, rim=1)
 
@@ -94,7 +94,7 @@ def pull(
     """Values of a source at points, or its derivative along one of its axes.
 
     Args:
-      image: `prepared`; ``(H, W, C)``, or ``(H, W)`` of one channel.
+      image: `interpolant`; ``(H, W, C)``, or ``(H, W)`` of one channel.
       points: P of them.
       linear: the kernel.
       along: the axis of the derivative, if any.

@@ -16,7 +16,7 @@ from jaxreg.intensity import fit_intensity
 from jaxreg.products import dots, product
 from jaxreg.ranking import same
 from jaxreg.refinement import gauss_newton, moved, target_slopes
-from jaxreg.resampling import prepared, pull, source_points
+from jaxreg.resampling import interpolant, pull, source_points
 
 # How far to look, in sides of the image. Chosen with the next on scene pairs of the training
 # photographs, without noise and with noise 10.
@@ -71,7 +71,7 @@ def _explained(source: jax.Array, target: jax.Array, transform: RigidTransform) 
     Outliers aside, and times the part of the frame that is explained so. By the spline kernel: what
     the bilinear one leaves of a smooth picture's edge is as much as a near-miss along it does.
     """
-    flat, image = target.reshape(-1, 1), prepared(source[..., None], linear=False)
+    flat, image = target.reshape(-1, 1), interpolant(source[..., None], linear=False)
 
     def one(t: RigidTransform) -> jax.Array:
         points = source_points(target.shape, t)

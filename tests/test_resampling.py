@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.geometry import RigidTransform
-from jaxreg.resampling import noise_gain, prepared, pull, slopes, source_points
+from jaxreg.resampling import interpolant, noise_gain, pull, slopes, source_points
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
 from tests.tolerances import FLOAT32_INTENSITY
@@ -26,20 +26,20 @@ def interior(transform):
 def test_values_agree_with_warp(kernel):
     image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
     points = source_points(SHAPE, T)
-    value = pull(prepared(image, linear), points, linear)
+    value = pull(interpolant(image, linear), points, linear)
     inside = interior(T)
     expected = np.asarray(warp(image, T, kernel)).reshape(-1, 2)
     assert inside.sum() > 100
     np.testing.assert_allclose(np.asarray(value)[inside], expected[inside], atol=FLOAT32_INTENSITY)
     np.testing.assert_array_equal(np.asarray(points.inside) > 0, overlap(SHAPE, T).ravel())
-    one = pull(prepared(image, linear)[..., 1], points, linear)
+    one = pull(interpolant(image, linear)[..., 1], points, linear)
     np.testing.assert_allclose(one, value[:, 1], atol=FLOAT32_INTENSITY)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "spline"])
 def test_slopes_are_the_derivative_of_warp(kernel):
     image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
-    slope = slopes(prepared(image, linear), source_points(SHAPE, T), linear)
+    slope = slopes(interpolant(image, linear), source_points(SHAPE, T), linear)
     jacobian = jax.jacfwd(lambda p: warp(image, RigidTransform.from_array(p), kernel))(T.as_array())
     inside = interior(T)
     expected = np.moveaxis(np.asarray(jacobian), -1, 0).reshape(3, -1, 2)
@@ -57,6 +57,6 @@ def test_the_rim_counts_less_with_a_margin():
 def test_noise_gain_is_what_white_noise_keeps(linear):
     noise = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64, 8)), jnp.float32)
     points = source_points(noise.shape, RigidTransform(0.4, 0.3, 20.0))
-    value = np.asarray(pull(prepared(noise, linear), points, linear))
+    value = np.asarray(pull(interpolant(noise, linear), points, linear))
     kept = np.square(value[np.asarray(points.inside) > 0]).mean()
     assert float(noise_gain(points, linear)) == pytest.approx(kept, rel=0.04)
