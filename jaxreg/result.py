@@ -27,14 +27,14 @@ class Doubt(enum.IntFlag):
     UNSURE = enum.auto()
 
 
-_IN_WORDS = {
+_IN_WORDS = {  # causes before effects
     Doubt.NOT_FINITE: "an image holds NaN or infinite values",
-    Doubt.LOST: "no optimum was found near where the search ended",
-    Doubt.IMPRECISE: "the standard errors are large: too much noise, or too little to go by",
+    Doubt.FEATURELESS: "an image leaves a direction open: flat, striped, or a lone edge",
     Doubt.DISAGREEING: "the fine detail of the two images does not agree",
     Doubt.AMBIGUOUS: "another alignment fits nearly as well, as on a symmetric or periodic image",
     Doubt.SLIPPERY: "shifted by a few pixels it fits nearly as well, as along an edge",
-    Doubt.FEATURELESS: "an image leaves a direction open: flat, striped, or a lone edge",
+    Doubt.IMPRECISE: "the standard errors are large: too much noise, or too little to go by",
+    Doubt.LOST: "no optimum was found near where the search ended",
     Doubt.UNSURE: "the network is not sure",
 }
 
@@ -92,7 +92,7 @@ class Registration:
 
         >>> import jaxreg
         >>> flat = jnp.ones((32, 32))
-        >>> jaxreg.register(flat, flat).reasons[-1]
+        >>> jaxreg.register(flat, flat).reasons[0]
         'an image leaves a direction open: flat, striped, or a lone edge'
         """
         doubts = Doubt(int(self.doubts) if self.doubts is not None else 0)
