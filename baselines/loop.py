@@ -23,7 +23,15 @@ def register_each(method: PairMethod, fixed: jax.Array, moving: jax.Array) -> Re
     """Register the pairs of a batch ``(N, H, W, C)`` one after the other, and judge the answers.
 
     An answer with numbers that are not finite counts as none.
+
+    Raises:
+      ValueError: the images are no batches of one shape, or are being traced.
     """
+    if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
+        raise ValueError(
+            "this method works on the host and cannot be traced; call it outside of jit, vmap and "
+            "grad, or take method 'direct'"
+        )
     images = np.asarray(fixed, np.float32), np.asarray(moving, np.float32)
     if images[0].ndim != 4 or images[0].shape != images[1].shape:
         raise ValueError(

@@ -65,7 +65,8 @@ def register(
     Raises:
       ValueError: the images or a setting are unfit; the argument is named.
 
-    The call works under ``jit`` and ``vmap`` and is differentiable with respect to the images.
+    With ``"direct"`` and the compact networks the call works under ``jit`` and ``vmap`` and is
+    differentiable with respect to the images.
 
     >>> import jaxreg
     >>> fixed = jax.random.uniform(jax.random.key(0), (32, 32))
@@ -97,8 +98,9 @@ def register_batch(
 ) -> Registration:
     """Register many pairs of one size; see `register`.
 
-    Pairs are handled in chunks of a fixed number, so memory is bounded however many there are. One
-    bad image spoils its own pair alone: NaN or infinity in it gives ``success`` False there.
+    Pairs are handled in chunks of a fixed number, so memory is bounded however many there are; but
+    in a program under ``jit`` an accelerator takes all at once. One bad image spoils its own pair
+    alone: NaN or infinity in it gives ``success`` False there.
 
     Args:
       fixed: ``(N, H, W)`` or ``(N, H, W, C)``, in the dtype and unit that `register` takes. Or one

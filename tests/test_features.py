@@ -1,6 +1,7 @@
 """Feature baselines: known answers, the rigid fit, failure as data, counts."""
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -188,6 +189,12 @@ def test_bad_input_is_named():
         features.orb(jnp.zeros((32, 32, 3)), jnp.zeros((32, 32, 3)))
     with pytest.raises(ValueError, match=r"\(H, W, 3\), got shape \(32, 32, 2\)"):
         features.orb(jnp.zeros((1, 32, 32, 2)), jnp.zeros((1, 32, 32, 2)))
+
+
+def test_a_method_of_the_host_cannot_be_traced():
+    images = jnp.zeros((2, 16, 16, 1))
+    with pytest.raises(ValueError, match="call it outside of jit"):
+        jax.jit(features.orb)(images, images)
 
 
 def test_answers_that_are_not_finite_are_none():
