@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform, Shape
+from jaxreg.images import are_traced
 from jaxreg.result import Registration
 from jaxreg.similarity import judge
 
@@ -27,7 +28,7 @@ def register_each(method: PairMethod, fixed: jax.Array, moving: jax.Array) -> Re
     Raises:
       ValueError: the images are no batches of one shape, or are being traced.
     """
-    if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
+    if are_traced(fixed, moving):
         raise ValueError(
             "this method works on the host and cannot be traced; call it outside of jit, vmap and "
             "grad, or take method 'direct'"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxreg.images import are_traced
 from jaxreg.result import Estimator, Registration
 
 OnePair = Callable[[jax.Array, jax.Array], Registration]
@@ -120,7 +121,7 @@ def map_pairs(
     Returns:
       A `Registration` whose fields have a leading axis N.
     """
-    if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
+    if are_traced(fixed, moving):
         return _traced(one, *(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
     count, devices, on_cpu = len(fixed), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
@@ -189,7 +190,7 @@ def map_batches(
       A `Registration` whose fields have a leading axis N.
     """
     count = len(fixed)
-    if isinstance(fixed, jax.core.Tracer) or isinstance(moving, jax.core.Tracer):
+    if are_traced(fixed, moving):
         return _traced_batches(estimator, fixed, moving)
 
     def part(start: int) -> Registration:

@@ -14,6 +14,11 @@ LARGEST = 512
 MOST_CHANNELS = 16  # more are rather a stack of grey images that belongs to `register_batch`
 
 
+def are_traced(*arrays: object) -> bool:
+    """Whether any of them is part of a program being traced, and has no values to look at."""
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
 def _check_dtype(image: Images, name: str) -> None:
     if image.dtype.kind not in "biu" and not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(f"{name} must hold real numbers, got dtype {image.dtype}")
@@ -25,7 +30,7 @@ def _check_finite(images: Images, name: str) -> None:
     Of an image ``(H, W[, C])`` or a stack ``(N, H, W, C)``; under a transformation there are no
     values to look at.
     """
-    if isinstance(images, jax.core.Tracer) or images.dtype.kind in "biu" or not images.size:
+    if are_traced(images) or images.dtype.kind in "biu" or not images.size:
         return
     if jax.default_backend() == "cpu":  # without a copy
         images = np.asarray(images)
@@ -57,7 +62,7 @@ def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
     """
     for images, name in ((fixed, "fixed"), (moving, "moving")):
         _check_finite(images, name)
-        if isinstance(images, jax.core.Tracer) or not images.size:
+        if are_traced(images) or not images.size:
             continue
         if images.dtype in (bool, np.uint8):
             continue
@@ -149,7 +154,7 @@ def check_stacks(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
     if pair[0].ndim != pair[1].ndim:
         alone = int(pair[1].ndim < pair[0].ndim)
         one, many = pair[alone], pair[1 - alone]
-        if any(isinstance(images, jax.core.Tracer) for images in pair):
+        if are_traced(*pair):
             pair[alone] = jnp.broadcast_to(one, (len(many), *one.shape))
         else:
             pair[alone] = np.broadcast_to(np.asarray(one), (len(many), *one.shape))

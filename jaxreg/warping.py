@@ -107,16 +107,14 @@ def warp(
     [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0], [0.0, 6.0, 7.0]]
     """
     image = jnp.asarray(image, jnp.float32)
-    parameters = transform.as_array()
-    if parameters.ndim > 1:
-        count = len(parameters)
-        if parameters.ndim > 2 or image.ndim not in (3, 4) or len(image) != count:
+    batch = transform.as_array().shape[:-1]
+    if batch:
+        if image.ndim not in (3, 4) or image.shape[:1] != batch:
             raise ValueError(
-                f"image must be (N, H, W) or (N, H, W, C) for N = {parameters.shape[:-1]} "
-                f"transforms, got shape {image.shape}"
+                f"image must be (N, H, W) or (N, H, W, C) for N = {batch} transforms, "
+                f"got shape {image.shape}"
             )
-        each = lambda image, t: warp(image, RigidTransform.from_array(t), interpolation)  # noqa: E731
-        return jax.vmap(each)(image, parameters)
+        return jax.vmap(lambda image, t: warp(image, t, interpolation))(image, transform)
     if image.ndim not in (2, 3):
         raise ValueError(
             f"image must be (H, W) or (H, W, C), got shape {image.shape}; "

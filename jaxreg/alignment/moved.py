@@ -103,9 +103,9 @@ class MovedPictures:
             raise ValueError(f"{row['moving']} has become smaller since it was registered")
         pixels = crop(moving, size).pixels
         answer = RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
-        own, *others = self._candidates(row["moving"])
-        fit = [path for path in (own, *others) if keeps(path.suffix, pixels)]
-        path = fit[0] if fit else own
+        candidates = self._candidates(row["moving"])
+        fit = (path for path in candidates if keeps(path.suffix, pixels))
+        path = next(fit, candidates[0])
         return path, encode_picture(path, warp_pixels(pixels, answer, back=True))
 
 
