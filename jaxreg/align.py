@@ -10,17 +10,19 @@ Both are written whether the answer is to be trusted or not; the exit status tel
 
     python -m jaxreg.align --fixed_dir=a --moving_dir=b --out=table.csv
     python -m jaxreg.align --fixed=first.png --moving_dir=b --out=table.csv --out_moving=aligned
+    python -m jaxreg.align --stack=movie.tif --out=table.csv --out_moving=aligned
     python -m jaxreg.align --pairs=list.csv --out=table.csv
 
-write one row a pair: files of two folders, paired by name; one file with every file of a folder; or
-a list of FIXED,MOVING paths (relative to the list). Here --out_moving is a folder (made if missing)
-that gets each MOVING warped back, under its own name; where its format could not keep its pixels,
-as .png or .tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than
-none. A run that was stopped goes on where it stopped when started again; to try failed pairs anew,
-delete their rows.
+write one row a pair: files of two folders, paired by name; one file with every file of a folder;
+the first page of a TIFF, or --fixed, with every page; or a list of FIXED,MOVING paths (relative to
+the list). Here --out_moving is a folder (made if missing) that gets each MOVING warped back, under
+its own name (of a page, movie_0003.tif); where its format could not keep its pixels, as .png or
+.tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none. A run
+that was stopped goes on where it stopped when started again; to try failed pairs anew, delete their
+rows.
 
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
-A file of several pages or frames is refused.
+Wherever a file is asked for, 'movie.tif[3]' is the fourth page of a TIFF.
 
 Exit status: 0 success; 1 registered, but not to be trusted (of many: not every pair is a success);
 2 asked for what cannot be done; 3 an error of this program; 130 stopped by the keyboard.
@@ -68,9 +70,11 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
-    text("fixed", None, "One fixed image for all of --moving_dir.", flag_values=values)
+    one = "One fixed image for all of --moving_dir or --stack."
+    text("fixed", None, one, flag_values=values)
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
     text("moving_dir", None, "Folder of moving images, named as --fixed_dir's.", flag_values=values)
+    text("stack", None, "TIFF whose pages are the moving images.", flag_values=values)
     text("pairs", None, "CSV file of pairs: FIXED,MOVING a line.", flag_values=values)
     number("batch_size", 256, "Pairs a call, at most.", 1, flag_values=values)
     switch("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -79,13 +83,15 @@ def _flags() -> flags.FlagValues:
 
 def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], bool]:
     """Pairs to register, and whether they go into a table; ValueError if the flags conflict."""
-    from jaxreg.alignment.table import Job, jobs_of_list
+    from jaxreg.alignment.table import Job, jobs_of_list, jobs_of_stack
 
-    folders = any(options[name].value is not None for name in ("fixed", "fixed_dir", "moving_dir"))
-    if (len(files) > 0) + folders + (options.pairs is not None) != 1:
+    in_folders = any(options[name].value is not None for name in ("fixed_dir", "moving_dir"))
+    in_folders |= options.fixed is not None and options.stack is None
+    in_pages, listed = options.stack is not None, options.pairs is not None
+    if sum((len(files) > 0, in_folders, in_pages, listed)) != 1:
         raise ValueError(
             "give either two files, FIXED MOVING, or --moving_dir with --fixed_dir or --fixed, or "
-            "--pairs; --help tells more"
+            "--stack, or --pairs; --help tells more"
         )
     if files:
         if len(files) != 2:
@@ -96,12 +102,24 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
     for name in ("overlay", "json"):
         if options[name].value:
             raise ValueError(f"--{name} is for one pair; many go into the table --out")
-    return jobs_of_list(options.pairs) if options.pairs is not None else _in_folders(options), True
+    if listed:
+        return jobs_of_list(options.pairs), True
+    if in_pages:
+        return jobs_of_stack(options.stack, _readable(options.fixed)), True
+    return _in_folders(options), True
+
+
+def _readable(reference: str | None) -> str | None:
+    """One image for all, refused once rather than with every pair."""
+    from jaxreg.alignment.files import read_picture
+
+    if reference is not None:
+        read_picture(reference)
+    return reference
 
 
 def _in_folders(options: flags.FlagValues) -> list[Job]:
     """Pairs of --moving_dir with --fixed_dir or --fixed; ValueError unless it is one of them."""
-    from jaxreg.alignment.files import read_picture
     from jaxreg.alignment.table import jobs_of_folders, jobs_of_reference
 
     if options.fixed is not None and options.fixed_dir is not None:
@@ -110,8 +128,7 @@ def _in_folders(options: flags.FlagValues) -> list[Job]:
         other = "--fixed" if options.fixed is not None else "--fixed_dir"
         raise ValueError(f"{other} and --moving_dir go together")
     if options.fixed is not None:
-        read_picture(options.fixed)  # refused once, rather than with every pair
-        return jobs_of_reference(options.fixed, options.moving_dir)
+        return jobs_of_reference(_readable(options.fixed), options.moving_dir)
     jobs, alone = jobs_of_folders(options.fixed_dir, options.moving_dir)
     if alone:
         more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
@@ -148,13 +165,15 @@ def _check_targets(
 ) -> None:
     """Raise ValueError unless all pictures, given by their flags, can be written."""
     from jaxreg.alignment.files import check_writable
+    from jaxreg.alignment.pages import split_page
 
+    inputs = [split_page(name)[0] for name in job]
     taken: dict[str, str] = {}
     for name, target in targets.items():
         if not target:
             continue
         check_writable(target, pixels.get(name))
-        if os.path.exists(target) and any(os.path.samefile(target, file) for file in job):
+        if os.path.exists(target) and any(os.path.samefile(target, file) for file in inputs):
             raise ValueError(f"{target} is one of the images to register; write to another file")
         other = taken.setdefault(os.path.abspath(target), name)  # neither need exist yet
         if other != name:

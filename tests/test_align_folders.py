@@ -290,5 +290,5 @@ def test_a_file_of_several_pages_has_a_row_that_says_so(tmp_path, calls):
     pages[0].save(tmp_path / "b" / "1.bmp", "tiff", save_all=True, append_images=pages[1:])
     assert run(*arguments, f"--out={out}") == 1
     errors = {row["fixed"][-5]: row["error"] for row in table(out)}
-    assert "1.bmp has 4 pages or frames; split it" in errors["1"]
+    assert "1.bmp has 4 pages; say which" in errors["1"]
     assert (errors["0"], errors["2"]) == ("", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jaxreg.alignment.pages import count_pages
+from jaxreg.alignment.pages import count_pages, is_tiff, read_page, split_page
 from jaxreg.atomic import replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
@@ -45,23 +45,23 @@ class Picture:
 def read_picture(path: str | os.PathLike[str]) -> Picture:
     """Read an image file of any format OpenCV knows; its EXIF orientation is obeyed.
 
+    Args:
+      path: the file, or the name of a page of one (see `jaxreg.alignment.pages`).
+
     Raises:
       OSError: the file cannot be opened.
       ValueError: it is not a whole image, or several, too large, or of an unfit dtype; the file is
         named.
     """
-    data = np.fromfile(path, np.uint8)
+    file, page = split_page(path)
+    data = np.fromfile(file, np.uint8) if page is None else read_page(file, page)
     if not data.size:
         raise ValueError(f"{path} is empty")
     if _is_cut_short(data):
         raise ValueError(f"{path} is cut short")
     try:
-        pages = count_pages(path, data)
-        if pages > 1:
-            raise ValueError(
-                f"{path} has {pages} pages or frames; split it into files of one each, which "
-                "--fixed=REFERENCE --moving_dir=FOLDER registers"
-            )
+        if page is None:
+            _check_single(file, data)
         pixels = cv2.imdecode(data, _ORIENTED)
         # A second look tells whether there was an alpha channel; JPEG has none.
         whole = pixels if _is_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -86,6 +86,20 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     return Picture(_reversed_channels(pixels), transparent)
 
 
+def _check_single(path: str, data: np.ndarray) -> None:
+    """Raise ValueError if a file holds several pictures: it would not be told which is meant."""
+    pages = count_pages(path, data)
+    if pages > 1 and is_tiff(data):
+        raise ValueError(
+            f"{path} has {pages} pages; say which, such as {path}[0], or --stack={path} for all"
+        )
+    if pages > 1:
+        raise ValueError(
+            f"{path} has {pages} frames; split it into files of one each, which "
+            "--fixed=REFERENCE --moving_dir=FOLDER registers"
+        )
+
+
 def _reversed_channels(pixels: np.ndarray) -> np.ndarray:
     """OpenCV keeps blue first; its own conversion refuses float64."""
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
@@ -108,10 +122,10 @@ def _is_cut_short(data: np.ndarray) -> bool:
 
     Decoders fill what is missing with grey, or complain past our reach.
     """
-    raw = data.tobytes()
     if _is_jpeg(data):
+        raw = data.tobytes()
         return raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda")  # end of image, start of scan
-    return raw.startswith(b"\x89PNG") and b"IEND" not in raw
+    return data[:4].tobytes() == b"\x89PNG" and b"IEND" not in data.tobytes()
 
 
 def keeps(suffix: str, pixels: np.ndarray) -> bool:

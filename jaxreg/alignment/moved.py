@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxreg.alignment.files import check_folder, encode_picture, keeps, read_picture
+from jaxreg.alignment.pages import own_name, split_page
 from jaxreg.alignment.pictures import warp_pixels
 from jaxreg.alignment.table import Job
 from jaxreg.alignment.working import crop
@@ -18,10 +19,10 @@ _WRITERS = 4  # threads that decode, warp and encode
 
 
 class MovedPictures:
-    """The pictures of pairs whose answer can be trusted, each under its moving file's name.
+    """The pictures of pairs whose answer can be trusted, each named after its moving one.
 
-    A name without its suffix stands for one pair, as another suffix is taken where that of the
-    moving file could not keep its pixels: .png, or .tif for what PNG cannot keep.
+    See `own_name`. A name without its suffix stands for one pair, as another suffix is taken where
+    that of the moving file could not keep its pixels: .png, or .tif for what PNG cannot keep.
     """
 
     def __init__(self, folder: str | os.PathLike[str], jobs: Sequence[Job], table: str):
@@ -47,12 +48,13 @@ class MovedPictures:
     def _check_names(self, jobs: Iterable[Job]) -> None:
         taken: dict[str, Job] = {}
         for job in jobs:
-            other = taken.setdefault(os.path.normcase(Path(job.moving).stem), job)
+            stem = Path(own_name(job.moving)).stem
+            other = taken.setdefault(os.path.normcase(stem), job)
             if other is not job:
                 raise ValueError(
                     f"--out_moving={self.folder}: the pictures of {', '.join(other)} and of "
-                    f"{', '.join(job)} would both be named {Path(job.moving).stem}; register one "
-                    "of them in a run of its own"
+                    f"{', '.join(job)} would both be named {stem}; register one of them in a run "
+                    "of its own"
                 )
 
     def _check_inputs(self, jobs: Sequence[Job], table: str) -> None:
@@ -63,7 +65,8 @@ class MovedPictures:
         present = [path for path in targets if path.name in there]
         if not present:
             return
-        inputs = {_identity(file) for job in jobs for file in job if os.path.exists(file)}
+        files = {split_page(name)[0] for job in jobs for name in job}
+        inputs = {_identity(file) for file in files if os.path.exists(file)}
         for path in present:
             if _identity(path) in inputs:
                 raise ValueError(
@@ -72,7 +75,7 @@ class MovedPictures:
 
     def _candidates(self, moving: str) -> list[Path]:
         """Where the picture of a moving file may be."""
-        own = self.folder / Path(moving).name
+        own = self.folder / own_name(moving)
         return [own, own.with_suffix(".png"), own.with_suffix(".tif")]
 
     def has(self, moving: str) -> bool:

@@ -1,20 +1,82 @@
-"""How many pictures a file holds: pages of a TIFF, frames of an animation."""
+"""Files of several pictures: pages of a TIFF, each of which has a name, and frames of an animation.
+
+``movie.tif[3]`` is the fourth page of movie.tif, smaller copies of others (previews, levels of a
+pyramid) not counted; unless there is a file of just that name.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
+import re
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 _KIND = 254  # TIFF's tag NewSubfileType
 _REDUCED = 1  # its bit for a smaller copy of another page: a preview, or a pyramid's level
+_MOST_BYTES = 2**31 - 1  # of a file that OpenCV decodes
 
 
-def count_pages(path: str | os.PathLike[str], data: np.ndarray) -> int:
-    """Pages or frames of an image file, previews left out; 0 if it is not a readable one.
+def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """The file that a name means, and the page of it if it means one.
+
+    >>> split_page("movie.tif[3]"), split_page("movie.tif")
+    (('movie.tif', 3), ('movie.tif', None))
+    """
+    name = os.fspath(path)
+    found = re.fullmatch(r"(.+)\[(\d{1,9})\]", name, re.DOTALL)
+    if found is None or os.path.exists(name):
+        return name, None
+    return found[1], int(found[2])
+
+
+def page_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of all pages of a TIFF.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is no TIFF.
+    """
+    name = os.fspath(path)
+    return [f"{name}[{page}]" for page in range(len(_pages_of_file(name)))]
+
+
+def own_name(path: str | os.PathLike[str]) -> str:
+    """What a picture of its own of this name is called: a page's number joins the stem.
+
+    >>> own_name("a/movie.tif[3]"), own_name("a/b.png")
+    ('movie_0003.tif', 'b.png')
+    """
+    file, page = split_page(path)
+    name = Path(file)
+    return name.name if page is None else f"{name.stem}_{page:04d}{name.suffix}"
+
+
+def read_page(path: str, page: int) -> np.ndarray:
+    """The bytes of a TIFF, uint8, changed in memory so that this page is its first.
+
+    Of a large file little more than the page is ever read.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is no TIFF, or has no such page.
+    """
+    pages = _pages_of_file(path)
+    if page >= len(pages):
+        raise ValueError(f"{path} has {len(pages)} pages, counted from 0; there is no page {page}")
+    if os.path.getsize(path) > _MOST_BYTES:
+        raise ValueError(f"{path} has over 2 GB, more than is read; split it")
+    data = np.memmap(path, np.uint8, mode="c")  # private: the file stays as it is
+    tiff = _Tiff(data)
+    struct.pack_into(tiff.order + tiff.offset, data, tiff.first, pages[page])
+    return data
+
+
+def count_pages(path: str, data: np.ndarray) -> int:
+    """Pages or frames of an image file, smaller copies left out; 0 if it is not a readable one.
 
     Headers alone are looked at, nothing is decoded.
 
@@ -22,34 +84,81 @@ def count_pages(path: str | os.PathLike[str], data: np.ndarray) -> int:
       path: the file.
       data: its bytes.
     """
-    name = os.fspath(path)
+    if is_tiff(data):
+        return len(_full_pages(data))
     try:
-        name.encode()
+        path.encode()
     except UnicodeEncodeError:  # OpenCV's count crashes on a name that is not UTF-8
-        count = len(cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1])
-    else:
-        count = cv2.imcount(name)
-    if count > 1 and data[:2].tobytes() in (b"II", b"MM"):
-        with contextlib.suppress(struct.error):  # torn: none is known to be a preview
-            count -= _previews(data.tobytes(), count)
-    return count
+        return len(cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1])
+    return cv2.imcount(path)
 
 
-def _previews(data: bytes, pages: int) -> int:
-    """How many pages after the first of a TIFF say that they are smaller copies."""
-    order = "<" if data.startswith(b"II") else ">"
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF: wider numbers
-    place, counter, size = ("Q", "Q", 20) if big else ("I", "H", 12)
+def is_tiff(data: np.ndarray) -> bool:
+    """Whether a file of these bytes is a TIFF."""
+    return data[:4].tobytes() in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-    def number(kind: str, offset: int) -> int:
-        return struct.unpack_from(order + kind, data, offset)[0]
 
-    found, page = 0, number(place, 8 if big else 4)
-    for index in range(pages):
-        first = page + struct.calcsize(order + counter)
-        end = first + size * number(counter, page)
-        for entry in range(first, end, size):
-            if number("H", entry) == _KIND and index:
-                found += number("I", entry + (12 if big else 8)) & _REDUCED
-        page = number(place, end)
+class _Tiff:
+    """How numbers are written in a TIFF, or a BigTIFF, whose offsets are wider.
+
+    Attributes:
+      order: `struct`'s letter for the order of bytes.
+      offset: its letter for an offset.
+      counter: its letter for the number of entries of a page.
+      entry: bytes of an entry.
+      first: where the offset of the first page is.
+    """
+
+    def __init__(self, data: np.ndarray):
+        self._data = data
+        self.order = "<" if data[:1].tobytes() == b"I" else ">"
+        big = self.number("H", 2) == 43
+        self.offset, self.counter, self.entry, self.first = (
+            ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
+        )
+
+    def number(self, kind: str, place: int) -> int:
+        """The number of `struct`'s kind at a place; struct.error beyond the end."""
+        return struct.unpack_from(self.order + kind, self._data, place)[0]
+
+    def is_smaller_copy(self, entries: range) -> bool:
+        """Whether a page of these entries says that it is one of another."""
+        value = 4 + struct.calcsize(self.order + self.offset)
+        return any(
+            self.number("H", entry) == _KIND and self.number("I", entry + value) & _REDUCED
+            for entry in entries
+        )
+
+
+def _full_pages(data: np.ndarray) -> list[int]:
+    """Offsets of a TIFF's pages but for smaller copies; of a torn one, of those before the tear."""
+    found: list[int] = []
+    try:
+        tiff = _Tiff(data)
+        seen, page = set(), tiff.number(tiff.offset, tiff.first)
+        while page and page not in seen:
+            seen.add(page)
+            begin = page + struct.calcsize(tiff.order + tiff.counter)
+            end = begin + tiff.entry * tiff.number(tiff.counter, page)
+            following = tiff.number(tiff.offset, end)
+            if not found or not tiff.is_smaller_copy(range(begin, end, tiff.entry)):
+                found.append(page)
+            page = following
+    except struct.error:
+        pass
     return found
+
+
+def _pages_of_file(path: str) -> list[int]:
+    state = os.stat(path)
+    return _pages_of_state(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _pages_of_state(path: str, changed: int, size: int) -> list[int]:
+    """`_full_pages` of a file as it was at some time: each page asks for them."""
+    del changed
+    data = np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+    if not is_tiff(data):
+        raise ValueError(f"{path} is no TIFF file: it has no pages to register")
+    return _full_pages(data)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from jaxreg.alignment.pages import page_names
 from jaxreg.data.folder import SUFFIXES
 
 COLUMNS = (
@@ -24,7 +25,7 @@ COLUMNS = (
 
 
 class Job(NamedTuple):
-    """Two files to register."""
+    """Two files to register, or pages of such."""
 
     fixed: str
     moving: str
@@ -61,6 +62,20 @@ def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
         raise ValueError(f"--moving_dir={moving_dir} holds no images")
     reference = _one_line_name(fixed)
     return [Job(reference, found[name]) for name in sorted(found)]
+
+
+def jobs_of_stack(stack: str, fixed: str | None = None) -> list[Job]:
+    """One fixed image, by default the first page, with every page of a TIFF, that one included.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is no TIFF.
+    """
+    pages = page_names(_one_line_name(stack))
+    if not pages:
+        raise ValueError(f"--stack={stack} holds no pages")
+    reference = pages[0] if fixed is None else _one_line_name(fixed)
+    return [Job(reference, page) for page in pages]
 
 
 def _images(folder: str, flag: str) -> dict[str, str]:
