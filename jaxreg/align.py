@@ -105,16 +105,15 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
     if listed:
         return jobs_of_list(options.pairs), True
     if in_pages:
-        return jobs_of_stack(options.stack, _readable(options.fixed)), True
+        return jobs_of_stack(options.stack, options.fixed and _readable(options.fixed)), True
     return _in_folders(options), True
 
 
-def _readable(reference: str | None) -> str | None:
+def _readable(reference: str) -> str:
     """One image for all, refused once rather than with every pair."""
     from jaxreg.alignment.files import read_picture
 
-    if reference is not None:
-        read_picture(reference)
+    read_picture(reference)
     return reference
 
 

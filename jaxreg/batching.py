@@ -24,8 +24,11 @@ OnePair = Callable[[jax.Array, jax.Array], Registration]
 _PAIRS = "pairs"  # the mesh axis
 # Pairs of a chunk at most, for each device, and pixels of its fixed images: memory is bounded
 # whatever the size of the images.
-_CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 4096
-_CPU_PIXELS, _ACCELERATOR_PIXELS = 2**16, 2**22
+_CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 16384
+_CPU_PIXELS, _ACCELERATOR_PIXELS = 2**16, 2**24
+# What the direct method takes for a pixel of three channels, compiled for a GPU, is 524 bytes; two
+# chunks may be under way, and half of the memory is the caller's.
+_BYTES_A_PIXEL, _SHARE_OF_MEMORY = 1024, 4
 _CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
 # Every core has pairs of its own: splitting one pair's small loops over threads would only cost.
@@ -126,7 +129,8 @@ def map_pairs(
     count, devices, on_cpu = len(fixed), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
     threads = _cores() if lone_cpu else 2  # the second brings the next pairs meanwhile
-    step, size = _sizes(count, fixed.shape[1] * fixed.shape[2], devices, on_cpu, threads)
+    pixels = fixed.shape[1] * fixed.shape[2]
+    step, size = _sizes(count, pixels, devices, on_cpu, threads, _device_memory())
 
     # Threads begin without the settings that the caller made with these.
     device, precision = (getattr(jax.config, f"jax_{name}") for name in _CONTEXT)
@@ -152,27 +156,41 @@ def map_pairs(
     return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
 
 
+def _device_memory() -> int | None:
+    """Bytes that a device has for us, where it says so."""
+    return (_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def _sizes(
-    count: int, pixels: int, devices: int, on_cpu: bool, threads: int = 1
+    count: int,
+    pixels: int,
+    devices: int,
+    on_cpu: bool,
+    threads: int = 1,
+    memory: int | None = None,
 ) -> tuple[int, int]:
     """Pairs of a call, and of the program it runs, which is compiled for few different numbers.
 
     >>> [_sizes(count, 32 * 32, 1, on_cpu=True, threads=2) for count in (1, 7, 1000)]
     [(1, 64), (4, 64), (64, 64)]
     >>> [_sizes(count, 32 * 32, 8, on_cpu=False) for count in (1, 1000, 100_000)]
-    [(8, 8), (1024, 1024), (32768, 32768)]
+    [(8, 8), (2048, 2048), (131072, 131072)]
     >>> _sizes(1000, 512 * 512, 1, on_cpu=False)
-    (16, 16)
+    (64, 64)
+    >>> _sizes(100_000, 32 * 32, 1, on_cpu=False, memory=8 * 2**30)
+    (2048, 2048)
     """
     most, area = _CPU_CHUNK, _CPU_PIXELS
     if not on_cpu:
         most, area = _ACCELERATOR_CHUNK, _ACCELERATOR_PIXELS
+        if memory is not None:
+            area = min(area, memory // (_SHARE_OF_MEMORY * _BYTES_A_PIXEL))
     chunk = min(most, 1 << max(area // pixels, 1).bit_length() - 1)
     if on_cpu and devices == 1:  # a loop of any length
         return min(chunk, max(-(-count // threads), 1)), chunk
-    # Powers of two, for each device: few compilations, little in vain.
+    # Powers of four, for each device: few compilations, which take far longer than what is in vain.
     each = -(-count // devices)
-    size = devices * min(1 << max(each - 1, 0).bit_length(), chunk)
+    size = devices * min(4 ** -(-max(each - 1, 0).bit_length() // 2), chunk)
     return size, size
 
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 T = TypeVar("T")
-_BLOCK = 256  # elements of a batch that run a rare branch at a time
+# Elements of a batch that run a rare branch at a time, at least and as a share of all: few enough
+# for a few not to pay for many, many enough to outweigh what starting a kernel costs.
+_BLOCK, _SHARE = 256, 32
 
 
 def cond_rarely(
@@ -92,7 +94,7 @@ def _cond(
 def _overwrite(pred: jax.Array, rare: Callable[..., T], result: T, operands: tuple) -> T:
     """``result`` ``(N, ...)`` with that of the rare branch where ``pred`` ``(N,)`` holds."""
     size, number = len(pred), pred.sum()
-    block = min(_BLOCK, size)
+    block = min(max(_BLOCK, size // _SHARE), size)
     first = jnp.argsort(~pred, stable=True)
     nobody = size  # an index that is read as the last element and never written
     index = jnp.where(jnp.arange(size) < number, first, nobody)

@@ -9,7 +9,8 @@ the images gives the inverse. The rest is `jaxreg.optimum`'s.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, fla
 from jaxreg.products import product
 from jaxreg.refinement import solve
 from jaxreg.resampling import DEGREE, interpolant, moved_by, noise_gain, pull, source_points
+
+T = TypeVar("T")
 
 # Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
 # tells. Measured on scene pairs of the training photographs.
@@ -82,8 +85,6 @@ def finish(
     start = jax.tree.map(pick, inverse, t)
     pair = pick(moving, fixed), pick(fixed, moving)
     begin = start, *(pick(both_ways[1], both_ways[0]) for both_ways in brightness)
-    find = functools.partial(find_optimum, iterations=iterations)
-    still = jax.lax.stop_gradient(pair)
     if kernel == "auto":
         least = bilinear.min()
         # A pair that the bilinear kernel explains to rounding needs no trial of the spline.
@@ -91,19 +92,60 @@ def finish(
             least < _EXACT,
             lambda *_: jnp.float32(jnp.inf),
             lambda *way: _mismatch(*way, linear=False)[0],
-            *(*still, start),
+            *(*jax.lax.stop_gradient(pair), start),
         )
-        linear = least <= spline
-        kernels = lambda stage: [functools.partial(stage, linear=way) for way in (True, False)]  # noqa: E731
-        optimum = cond_where_any(linear, *kernels(find), *still, *begin)
-        end = jax.lax.cond(linear, *kernels(_describe), *pair, optimum)
+        end = _solve(iterations, least <= spline, *pair, *begin)
     else:
-        linear = kernel == "linear"
-        end = _describe(*pair, find(*still, *begin, linear=linear), linear=linear)
+        end = _solve_by(*pair, *begin, linear=kernel == "linear", iterations=iterations)
     back, turned = _unswap(end.transform, end.covariance)
     t = jax.tree.map(pick, back, end.transform)
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
     return end._replace(transform=t, covariance=pick(turned, end.covariance))
+
+
+def _solve_by(
+    source: jax.Array,
+    target: jax.Array,
+    start: RigidTransform,
+    gain: jax.Array,
+    bias: jax.Array,
+    *,
+    linear: bool,
+    iterations: int,
+) -> Finished:
+    """The optimum near a start by one kernel; differentiable with respect to the images."""
+    still = jax.lax.stop_gradient((source, target))
+    optimum = find_optimum(*still, start, gain, bias, linear=linear, iterations=iterations)
+    return _describe(source, target, optimum, linear=linear)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _solve(
+    iterations: int,
+    linear: jax.Array,
+    source: jax.Array,
+    target: jax.Array,
+    start: RigidTransform,
+    gain: jax.Array,
+    bias: jax.Array,
+) -> Finished:
+    """`_solve_by` the kernel chosen; a batch that chose but one runs but one."""
+    solve = functools.partial(_solve_by, iterations=iterations)
+    return cond_where_any(linear, *_by_either_kernel(solve), source, target, start, gain, bias)
+
+
+@_solve.defjvp
+def _solve_jvp(iterations: int, primals: tuple, tangents: tuple) -> tuple:
+    # `cond_where_any` has no derivative, but the optimum needs none.
+    linear, *arguments = primals
+    find = functools.partial(find_optimum, iterations=iterations)
+    optimum = cond_where_any(linear, *_by_either_kernel(find), *arguments)
+    describe = lambda *pair: jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, optimum)  # noqa: E731
+    return jax.jvp(describe, tuple(arguments[:2]), tangents[1:3])
+
+
+def _by_either_kernel(stage: Callable[..., T]) -> list[Callable[..., T]]:
+    return [functools.partial(stage, linear=linear) for linear in (True, False)]
 
 
 @functools.cache

@@ -167,7 +167,9 @@ def test_a_sequence_is_brought_onto_its_reference(tmp_path, capsys):
     for i, t in enumerate(drift):
         answer = [float(rows[f"{i}.png"][name]) for name in ("tx", "ty", "theta")]
         assert np.allclose(answer, [t.tx, t.ty, t.theta], atol=ALIGNED_FILES)
-    assert rows["flat.png"]["success"] == "false"
+    assert [rows[name]["success"] for name in ("0.png", "flat.png")] == ["true", "false"]
+    assert rows["0.png"]["reasons"] == ""
+    assert "an image leaves a direction open" in rows["flat.png"]["reasons"]
     assert sorted(p.name for p in folder.iterdir()) == ["0.png", "1.png", "2.png"]
     middle = (slice(10, 30), slice(12, 36))
     for i in (1, 2):

@@ -158,7 +158,7 @@ def _align_group(
 ) -> list[dict[str, str]]:
     """Rows of pairs of one shape."""
     pairs = [pair for _, pair in group]
-    # Every size of batch is compiled anew: only powers of two and the full one occur.
+    # Where every size of batch is compiled anew only powers of two and the full one occur.
     size = min(1 << (len(pairs) - 1).bit_length(), _full(pairs[0].fixed.shape, settings))
     padded = [*pairs, *[pairs[-1]] * (size - len(pairs))]
     fixed, moving = (np.stack([getattr(p, name) for p in padded]) for name in ("fixed", "moving"))
@@ -185,6 +185,7 @@ def _row(job: Job, pair: WorkingPair, answer: Answer, settings: Settings) -> dic
         *map(str, sizes),
         *("" if number is None else format(number, ".9g") for number in numbers),
         "true" if answer.success else "false",
+        "; ".join(answer.reasons),
         "" if answer.found else "no answer",
     ]
     return dict(zip(COLUMNS, cells, strict=True))

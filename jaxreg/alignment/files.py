@@ -173,8 +173,17 @@ def check_folder(folder: Path, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} cannot be written: no permission in {folder}")
 
 
-def encode_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> bytes:
-    """The file of an image, in the format of the suffix of ``path``; ValueError if it has none."""
+def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Write an image whole or not at all; its format is that of the suffix.
+
+    Args:
+      path: the file; an existing one is replaced at once, never seen half-written.
+      pixels: ``(H, W)`` or RGB ``(H, W, 3)``.
+
+    Raises:
+      OSError: the file cannot be written.
+      ValueError: no format of this suffix keeps such pixels.
+    """
     path = Path(path)
     check_writable(path, pixels)
     try:
@@ -183,16 +192,5 @@ def encode_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> bytes:
         raise ValueError(f"{path} cannot be written: {error.err or error}") from error
     if not done:
         raise ValueError(f"{path} cannot be written in this format")
-    return data.tobytes()
-
-
-def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
-    """Write an image whole or not at all; its format is that of the suffix.
-
-    Args:
-      path: the file; an existing one is replaced at once, never seen half-written.
-      pixels: ``(H, W)`` or RGB ``(H, W, 3)``.
-    """
-    data = encode_picture(path, pixels)
     with replacing(path) as file:
-        file.write(data)
+        file.write(data.tobytes())

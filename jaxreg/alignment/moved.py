@@ -7,12 +7,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from jaxreg.alignment.files import check_folder, encode_picture, keeps, read_picture
+from jaxreg.alignment.files import check_folder, keeps, read_picture, write_picture
 from jaxreg.alignment.pages import own_name, split_page
 from jaxreg.alignment.pictures import warp_pixels
 from jaxreg.alignment.table import Job
 from jaxreg.alignment.working import crop
-from jaxreg.atomic import replacing
 from jaxreg.geometry import RigidTransform
 
 _WRITERS = 4  # threads that decode, warp and encode
@@ -92,13 +91,12 @@ class MovedPictures:
         self.folder.mkdir(exist_ok=True)
         with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
             try:
-                for path, data in pool.map(self._encoded, trusted):
-                    with replacing(path) as file:  # in this thread: it looks at the umask
-                        file.write(data)
+                for _ in pool.map(self._write_one, trusted):
+                    pass  # but for its error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encoded(self, row: Mapping[str, str]) -> tuple[Path, bytes]:
+    def _write_one(self, row: Mapping[str, str]) -> None:
         """One row's picture; its image is read again, as a batch of them could fill the memory."""
         moving = read_picture(row["moving"])
         size = int(row["width"]), int(row["height"])
@@ -109,7 +107,7 @@ class MovedPictures:
         candidates = self._candidates(row["moving"])
         fit = (path for path in candidates if keeps(path.suffix, pixels))
         path = next(fit, candidates[0])
-        return path, encode_picture(path, warp_pixels(pixels, answer, back=True))
+        write_picture(path, warp_pixels(pixels, answer, back=True))
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def read_page(path: str, page: int) -> np.ndarray:
         raise ValueError(f"{path} has over 2 GB, more than is read; split it")
     data = np.memmap(path, np.uint8, mode="c")  # private: the file stays as it is
     tiff = _Tiff(data)
-    struct.pack_into(tiff.order + tiff.offset, data, tiff.first, pages[page])
+    struct.pack_into(tiff.order + tiff.offset, data.data, tiff.first, pages[page])
     return data
 
 
@@ -110,7 +110,7 @@ class _Tiff:
     """
 
     def __init__(self, data: np.ndarray):
-        self._data = data
+        self._data = data.data
         self.order = "<" if data[:1].tobytes() == b"I" else ">"
         big = self.number("H", 2) == 43
         self.offset, self.counter, self.entry, self.first = (

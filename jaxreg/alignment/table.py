@@ -20,7 +20,7 @@ from jaxreg.data.folder import SUFFIXES
 COLUMNS = (
     *("fixed", "moving", "method", "settings"),
     *("width", "height", "working_width", "working_height"),
-    *("tx", "ty", "theta", "se_tx", "se_ty", "se_theta", "score", "success", "error"),
+    *("tx", "ty", "theta", "se_tx", "se_ty", "se_theta", "score", "success", "reasons", "error"),
 )
 
 
