@@ -37,6 +37,7 @@ GREY = (0.299, 0.587, 0.114)
 _EMPTY = 1e-12
 # Rotated copies are large: so many of their pixels at a time is what `fft` works on.
 _PIXELS_AT_ONCE = 2**24
+_MOST_PIXELS = 2**27  # of one pair's copies, of which there are some 25 bytes a pixel
 # The least part of the moving image that an overlap must hold for its correlation to count.
 _LEAST_OVERLAP = 0.25
 
@@ -77,7 +78,7 @@ def phase_correlation(
       image, theta in [-180, 180).
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown option.
+      ValueError: shapes that do not fit, too many pixels, or an unknown option.
     """
     _check(fixed.shape, moving.shape, angles, padding, channels, peak)
     a, b = (_prepare(image, channels, remove_mean, window, padding) for image in (fixed, moving))
@@ -157,6 +158,12 @@ def _check(
     if angles < 1 or padding < 0:
         raise ValueError(
             f"angles must be at least 1 and padding at least 0, got {angles} and {padding}"
+        )
+    height, width = (size + 2 * padding for size in fixed[:2])
+    if angles * height * width > _MOST_PIXELS:
+        raise ValueError(
+            f"{angles} angles of {height} x {width} pixels are held at once: more than "
+            f"{_MOST_PIXELS / 1e6:.0f} million pixels; downsample the images or take fewer angles"
         )
     if channels not in ("grey", "all"):
         raise ValueError(f"channels must be 'grey' or 'all', got {channels!r}")

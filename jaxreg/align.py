@@ -65,7 +65,7 @@ def _flags() -> flags.FlagValues:
     switch("json", False, "Print JSON.", flag_values=values)
     switch("crop", False, "Crop both images to the size they share.", flag_values=values)
     size = "Longer side that is registered, at most."
-    number("working_size", 512, size, 8, 512, flag_values=values)
+    number("working_size", 512, size, 8, 2048, flag_values=values)
     shift = "Largest shift searched along an axis, as a share of the shorter side."
     flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees."

@@ -26,6 +26,8 @@ _PAIRS = "pairs"  # the mesh axis
 # whatever the size of the images.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 16384
 _CPU_PIXELS, _ACCELERATOR_PIXELS = 2**16, 2**24
+# Of the pairs that a CPU's threads work on at a time; each takes the direct method some 1.5 KB.
+_PIXELS_AT_ONCE = 2**22
 # What the direct method takes for a pixel of three channels, compiled for a GPU, is 524 bytes; two
 # chunks may be under way, and half of the memory is the caller's.
 _BYTES_A_PIXEL, _SHARE_OF_MEMORY = 1024, 4
@@ -53,6 +55,15 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _threads(cores: int, pixels: int) -> int:
+    """How many of a CPU's cores get pairs of so many pixels an image: memory is bounded.
+
+    >>> [_threads(32, side * side) for side in (32, 512, 2048)]
+    [32, 16, 1]
+    """
+    return min(cores, max(_PIXELS_AT_ONCE // pixels, 1))
 
 
 @functools.cache
@@ -128,8 +139,9 @@ def map_pairs(
         return _traced(one, *(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
     count, devices, on_cpu = len(fixed), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
-    threads = _cores() if lone_cpu else 2  # the second brings the next pairs meanwhile
     pixels = fixed.shape[1] * fixed.shape[2]
+    # On an accelerator the second brings the next pairs meanwhile.
+    threads = _threads(_cores(), pixels) if lone_cpu else 2
     step, size = _sizes(count, pixels, devices, on_cpu, threads, _device_memory())
 
     # Threads begin without the settings that the caller made with these.

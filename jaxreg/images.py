@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 Images = jax.Array | np.ndarray
 
 SMALLEST = 8
-LARGEST = 512
+LARGEST = 2048
 MOST_CHANNELS = 16  # more are rather a stack of grey images that belongs to `register_batch`
 
 

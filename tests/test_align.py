@@ -195,7 +195,7 @@ def test_overlays_show_agreement(style, shape):
         (["fixed.png", "moving.png", "--out=./fixed.png"], "one of the images to register"),
         (["fixed.png", "moving.png", "--out=o.png", "--overlay=./o.png"], "the same file"),
         (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
-        (["fixed.png", "moving.png", "--working_size=513"], "--working_size=513"),
+        (["fixed.png", "moving.png", "--working_size=2049"], "--working_size=2049"),
         (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
         (
             ["--pairs=pair.csv", "--out=t.csv", "--max_rotation=0"],

@@ -33,7 +33,7 @@ def test_nested_lists_are_images():
 @pytest.mark.parametrize(
     ("check", "shape", "expected"),
     [
-        (check_pair, (8, 512), (8, 512, 1)),
+        (check_pair, (8, 2048), (8, 2048, 1)),
         (check_pair, (8, 8, 16), (8, 8, 16)),
         (check_stacks, (5, 8, 8), (5, 8, 8, 1)),
         (check_stacks, (0, 8, 8, 3), (0, 8, 8, 3)),
@@ -60,8 +60,8 @@ BAD_PAIRS = [
     (zeros(), zeros(), r"got shape \(\)"),
     (zeros(2, 8, 8, 3), zeros(2, 8, 8, 3), r"a stack \(N, H, W\) call jaxreg.register_batch"),
     (zeros(9, 32, 32), zeros(9, 32, 32), "16 channels.*got 32.* call jaxreg.register_batch"),
-    (zeros(7, 8), zeros(7, 8), "8 to 512 pixels high and wide, got 7 x 8"),
-    (zeros(8, 513), zeros(8, 513), "got 8 x 513; downsample it first"),
+    (zeros(7, 8), zeros(7, 8), "8 to 2048 pixels high and wide, got 7 x 8"),
+    (zeros(8, 2049), zeros(8, 2049), "got 8 x 2049; downsample it first"),
     (zeros(0, 0), zeros(0, 0), "got 0 x 0"),
     (zeros(8, 8, 0), zeros(8, 8, 0), "1 to 16 channels on its last axis, got 0"),
     (zeros(3, 32, 32), zeros(3, 32, 32), "got 3 x 32; channels go last: np.moveaxis"),

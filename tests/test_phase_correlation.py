@@ -147,3 +147,6 @@ def test_bad_input_is_named():
         phase_correlation(image[..., :2], image[..., :2])
     with pytest.raises(ValueError, match="angles must be at least 1"):
         phase_correlation(image, image, angles=0)
+    large = np.zeros((1024, 1024, 1), np.float32)
+    with pytest.raises(ValueError, match=r"360 angles of 1024 x 1024 pixels.*downsample"):
+        phase_correlation(large, large)
