@@ -26,11 +26,12 @@ _PAIRS = "pairs"  # the mesh axis
 # whatever the size of the images.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 64, 16384
 _CPU_PIXELS, _ACCELERATOR_PIXELS = 2**16, 2**24
-# Of the pairs that a CPU's threads work on at a time; each takes the direct method some 1.5 KB.
-_PIXELS_AT_ONCE = 2**22
-# What the direct method takes for a pixel of three channels, compiled for a GPU, is 524 bytes; two
-# chunks may be under way, and half of the memory is the caller's.
-_BYTES_A_PIXEL, _SHARE_OF_MEMORY = 1024, 4
+# Values (pixels times channels) that a CPU's threads work on at a time; the direct method takes up
+# to 1.5 KB for each.
+_VALUES_AT_ONCE = 2**22
+# What it takes at most for a value, compiled for a GPU; two chunks may be under way, and half of
+# the memory is the caller's.
+_BYTES_A_VALUE, _SHARE_OF_MEMORY = 300, 4
 _CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
 # Every core has pairs of its own: splitting one pair's small loops over threads would only cost.
@@ -57,13 +58,13 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _threads(cores: int, pixels: int) -> int:
-    """How many of a CPU's cores get pairs of so many pixels an image: memory is bounded.
+def _threads(cores: int, values: int) -> int:
+    """How many of a CPU's cores get pairs of so many values an image: memory is bounded.
 
     >>> [_threads(32, side * side) for side in (32, 512, 2048)]
     [32, 16, 1]
     """
-    return min(cores, max(_PIXELS_AT_ONCE // pixels, 1))
+    return min(cores, max(_VALUES_AT_ONCE // values, 1))
 
 
 @functools.cache
@@ -139,10 +140,11 @@ def map_pairs(
         return _traced(one, *(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
     count, devices, on_cpu = len(fixed), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
-    pixels = fixed.shape[1] * fixed.shape[2]
+    height, width, channels = fixed.shape[1:]
     # On an accelerator the second brings the next pairs meanwhile.
-    threads = _threads(_cores(), pixels) if lone_cpu else 2
-    step, size = _sizes(count, pixels, devices, on_cpu, threads, _device_memory())
+    threads = _threads(_cores(), height * width * channels) if lone_cpu else 2
+    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels)
+    step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
     # Threads begin without the settings that the caller made with these.
     device, precision = (getattr(jax.config, f"jax_{name}") for name in _CONTEXT)
@@ -168,9 +170,12 @@ def map_pairs(
     return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
 
 
-def _device_memory() -> int | None:
-    """Bytes that a device has for us, where it says so."""
-    return (_devices()[0].memory_stats() or {}).get("bytes_limit")
+def _accelerator_pixels(channels: int) -> int:
+    """Pixels of a chunk's fixed images at most, less where the device's memory asks for it."""
+    memory = (_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if memory is None:
+        return _ACCELERATOR_PIXELS
+    return min(_ACCELERATOR_PIXELS, memory // (_SHARE_OF_MEMORY * _BYTES_A_VALUE * channels))
 
 
 def _sizes(
@@ -179,24 +184,18 @@ def _sizes(
     devices: int,
     on_cpu: bool,
     threads: int = 1,
-    memory: int | None = None,
+    area: int = _ACCELERATOR_PIXELS,
 ) -> tuple[int, int]:
     """Pairs of a call, and of the program it runs, which is compiled for few different numbers.
 
-    >>> [_sizes(count, 32 * 32, 1, on_cpu=True, threads=2) for count in (1, 7, 1000)]
+    >>> [_sizes(count, 32 * 32, 1, True, 2, _CPU_PIXELS) for count in (1, 7, 1000)]
     [(1, 64), (4, 64), (64, 64)]
     >>> [_sizes(count, 32 * 32, 8, on_cpu=False) for count in (1, 1000, 100_000)]
     [(8, 8), (2048, 2048), (131072, 131072)]
     >>> _sizes(1000, 512 * 512, 1, on_cpu=False)
     (64, 64)
-    >>> _sizes(100_000, 32 * 32, 1, on_cpu=False, memory=8 * 2**30)
-    (2048, 2048)
     """
-    most, area = _CPU_CHUNK, _CPU_PIXELS
-    if not on_cpu:
-        most, area = _ACCELERATOR_CHUNK, _ACCELERATOR_PIXELS
-        if memory is not None:
-            area = min(area, memory // (_SHARE_OF_MEMORY * _BYTES_A_PIXEL))
+    most = _CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK
     chunk = min(most, 1 << max(area // pixels, 1).bit_length() - 1)
     if on_cpu and devices == 1:  # a loop of any length
         return min(chunk, max(-(-count // threads), 1)), chunk

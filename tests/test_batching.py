@@ -55,13 +55,23 @@ def test_few_pairs_keep_every_device_busy_and_large_ones_few_at_once():
         step, size = batching._sizes(count, 32 * 32, 8, on_cpu=False)
         assert step == size
         assert size // 8 == most or each <= size // 8 < 4 * each
-    for on_cpu in (True, False):
-        step, size = batching._sizes(10**6, 512 * 512, 1, on_cpu)
+    for on_cpu, area in ((True, 2**16), (False, 2**24)):
+        step, size = batching._sizes(10**6, 512 * 512, 1, on_cpu, area=area)
         assert 1 <= step <= size <= 64
-        assert batching._sizes(10**6, 8 * 8, 1, on_cpu)[1] <= most
-    _, size = batching._sizes(10**6, 32 * 32, 1, on_cpu=False, memory=2**30)
-    assert size * 32 * 32 * 1024 <= 2**28
-    assert batching._sizes(10, 512 * 512, 1, on_cpu=False, memory=2**20) == (1, 1)
+        assert batching._sizes(10**6, 8 * 8, 1, on_cpu, area=area)[1] <= most
+    assert batching._sizes(10, 512 * 512, 1, on_cpu=False, area=10) == (1, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_a_chunk_leaves_most_of_the_devices_memory(monkeypatch, channels):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 2**30}
+
+    monkeypatch.setattr(batching, "_devices", lambda: [Device()])
+    area = batching._accelerator_pixels(channels)
+    # What the program took, compiled for a GPU: bytes a pixel.
+    assert 2**24 < area * {1: 273, 3: 524, 16: 3409}[channels] < 2**28
 
 
 def test_what_fills_a_chunk_up_are_pairs_again():
