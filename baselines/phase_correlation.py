@@ -160,7 +160,8 @@ def _check(
             f"angles must be at least 1 and padding at least 0, got {angles} and {padding}"
         )
     height, width = (size + 2 * padding for size in fixed[:2])
-    if angles * height * width > _MOST_PIXELS:
+    planes = fixed[2] if channels == "all" else 1
+    if angles * height * width * planes > _MOST_PIXELS:
         raise ValueError(
             f"{angles} angles of {height} x {width} pixels are held at once: more than "
             f"{_MOST_PIXELS / 1e6:.0f} million pixels; downsample the images or take fewer angles"

@@ -22,7 +22,7 @@ that was stopped goes on where it stopped when started again; to try failed pair
 rows.
 
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
-Wherever a file is asked for, 'movie.tif[3]' is the fourth page of a TIFF.
+Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF, which may have 2 GB.
 
 Exit status: 0 success; 1 registered, but not to be trusted (of many: not every pair is a success);
 2 asked for what cannot be done; 3 an error of this program; 130 stopped by the keyboard.
@@ -83,6 +83,7 @@ def _flags() -> flags.FlagValues:
 
 def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], bool]:
     """Pairs to register, and whether they go into a table; ValueError if the flags conflict."""
+    from jaxreg.alignment.files import read_picture
     from jaxreg.alignment.table import Job, jobs_of_list, jobs_of_stack
 
     in_folders = any(options[name].value is not None for name in ("fixed_dir", "moving_dir"))
@@ -104,17 +105,10 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
             raise ValueError(f"--{name} is for one pair; many go into the table --out")
     if listed:
         return jobs_of_list(options.pairs), True
-    if in_pages:
-        return jobs_of_stack(options.stack, options.fixed and _readable(options.fixed)), True
-    return _in_folders(options), True
-
-
-def _readable(reference: str) -> str:
-    """One image for all, refused once rather than with every pair."""
-    from jaxreg.alignment.files import read_picture
-
-    read_picture(reference)
-    return reference
+    jobs = jobs_of_stack(options.stack, options.fixed) if in_pages else _in_folders(options)
+    if in_pages or options.fixed is not None:  # one image for all, refused once
+        read_picture(jobs[0].fixed)
+    return jobs, True
 
 
 def _in_folders(options: flags.FlagValues) -> list[Job]:
@@ -127,7 +121,7 @@ def _in_folders(options: flags.FlagValues) -> list[Job]:
         other = "--fixed" if options.fixed is not None else "--fixed_dir"
         raise ValueError(f"{other} and --moving_dir go together")
     if options.fixed is not None:
-        return jobs_of_reference(_readable(options.fixed), options.moving_dir)
+        return jobs_of_reference(options.fixed, options.moving_dir)
     jobs, alone = jobs_of_folders(options.fixed_dir, options.moving_dir)
     if alone:
         more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""

@@ -19,13 +19,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = open(temporary, "xb")  # noqa: SIM115 - somebody else's is not ours to remove
     try:
-        with open(temporary, "xb") as file:
+        with file:
+            if path.exists():
+                os.chmod(temporary, path.stat().st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            os.chmod(temporary, path.stat().st_mode & 0o777)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

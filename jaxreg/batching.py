@@ -173,7 +173,7 @@ def map_pairs(
 def _accelerator_pixels(channels: int) -> int:
     """Pixels of a chunk's fixed images at most, less where the device's memory asks for it."""
     memory = (_devices()[0].memory_stats() or {}).get("bytes_limit")
-    if memory is None:
+    if not memory or memory < 0:  # it does not say
         return _ACCELERATOR_PIXELS
     return min(_ACCELERATOR_PIXELS, memory // (_SHARE_OF_MEMORY * _BYTES_A_VALUE * channels))
 

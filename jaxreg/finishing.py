@@ -137,11 +137,12 @@ def _solve(
 @_solve.defjvp
 def _solve_jvp(iterations: int, primals: tuple, tangents: tuple) -> tuple:
     # `cond_where_any` has no derivative, but the optimum needs none.
-    linear, *arguments = primals
+    linear, source, target, *begin = primals
     find = functools.partial(find_optimum, iterations=iterations)
-    optimum = cond_where_any(linear, *_by_either_kernel(find), *arguments)
+    still = jax.lax.stop_gradient((source, target, *begin))
+    optimum = cond_where_any(linear, *_by_either_kernel(find), *still)
     describe = lambda *pair: jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, optimum)  # noqa: E731
-    return jax.jvp(describe, tuple(arguments[:2]), tangents[1:3])
+    return jax.jvp(describe, (source, target), tangents[1:3])
 
 
 def _by_either_kernel(stage: Callable[..., T]) -> list[Callable[..., T]]:

@@ -46,8 +46,8 @@ def register(
     Failure is data: a pair that cannot be registered gives ``success`` False, with finite numbers.
 
     Args:
-      fixed: ``(H, W)`` or ``(H, W, C)``, 8 to 2048 pixels a side, any real dtype. ``"direct"`` and
-        ``"compact"`` take any unit, other methods want intensities in 0..255.
+      fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype, 8 to 2048 pixels a side (up to 600 for
+        ``"fft"``). ``"direct"`` and ``"compact"`` take any unit, other methods want 0..255.
       moving: the same shape.
       method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
         its own.

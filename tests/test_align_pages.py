@@ -120,6 +120,7 @@ def test_a_file_may_be_named_like_a_page(tmp_path):
     [
         ("a.png[0]", r"a\.png is no TIFF file"), ("empty.tif[0]", r"empty\.tif is no TIFF file"),
         ("none.tif[0]", "No such file"), ("torn.tif[2]", "has 1 pages|has 2 pages"),
+        ("m.tif[01]", "No such file"),
     ],
 )  # fmt: skip
 def test_pages_that_are_not_there(tmp_path, name, error):
@@ -130,6 +131,48 @@ def test_pages_that_are_not_there(tmp_path, name, error):
     (tmp_path / "torn.tif").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises((ValueError, OSError), match=error):
         read_picture(tmp_path / name)
+
+
+def test_a_stack_that_is_cut_short_is_refused(tmp_path, capsys, calls):
+    movie, table = tmp_path / "movie.tif", f"--out={tmp_path / 't.csv'}"
+    cv2.imwritemulti(str(movie), [scene(seed=k) for k in range(3)])  # each page ends in its header
+    data = movie.read_bytes()
+    movie.write_bytes(data[: len(data) * 9 // 10])
+    assert run(f"--stack={movie}", table) == 2
+    assert "is cut short: it goes on after the 2 pages that are left" in capsys.readouterr().err
+    assert read_picture(f"{movie}[1]").size == (48, 40)
+
+
+@pytest.mark.parametrize("place", [8, "entries"])
+def test_numbers_beyond_any_file_end_a_tiff(tmp_path, calls, place):
+    pair, movie = save_pair(tmp_path), tmp_path / "movie.tif"
+    save_movie(movie, bigtiff=True)
+    data = bytearray(movie.read_bytes())
+    if place == "entries":
+        place = int.from_bytes(data[8:16], "little")
+    data[place : place + 8] = (2**64 - 5).to_bytes(8, "little")
+    movie.write_bytes(data)
+    assert run(pair[0], movie) == 2
+    assert run(f"--stack={movie}", f"--out={tmp_path / 't.csv'}") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stack=movie.tif[1]"], "give the whole file, movie.tif"),
+        (["--stack=movie.tif", "--fixed="], "No such file"),
+        (["--stack=complex.tif"], "complex.tif[0] is not a readable image"),
+        (["--stack=movie.tif", "--moving_dir=."], "give either two files"),
+        (["--stack=."], "Is a directory"),
+    ],
+)
+def test_stacks_are_refused_at_once(tmp_path, monkeypatch, capsys, calls, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    save_movie("movie.tif")
+    tifffile.imwrite("complex.tif", np.zeros((3, 40, 48), np.complex64), photometric="minisblack")
+    assert run(*arguments, "--out=t.csv") == 2
+    assert message in capsys.readouterr().err
+    assert not os.path.exists("t.csv")
 
 
 def test_a_tiff_whose_pages_go_in_circles_has_an_end(tmp_path):

@@ -26,7 +26,7 @@ from jaxreg.alignment.working import (
 from jaxreg.direct import DirectOptions
 
 _READERS = 4  # threads that read files while the device works
-_AHEAD = 32  # pairs read before they are asked for
+_AHEAD = 32  # pairs read before they are asked for, at most
 _BATCH_PIXELS = 2**20  # of the fixed images of one call
 _WAITING_PIXELS = 2**23  # of those that wait until there are enough of their shape
 
@@ -138,12 +138,13 @@ def _read_ahead(jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, 
         except (OSError, ValueError, MemoryError, cv2.error) as error:
             return describe(error)
 
+    most = min(_AHEAD, max(_WAITING_PIXELS // settings.working_size**2, _READERS))
     ahead: collections.deque[tuple[Job, concurrent.futures.Future]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         try:
             for job in jobs:
                 ahead.append((job, pool.submit(load, job)))
-                if len(ahead) > _AHEAD:
+                if len(ahead) > most:
                     done, future = ahead.popleft()
                     yield done, future.result()
             while ahead:

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
     (('movie.tif', 3), ('movie.tif', None))
     """
     name = os.fspath(path)
-    found = re.fullmatch(r"(.+)\[(\d{1,9})\]", name, re.DOTALL)
+    found = re.fullmatch(r"(.+)\[(0|[1-9][0-9]{0,8})\]", name, re.DOTALL)
     if found is None or os.path.exists(name):
         return name, None
     return found[1], int(found[2])
@@ -38,10 +39,18 @@ def page_names(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF.
+      ValueError: it is no TIFF, cut short, or too large; or the path is that of a page.
     """
-    name = os.fspath(path)
-    return [f"{name}[{page}]" for page in range(len(_pages_of_file(name)))]
+    name, page = split_page(path)
+    if page is not None:
+        raise ValueError(f"{path} is one page; for all of them give the whole file, {name}")
+    pages = _pages_of_file(name)
+    if not pages.whole:
+        raise ValueError(
+            f"{path} is cut short: it goes on after the {len(pages.offsets)} pages that are left, "
+            f"which can be registered one by one, as {path}[0]"
+        )
+    return [f"{name}[{page}]" for page in range(len(pages.offsets))]
 
 
 def own_name(path: str | os.PathLike[str]) -> str:
@@ -52,23 +61,21 @@ def own_name(path: str | os.PathLike[str]) -> str:
     """
     file, page = split_page(path)
     name = Path(file)
-    return name.name if page is None else f"{name.stem}_{page:04d}{name.suffix}"
+    return name.name if page is None else f"{name.stem.rstrip('.')}_{page:04d}{name.suffix}"
 
 
 def read_page(path: str, page: int) -> np.ndarray:
     """The bytes of a TIFF, uint8, changed in memory so that this page is its first.
 
-    Of a large file little more than the page is ever read.
+    Of a large file little more than the page is ever read; nobody may cut it short meanwhile.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, or has no such page.
+      ValueError: it is no TIFF, too large, or has no such page.
     """
-    pages = _pages_of_file(path)
+    pages = _pages_of_file(path).offsets
     if page >= len(pages):
         raise ValueError(f"{path} has {len(pages)} pages, counted from 0; there is no page {page}")
-    if os.path.getsize(path) > _MOST_BYTES:
-        raise ValueError(f"{path} has over 2 GB, more than is read; split it")
     data = np.memmap(path, np.uint8, mode="c")  # private: the file stays as it is
     tiff = _Tiff(data)
     struct.pack_into(tiff.order + tiff.offset, data.data, tiff.first, pages[page])
@@ -85,7 +92,7 @@ def count_pages(path: str, data: np.ndarray) -> int:
       data: its bytes.
     """
     if is_tiff(data):
-        return len(_full_pages(data))
+        return len(_full_pages(data).offsets)
     try:
         path.encode()
     except UnicodeEncodeError:  # OpenCV's count crashes on a name that is not UTF-8
@@ -130,8 +137,19 @@ class _Tiff:
         )
 
 
-def _full_pages(data: np.ndarray) -> list[int]:
-    """Offsets of a TIFF's pages but for smaller copies; of a torn one, of those before the tear."""
+class _Pages(NamedTuple):
+    """A TIFF's pages but for smaller copies.
+
+    Attributes:
+      offsets: where each begins; of a file that is cut short, of those before the cut.
+      whole: whether that is all of them.
+    """
+
+    offsets: list[int]
+    whole: bool
+
+
+def _full_pages(data: np.ndarray) -> _Pages:
     found: list[int] = []
     try:
         tiff = _Tiff(data)
@@ -144,20 +162,22 @@ def _full_pages(data: np.ndarray) -> list[int]:
             if not found or not tiff.is_smaller_copy(range(begin, end, tiff.entry)):
                 found.append(page)
             page = following
-    except struct.error:
-        pass
-    return found
+    except (struct.error, OverflowError):  # beyond the end, and what no file is as large as
+        return _Pages(found, False)
+    return _Pages(found, True)
 
 
-def _pages_of_file(path: str) -> list[int]:
+def _pages_of_file(path: str) -> _Pages:
     state = os.stat(path)
     return _pages_of_state(path, state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache(maxsize=8)
-def _pages_of_state(path: str, changed: int, size: int) -> list[int]:
+def _pages_of_state(path: str, changed: int, size: int) -> _Pages:
     """`_full_pages` of a file as it was at some time: each page asks for them."""
     del changed
+    if size > _MOST_BYTES:
+        raise ValueError(f"{path} has over 2 GB, more than is read; split it")
     data = np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
     if not is_tiff(data):
         raise ValueError(f"{path} is no TIFF file: it has no pages to register")

@@ -69,7 +69,7 @@ def jobs_of_stack(stack: str, fixed: str | None = None) -> list[Job]:
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF.
+      ValueError: it is no TIFF, cut short, or too large.
     """
     pages = page_names(_one_line_name(stack))
     if not pages:
@@ -174,7 +174,9 @@ class Table:
         if header.startswith(data):  # nothing, or a header cut short
             return len(data) if data == header else 0
         if not data.startswith(header):
-            raise ValueError(f"{self.path} exists and is not a table of jaxreg.align")
+            raise ValueError(
+                f"{self.path} exists and is not a table of jaxreg.align, of this version"
+            )
         whole = data[: data.rfind(b"\n") + 1]
         text = whole.decode("utf-8", errors="surrogateescape")
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
