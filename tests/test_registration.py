@@ -202,7 +202,7 @@ def test_other_methods_by_name():
             "are settings of method 'direct'",
         ),
         (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
-        (lambda i: register(i, i[:7]), "moving must be 8 to 512 pixels"),
+        (lambda i: register(i, i[:7]), "moving must be 8 to 2048 pixels"),
         (lambda i: register_batch(i, i), r"got 16 x 3; for one pair call jaxreg.register"),
         (lambda i: register(1e39 * np.float64(i), i), "fixed must be finite"),
         (lambda i: register(i / 255, i / 255, method="orb"), r"in 0\.\.255 for method 'orb'"),
