@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -104,34 +104,19 @@ def finish(
 
 
 def _solve_by(
-    source: jax.Array,
-    target: jax.Array,
-    start: RigidTransform,
-    gain: jax.Array,
-    bias: jax.Array,
-    *,
-    linear: bool,
-    iterations: int,
+    source: jax.Array, target: jax.Array, *begin: Any, linear: bool, iterations: int
 ) -> Finished:
-    """The optimum near a start by one kernel; differentiable with respect to the images."""
+    """`find_optimum` described, of the same arguments; differentiable by the images."""
     still = jax.lax.stop_gradient((source, target))
-    optimum = find_optimum(*still, start, gain, bias, linear=linear, iterations=iterations)
+    optimum = find_optimum(*still, *begin, linear=linear, iterations=iterations)
     return _describe(source, target, optimum, linear=linear)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(
-    iterations: int,
-    linear: jax.Array,
-    source: jax.Array,
-    target: jax.Array,
-    start: RigidTransform,
-    gain: jax.Array,
-    bias: jax.Array,
-) -> Finished:
+def _solve(iterations: int, linear: jax.Array, *arguments: Any) -> Finished:
     """`_solve_by` the kernel chosen; a batch that chose but one runs but one."""
     solve = functools.partial(_solve_by, iterations=iterations)
-    return cond_where_any(linear, *_by_either_kernel(solve), source, target, start, gain, bias)
+    return cond_where_any(linear, *_by_either_kernel(solve), *arguments)
 
 
 @_solve.defjvp

@@ -28,7 +28,7 @@ from jaxreg.direct import DirectOptions
 _READERS = 4  # threads that read files while the device works
 _AHEAD = 32  # pairs read before they are asked for, at most
 _BATCH_PIXELS = 2**20  # of the fixed images of one call
-_WAITING_PIXELS = 2**23  # of those that wait until there are enough of their shape
+_WAITING_PIXELS = 2**23  # of those read ahead, and of those that wait for more of their shape
 
 
 @dataclasses.dataclass(frozen=True)
