@@ -21,6 +21,9 @@ its own name (of a page, movie_0003.tif); where its format could not keep its pi
 that was stopped goes on where it stopped when started again; to try failed pairs anew, delete their
 rows.
 
+What does not belong to the picture, such as dust, text or dead pixels, is left out by masks,
+--fixed_mask and --moving_mask: images as large, black where a pixel does not count.
+
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
 Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF, which may have 2 GB.
 
@@ -30,6 +33,7 @@ Exit status: 0 success; 1 registered, but not to be trusted (of many: not every 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -70,6 +74,9 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
+    mask = "Image of {}'s size whose black pixels do not count; one for all pairs."
+    text("fixed_mask", None, mask.format("FIXED"), flag_values=values)
+    text("moving_mask", None, mask.format("MOVING"), flag_values=values)
     one = "One fixed image for all of --moving_dir or --stack."
     text("fixed", None, one, flag_values=values)
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
@@ -240,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
         jobs, many = _jobs(options, files)
         find_method(options.method)
-        names = ("method", "working_size", "max_shift", "max_rotation", "crop", "batch_size")
+        names = [field.name for field in dataclasses.fields(Settings)]
         chosen: dict[str, Any] = {name: options[name].value for name in names}
         settings = Settings(**chosen)
         if many:

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxreg.images import are_traced
 from jaxreg.result import Estimator, Registration
 
-OnePair = Callable[[jax.Array, jax.Array], Registration]
+OnePair = Callable[..., Registration]  # of a fixed and a moving image, perhaps with their masks
 _PAIRS = "pairs"  # the mesh axis
 # Pairs of a chunk at most, for each device, and pixels of its fixed images: memory is bounded
 # whatever the size of the images.
@@ -76,9 +76,8 @@ def _compiled_chunk(on_cpu: bool) -> Any:
 
 def _chunk(
     on_cpu: bool,
+    *stacks: jax.Array,
     one: OnePair,
-    fixed: jax.Array,
-    moving: jax.Array,
     count: jax.Array,
     devices: int,
 ) -> Registration:
@@ -86,11 +85,13 @@ def _chunk(
     if not on_cpu:
         run = jax.vmap(one)
     else:
-        run = functools.partial(_one_by_one, one, count if devices == 1 else len(fixed) // devices)
+        run = functools.partial(
+            _one_by_one, one, count if devices == 1 else len(stacks[0]) // devices
+        )
     if devices > 1:
         spec = PartitionSpec(_PAIRS)
         run = jax.shard_map(run, mesh=_mesh(), in_specs=spec, out_specs=spec, check_vma=False)
-    return run(fixed, moving)
+    return run(*stacks)
 
 
 def _mesh() -> Mesh:
@@ -99,48 +100,46 @@ def _mesh() -> Mesh:
     return jax.make_mesh((len(devices),), (_PAIRS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
-def _one_by_one(
-    one: OnePair, count: int | jax.Array, fixed: jax.Array, moving: jax.Array
-) -> Registration:
+def _one_by_one(one: OnePair, count: int | jax.Array, *stacks: jax.Array) -> Registration:
     """The first ``count`` pairs, in a loop; zeros for the rest."""
-    shapes = jax.eval_shape(one, fixed[0], moving[0])
-    answers = jax.tree.map(lambda s: jnp.zeros((len(fixed), *s.shape), s.dtype), shapes)
+    shapes = jax.eval_shape(one, *(images[0] for images in stacks))
+    answers = jax.tree.map(lambda s: jnp.zeros((len(stacks[0]), *s.shape), s.dtype), shapes)
 
     def step(i: jax.Array, answers: Registration) -> Registration:
-        return jax.tree.map(lambda all_, a: all_.at[i].set(a), answers, one(fixed[i], moving[i]))
+        answer = one(*(images[i] for images in stacks))
+        return jax.tree.map(lambda all_, a: all_.at[i].set(a), answers, answer)
 
     return jax.lax.fori_loop(0, count, step, answers)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _traced(one: OnePair, fixed: jax.Array, moving: jax.Array) -> Registration:
+def _traced(one: OnePair, *stacks: jax.Array) -> Registration:
     """A function of one pair for all pairs of a program that is being traced."""
     if runs_on_cpu():
-        return jax.lax.map(lambda pair: one(*pair), (fixed, moving))
-    return jax.vmap(one)(fixed, moving)
+        return jax.lax.map(lambda pair: one(*pair), stacks)
+    return jax.vmap(one)(*stacks)
 
 
-def map_pairs(
-    one: OnePair, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray
-) -> Registration:
+def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     """Apply a function of one pair to many; memory is bounded however many there are.
 
     Under a transformation, which asks for one program, a CPU loops over the pairs and an
     accelerator takes all at once.
 
     Args:
-      one: from images ``(H, W, C)`` float32 to a `Registration`; hashable, for it is compiled once.
-      fixed: ``(N, H, W, C)``, any real dtype; on the host or a device.
-      moving: the same shape.
+      one: from an image of each stack, float32, to a `Registration`; hashable, for it is compiled
+        once.
+      *stacks: fixed and moving images ``(N, H, W, C)``, and what else there is of each pair, such
+        as masks ``(N, H, W)``; any real dtype, on the host or a device.
 
     Returns:
       A `Registration` whose fields have a leading axis N.
     """
-    if are_traced(fixed, moving):
-        return _traced(one, *(jnp.asarray(images, jnp.float32) for images in (fixed, moving)))
-    count, devices, on_cpu = len(fixed), len(_devices()), runs_on_cpu()
+    if are_traced(*stacks):
+        return _traced(one, *(jnp.asarray(images, jnp.float32) for images in stacks))
+    count, devices, on_cpu = len(stacks[0]), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
-    height, width, channels = fixed.shape[1:]
+    height, width, channels = stacks[0].shape[1:]
     # On an accelerator the second brings the next pairs meanwhile.
     threads = _threads(_cores(), height * width * channels) if lone_cpu else 2
     area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels)
@@ -151,11 +150,12 @@ def map_pairs(
 
     def part(start: int) -> Registration:
         with jax.default_device(device), jax.default_matmul_precision(precision):
-            pair = [_filled_up(images[start : start + step], size) for images in (fixed, moving)]
+            some = [_filled_up(images[start : start + step], size) for images in stacks]
             if devices > 1:  # wherever they were, even committed to one of them
-                pair = jax.device_put(pair, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
+                some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
-            answers = _compiled_chunk(on_cpu)(one, *pair, jnp.int32(number), devices)
+            program = _compiled_chunk(on_cpu)
+            answers = program(*some, one=one, count=jnp.int32(number), devices=devices)
             return jax.tree.map(lambda v: np.asarray(v)[:number], answers)
 
     starts = range(0, max(count, 1), step)

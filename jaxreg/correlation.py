@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.masking import Counts
 from jaxreg.products import product
 from jaxreg.warping import sample
 
@@ -148,8 +149,24 @@ def turns_within(angles: int, farthest: float) -> np.ndarray:
     return np.arange(angles) if 2 * most + 1 >= angles else np.arange(-most, most + 1)
 
 
+class _Sums(NamedTuple):
+    """Sums over what counts at each shift (rows) and turn (columns), or for all turns alike."""
+
+    number: jax.Array | np.ndarray
+    template: jax.Array
+    template_energy: jax.Array
+    window: jax.Array
+    window_energy: jax.Array
+    both: jax.Array
+
+
 def correlation_volume(
-    fixed: jax.Array, moving: jax.Array, angles: int, reach: int, farthest: float = 180.0
+    fixed: jax.Array,
+    moving: jax.Array,
+    angles: int,
+    reach: int,
+    farthest: float = 180.0,
+    counts: Counts | None = None,
 ) -> jax.Array:
     """`evidence` of every alignment of the turned fixed disc and the moving image.
 
@@ -159,6 +176,7 @@ def correlation_volume(
       angles: number of even turns, a multiple of 4.
       reach: largest shift, in pixels.
       farthest: largest turn, in degrees.
+      counts: which pixels do, if not all.
 
     Returns:
       ``(2 reach + 1, 2 reach + 1, K)``, axes ``(ty, tx, theta)``; entry
@@ -166,29 +184,67 @@ def correlation_volume(
       `turns_within`, less half a pixel along the longer axis if its length has the other parity
       (see `search`).
     """
-    side, span = min(fixed.shape), 2 * reach + 1
-    template = rotated_discs(fixed - fixed.mean(), angles)
-    moving = moving - moving.mean()
-    window = _windows(moving, side, reach)
-
-    disc = _shifted_disc(moving.shape, side, reach)
-    count = disc.sum(1, keepdims=True)
-    sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
-    kept = turns_within(angles, farthest)
-    if len(kept) < angles:
-        template, sums = template[kept % angles], sums[..., kept % angles]
-    template_sum, template_energy = (sums[:, :, k].reshape(-1, len(kept)) for k in range(2))
-    template_energy -= template_sum**2 / count
-    flat = moving.reshape(-1)
-    window_sum, window_energy = (product(disc, v)[:, None] for v in (flat, flat**2))
-    window_energy -= window_sum**2 / count
-    # Windows times templates, not the reverse: two to three times as fast on CPUs.
-    covariance = product(window, template.reshape(len(kept), -1).T)
-    covariance -= template_sum * (window_sum / count)
+    turns = turns_within(angles, farthest)
+    if counts is None:
+        sums = _sums_over_frame(fixed, moving, angles, reach, turns)
+    else:
+        sums = _sums_over_masks(fixed, moving, counts, angles, reach, turns)
+    template_energy = sums.template_energy - sums.template**2 / sums.number
+    window_energy = sums.window_energy - sums.window**2 / sums.number
+    covariance = sums.both - sums.template * (sums.window / sums.number)
     energy = template_energy * window_energy
     floor = 1e-6 * jnp.max(energy) + 1e-12
     ncc = covariance * jax.lax.rsqrt(jnp.maximum(energy, floor))
-    return evidence(ncc, count / _disc(side).sum()).reshape(span, span, -1)
+    span = 2 * reach + 1
+    share = sums.number / _disc(min(fixed.shape)).sum()
+    return evidence(ncc, share).reshape(span, span, -1)
+
+
+def _sums_over_frame(
+    fixed: jax.Array, moving: jax.Array, angles: int, reach: int, turns: np.ndarray
+) -> _Sums:
+    """Where all pixels count: most sums are then products of lines."""
+    side = min(fixed.shape)
+    template = rotated_discs(fixed - fixed.mean(), angles)
+    moving = moving - moving.mean()
+    window = _windows(moving, side, reach)
+    disc = _shifted_disc(moving.shape, side, reach)
+    count = disc.sum(1, keepdims=True)
+    sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
+    if len(turns) < angles:
+        template, sums = template[turns % angles], sums[..., turns % angles]
+    template_sum, template_energy = (sums[:, :, k].reshape(-1, len(turns)) for k in range(2))
+    flat = moving.reshape(-1)
+    window_sum, window_energy = (product(disc, v)[:, None] for v in (flat, flat**2))
+    # Windows times templates, not the reverse: two to three times as fast on CPUs.
+    both = product(window, template.reshape(len(turns), -1).T)
+    return _Sums(count, template_sum, template_energy, window_sum, window_energy, both)
+
+
+def _sums_over_masks(
+    fixed: jax.Array,
+    moving: jax.Array,
+    counts: Counts,
+    angles: int,
+    reach: int,
+    turns: np.ndarray,
+) -> _Sums:
+    """Where masks say what counts: every sum is a product of windows and templates."""
+    side, span = min(fixed.shape), 2 * reach + 1
+
+    def centred(image: jax.Array, mask: jax.Array) -> jax.Array:
+        return image - (image * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+    # Half of a pixel may be made up: the finish is stricter.
+    seen = (rotated_discs(counts.source, angles) >= 0.5).astype(jnp.float32)
+    template = rotated_discs(centred(fixed, counts.source), angles) * seen
+    templates = jnp.stack([seen, template, template**2])[:, turns % angles]
+    window = centred(moving, counts.target) * counts.target
+    windows = jnp.stack([_windows(v, side, reach) for v in (counts.target, window, window**2)])
+    sums = product(windows.reshape(-1, side * side), templates.reshape(-1, side * side).T)
+    sums = jnp.moveaxis(sums.reshape(3, span * span, 3, -1), 1, 2)
+    (count, template, template_energy), (window, both, _), (window_energy, *_) = sums
+    return _Sums(jnp.maximum(count, 1.0), template, template_energy, window, window_energy, both)
 
 
 def evidence(ncc: jax.Array, share: jax.Array) -> jax.Array:
@@ -212,6 +268,7 @@ def search(
     reach: int,
     count: int,
     farthest: float = 180.0,
+    counts: Counts | None = None,
 ) -> Peaks:
     """The best local maxima of `correlation_volume`, whose angle axis, the last, may be a circle.
 
@@ -222,8 +279,9 @@ def search(
       reach: largest shift, in pixels.
       count: how many peaks.
       farthest: largest turn, in degrees.
+      counts: which pixels do, if not all.
     """
-    volume = correlation_volume(fixed, moving, angles, reach, farthest)
+    volume = correlation_volume(fixed, moving, angles, reach, farthest, counts)
     turns = turns_within(angles, farthest)
     highest = _highest_around(volume, circle=len(turns) == angles)
     # What is no maximum comes after all that are, should there be too few.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxreg.branching import cond_rarely
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
+from jaxreg.masking import Counts, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
@@ -32,7 +33,6 @@ from jaxreg.sliding import slide
 from jaxreg.trust import correlation, doubts_about, raised
 
 Kernel = Literal["auto", "linear", "spline"]
-_Images = tuple[jax.Array, jax.Array]
 
 _BOTH_WAYS, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
@@ -83,7 +83,10 @@ def coarse_side(side: int) -> int:
 
 
 def align(
-    fixed: jax.Array, moving: jax.Array, options: DirectOptions = DirectOptions()
+    fixed: jax.Array,
+    moving: jax.Array,
+    *masks: jax.Array,
+    options: DirectOptions = DirectOptions(),
 ) -> Registration:
     """Register one pair by the direct method.
 
@@ -94,8 +97,12 @@ def align(
     Args:
       fixed: ``(H, W, C)`` float32.
       moving: the same shape.
+      *masks: none, or of both images ``(H, W)``, float32: 1 where a pixel counts, else 0.
       options: settings.
     """
+    counts = Counts(*masks) if masks else None
+    if counts:
+        fixed, moving = fill(jnp.stack([fixed, moving]), jnp.stack(counts))
     pair = prepare(fixed, moving)
     images = jax.lax.stop_gradient((pair.fixed, pair.moving))
     grey = [
@@ -105,9 +112,11 @@ def align(
     # Pixels that the search pulls from beyond the frame do not count, while those of a padded image
     # look like any other: so the one with less of them is pulled.
     pick = lambda a, b: jnp.where(pair.more_in_fixed, a, b)  # noqa: E731
-    start, lead, evidence = _coarse_to_fine(pick(*grey[::-1]), pick(*grey), options)
+    there = _Views(grey[0], grey[1], counts)
+    views = jax.tree.map(pick, there.swapped(), there)
+    start, lead, evidence = _coarse_to_fine(views, options)
     start = jax.tree.map(pick, start.inverse(), start)
-    return _finish_and_judge(pair, start, lead, evidence, options.interpolation)
+    return _finish_and_judge(pair, start, lead, evidence, options.interpolation, counts)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Registration:
@@ -128,10 +137,15 @@ def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _finish_and_judge(
-    pair: Prepared, start: RigidTransform, lead: jax.Array, evidence: jax.Array, kernel: Kernel
+    pair: Prepared,
+    start: RigidTransform,
+    lead: jax.Array,
+    evidence: jax.Array,
+    kernel: Kernel,
+    counts: Counts | None = None,
 ) -> Registration:
     """Finish an alignment and judge it."""
-    end = finish(pair.fixed, pair.moving, start, kernel)
+    end = finish(pair.fixed, pair.moving, start, kernel, counts=counts)
     doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
@@ -147,57 +161,83 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _coarse_to_fine(
-    source: jax.Array, target: jax.Array, options: DirectOptions
-) -> tuple[RigidTransform, jax.Array, jax.Array]:
-    """The best alignment by Gauss-Newton, its lead in evidence over the closest rival, and its own.
+class _Views(NamedTuple):
+    """Planes ``(H, W)``, the first pulled onto the second, and which of their pixels count."""
 
-    Of planes ``(H, W)``, the first pulled onto the second.
-    """
-    grid = coarse_side(min(source.shape))
-    factor, coarse = _pyramid(source, target, grid, options)[0]
+    source: jax.Array
+    target: jax.Array
+    counts: Counts | None
+
+    def swapped(self) -> _Views:
+        """The same the other way round."""
+        return _Views(self.target, self.source, self.counts and self.counts.swapped())
+
+
+def _coarse_to_fine(
+    views: _Views, options: DirectOptions
+) -> tuple[RigidTransform, jax.Array, jax.Array]:
+    """The best alignment by Gauss-Newton, its lead over the closest rival, and its evidence."""
+    grid = coarse_side(min(views.source.shape))
+    factor, coarse = _pyramid(views, grid, options)[0]
     grey = _candidates(coarse, options)
-    ranked = best_and_rival(grey, local_evidence(*coarse, grey, _NEIGHBOURHOOD))
+    ranked = _ranked(coarse, grey, _NEIGHBOURHOOD)
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
 
-    def look_further(images: _Images, ranked: Ranked, grey: RigidTransform) -> tuple:
+    def look_further(views: _Views, ranked: Ranked, grey: RigidTransform) -> tuple:
         del ranked
-        fine = _pyramid(*images, round(_FURTHER * grid), options)
+        fine = _pyramid(views, round(_FURTHER * grid), options)
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
 
-    def follow(images: _Images, ranked: Ranked, grey: RigidTransform) -> tuple:
+    def follow(views: _Views, ranked: Ranked, grey: RigidTransform) -> tuple:
         del grey
-        return _follow(_pyramid(*images, grid, options), ranked)
+        return _follow(_pyramid(views, grid, options), ranked)
 
-    return cond_rarely(~decided, look_further, follow, (source, target), ranked, grey)
+    return cond_rarely(~decided, look_further, follow, views, ranked, grey)
 
 
 class _Level(NamedTuple):
-    """Both images ``(H, W)`` with pixels ``factor`` times as large as at full size."""
+    """Both images with pixels ``factor`` times as large as at full size."""
 
     factor: float
-    images: _Images
+    views: _Views
 
 
-def _pyramid(
-    source: jax.Array, target: jax.Array, coarsest: int, options: DirectOptions
-) -> list[_Level]:
-    """Levels of planes ``(H, W)``, from a shorter side of ``coarsest`` pixels to full size."""
-    factors = level_factors(source.shape, coarsest, options.level_step)
-    pair = lambda factor: (downsample(source, factor), downsample(target, factor))  # noqa: E731
-    return [_Level(factor, pair(factor)) for factor in factors]
+def _pyramid(views: _Views, coarsest: int, options: DirectOptions) -> list[_Level]:
+    """Levels from a shorter side of ``coarsest`` pixels to full size."""
+
+    def level(factor: float) -> _Level:
+        source, target, counts = views
+        smaller = (downsample(source, factor), downsample(target, factor))
+        return _Level(factor, _Views(*smaller, counts and counts.coarser(factor)))
+
+    return [level(f) for f in level_factors(views.source.shape, coarsest, options.level_step)]
 
 
-def _candidates(pair: _Images, options: DirectOptions) -> RigidTransform:
-    """Candidates found and refined on one kind of coarse images ``(H, W)``."""
-    side = min(pair[0].shape)
+def _refined(views: _Views, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
+    source, target, counts = views
+    return gauss_newton(source, target, starts, iterations, counts=counts, **kind)
+
+
+def _ranked(views: _Views, transforms: RigidTransform, sigma: float) -> Ranked:
+    source, target, counts = views
+    return best_and_rival(
+        transforms, local_evidence(source, target, transforms, sigma, counts=counts)
+    )
+
+
+def _candidates(views: _Views, options: DirectOptions) -> RigidTransform:
+    """Candidates found and refined on one kind of coarse images."""
+    side = min(views.source.shape)
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    starts = search(*pair, angles, reach, options.candidates, options.max_rotation).transform
-    return gauss_newton(*pair, starts, iterations=4)
+    source, target, counts = views
+    found = search(
+        source, target, angles, reach, options.candidates, options.max_rotation, counts=counts
+    )
+    return _refined(views, found.transform, iterations=4)
 
 
 def _follow(levels: list[_Level], ranked: Ranked) -> tuple[RigidTransform, jax.Array, jax.Array]:
@@ -205,7 +245,7 @@ def _follow(levels: list[_Level], ranked: Ranked) -> tuple[RigidTransform, jax.A
     t = ranked.transform[:1]
     for coarser, level in itertools.pairwise(levels):
         t = _zoomed(t, coarser.factor / level.factor)
-        t = gauss_newton(*level.images, t, iterations=3)
+        t = _refined(level.views, t, iterations=3)
     best, rival = ranked.score
     return t[0], best - rival, best
 
@@ -225,31 +265,32 @@ def _look_further(
       sigma: standard deviation of a neighbourhood, likewise.
       options: settings.
     """
-    images = levels[0].images
-    contrast = local_contrast(images[0]), local_contrast(images[1])
-    more = (_candidates(pair, options) for pair in (images, contrast))
+    views = levels[0].views
+    contrast = _Views(local_contrast(views.source), local_contrast(views.target), views.counts)
+    more = (_candidates(kind, options) for kind in (views, contrast))
     t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, *more)
-    ranked = best_and_rival(t, local_evidence(*images, t, sigma))
+    ranked = _ranked(views, t, sigma)
     factor = levels[0].factor
     for number, level in enumerate(levels[1:] or levels):
         zoom, factor = factor / level.factor, level.factor
         sigma *= zoom
         # The best starts both ways: what it fails to explain may be hidden, or it may be off.
         t = _zoomed(ranked.transform[_BOTH_WAYS], zoom)
-        t = gauss_newton(*level.images, t, iterations=5, near=_NEAR)
-        ranked = best_and_rival(t, local_evidence(*level.images, t, sigma))
+        t = _refined(level.views, t, iterations=5, near=_NEAR)
+        ranked = _ranked(level.views, t, sigma)
         if number == 0:
-            ranked = _slid(level.images, ranked, sigma)
+            ranked = _slid(level.views, ranked, sigma)
     best, rival = ranked.score
     return ranked.transform[0], best - rival, best
 
 
-def _slid(images: _Images, ranked: Ranked, sigma: float) -> Ranked:
+def _slid(views: _Views, ranked: Ranked, sigma: float) -> Ranked:
     """With what lies beside the best in its place, the best its rival, if clearly better."""
+    source, target, counts = views
     best = ranked.transform[0]
-    beside, better = slide(*images, best)
+    beside, better = slide(source, target, best, counts)
     both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
-    slid = Ranked(both, local_evidence(*images, both, sigma))
+    slid = Ranked(both, local_evidence(source, target, both, sigma, counts=counts))
     return jax.tree.map(lambda a, b: jnp.where(better, a, b), slid, ranked)
 
 

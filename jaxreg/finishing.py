@@ -19,6 +19,7 @@ import numpy as np
 from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.intensity import Fit, fit_intensity
+from jaxreg.masking import Counts
 from jaxreg.normal_equations import System, moments, normal_matrix
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import product
@@ -63,6 +64,7 @@ def finish(
     transform: RigidTransform,
     kernel: str = "auto",
     iterations: int = 100,
+    counts: Counts | None = None,
 ) -> Finished:
     """Refine a close alignment to the end.
 
@@ -74,16 +76,19 @@ def finish(
       transform: within a few tenths of a pixel.
       kernel: ``"auto"``, ``"linear"`` or ``"spline"``.
       iterations: how many steps at most.
+      counts: which pixels of fixed (the source) and moving do, if not all.
     """
     both, t = jax.lax.stop_gradient(((fixed, moving), transform))
     inverse = t.inverse()
+    own = counts and counts.without_rim()
+    others = counts and counts.swapped().without_rim()
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
-    ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, t), (*both[::-1], inverse))
+    ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, own, t), (*both[::-1], others, inverse))
     bilinear, *brightness = jax.lax.map(lambda way: _mismatch(*way, linear=True), ways)
     swapped = bilinear[1] < bilinear[0]
     pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
     start = jax.tree.map(pick, inverse, t)
-    pair = pick(moving, fixed), pick(fixed, moving)
+    pair = pick(moving, fixed), pick(fixed, moving), jax.tree.map(pick, others, own)
     begin = start, *(pick(both_ways[1], both_ways[0]) for both_ways in brightness)
     if kernel == "auto":
         least = bilinear.min()
@@ -104,12 +109,17 @@ def finish(
 
 
 def _solve_by(
-    source: jax.Array, target: jax.Array, *begin: Any, linear: bool, iterations: int
+    source: jax.Array,
+    target: jax.Array,
+    counts: Counts | None,
+    *begin: Any,
+    linear: bool,
+    iterations: int,
 ) -> Finished:
     """`find_optimum` described, of the same arguments; differentiable by the images."""
     still = jax.lax.stop_gradient((source, target))
-    optimum = find_optimum(*still, *begin, linear=linear, iterations=iterations)
-    return _describe(source, target, optimum, linear=linear)
+    optimum = find_optimum(*still, counts, *begin, linear=linear, iterations=iterations)
+    return _describe(source, target, counts, optimum, linear=linear)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -122,11 +132,14 @@ def _solve(iterations: int, linear: jax.Array, *arguments: Any) -> Finished:
 @_solve.defjvp
 def _solve_jvp(iterations: int, primals: tuple, tangents: tuple) -> tuple:
     # `cond_where_any` has no derivative, but the optimum needs none.
-    linear, source, target, *begin = primals
+    linear, source, target, counts, *begin = primals
     find = functools.partial(find_optimum, iterations=iterations)
-    still = jax.lax.stop_gradient((source, target, *begin))
+    still = jax.lax.stop_gradient((source, target, counts, *begin))
     optimum = cond_where_any(linear, *_by_either_kernel(find), *still)
-    describe = lambda *pair: jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, optimum)  # noqa: E731
+
+    def describe(*pair: jax.Array) -> Finished:
+        return jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, counts, optimum)
+
     return jax.jvp(describe, (source, target), tangents[1:3])
 
 
@@ -142,13 +155,14 @@ def _slanted_lines(height: int, width: int) -> np.ndarray | slice:
 
 
 def _mismatch(
-    source: jax.Array, target: jax.Array, t: RigidTransform, *, linear: bool
+    source: jax.Array, target: jax.Array, counts: Counts | None, t: RigidTransform, *, linear: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Residual variance in units of the noise that the kernel lets through, gain and bias.
 
     What a small move would take away does not count: the start is not the optimum yet.
     """
-    points, some = source_points(source.shape, t), _slanted_lines(*source.shape[:2])
+    points = source_points(source.shape, t, counts=counts)
+    some = _slanted_lines(*source.shape[:2])
     v, u = (flat(g)[some] for g in jnp.gradient(target, axis=(0, 1)))
     slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
     points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
@@ -163,10 +177,12 @@ def _mismatch(
     return variance / (kept + 1.0) / fit.gain, fit.gain, fit.bias
 
 
-def _describe(source: jax.Array, target: jax.Array, end: Optimum, *, linear: bool) -> Finished:
+def _describe(
+    source: jax.Array, target: jax.Array, counts: Counts | None, end: Optimum, *, linear: bool
+) -> Finished:
     """What is said of an optimum; differentiable with respect to the images."""
-    end = end._replace(transform=differentiable(linear, source, target, end))
-    points, value, fit = agreement(source, target, end, linear=linear)
+    end = end._replace(transform=differentiable(linear, source, target, counts, end))
+    points, value, fit = agreement(source, target, counts, end, linear=linear)
     covariance = _covariance(end.system, fit) * (1.0 if linear else _ALIASING_INFLATION)
     return Finished(
         end.transform, covariance, value, flat(target), points.inside, fit.weight, end.settled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.typing import ArrayLike
 
 Images = jax.Array | np.ndarray
 
+_NAMES = ("fixed", "moving")
 SMALLEST = 8
 LARGEST = 2048
 MOST_CHANNELS = 16  # more are rather a stack of grey images that belongs to `register_batch`
@@ -107,38 +110,71 @@ def _stack(batched: bool) -> str:
     return "" if batched else "; for a stack (N, H, W) call jaxreg.register_batch"
 
 
-def check_pair(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
-    """Two images with a channel axis, and fit to be registered.
+def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) -> tuple[Images, ...]:
+    """Two images with a channel axis, and fit to be registered; with their masks if they have any.
 
     Args:
       fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype.
       moving: the same shape.
+      *masks: None, or of fixed and moving, ``(H, W)`` or None: what is zero or False does not
+        count, and need not be finite.
 
     Returns:
       Both, ``(H, W, C)``; their dtype is their own, and they stay where they are, on the host or a
-      device.
+      device. Unless there are no masks, one for each, bool.
 
     Raises:
       ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.
     """
-    pair = []
-    for image, name in ((fixed, "fixed"), (moving, "moving")):
-        array = image if isinstance(image, jax.Array) else np.asarray(image)
-        _check_dtype(array, name)
-        _check_shape(array.shape, name, batched=False)
-        _check_finite(array, name)
-        pair.append(array)
+    pair = [_as_array(image) for image in (fixed, moving)]
+    for image, name in zip(pair, _NAMES, strict=True):
+        _check_dtype(image, name)
+        _check_shape(image.shape, name, batched=False)
     _check_same(pair[0], pair[1])
-    a, b = (image if image.ndim == 3 else image[..., None] for image in pair)
-    return a, b
+    checked = _check_masks(masks, pair[0].shape[:2])
+    pair = [image if image.ndim == 3 else image[..., None] for image in pair]
+    for i, name in enumerate(_NAMES):
+        masked = checked and not are_traced(pair[i], checked[i])
+        _check_finite(np.where(checked[i][..., None], pair[i], 0) if masked else pair[i], name)
+    return *pair, *checked
 
 
-def check_stacks(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
-    """Two stacks of images with a channel axis; their values are not looked at.
+def _as_array(image: ArrayLike) -> Images:
+    return image if isinstance(image, jax.Array) else np.asarray(image)
+
+
+def _check_masks(masks: Sequence[ArrayLike | None], shape: tuple[int, ...]) -> tuple[Images, ...]:
+    """Masks of fixed and moving images ``([N,] H, W)``, bool; none if none are given.
+
+    Args:
+      masks: ``([N,] H, W)``, or None for all pixels; for a stack also ``(H, W)``, one for all.
+      shape: of the images.
+    """
+    if all(mask is None for mask in masks):
+        return ()
+    complete = []
+    for mask, name in zip(masks, _NAMES, strict=True):
+        array = np.ones((), bool) if mask is None else _as_array(mask)
+        _check_dtype(array, f"{name}_mask")
+        if mask is not None and array.shape not in (shape, shape[-2:]):
+            raise ValueError(
+                f"{name}_mask must have the shape of its image without channels, {shape}"
+                f"{f' or, one for all, {shape[-2:]}' if len(shape) > 2 else ''}, got {array.shape}"
+            )
+        spread = jnp.broadcast_to if are_traced(array) else np.broadcast_to
+        complete.append(spread(array != 0, shape))
+    return tuple(complete)
+
+
+def check_stacks(
+    fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None
+) -> tuple[Images, ...]:
+    """Two stacks of images with a channel axis, and their masks; values are not looked at.
 
     Args:
       fixed: ``(N, H, W)`` or ``(N, H, W, C)``, any real dtype; or without N, one for all.
       moving: the same shape; likewise.
+      *masks: as for `check_pair`, but ``(N, H, W)``; or without N, one for all.
 
     Returns:
       Both, ``(N, H, W, C)``; else as for `check_pair`. One for all is a view, no copy.
@@ -146,9 +182,8 @@ def check_stacks(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
     Raises:
       ValueError: shape, size or dtype is unfit; the argument is named.
     """
-    pair = [v if isinstance(v, jax.Array) else np.asarray(v) for v in (fixed, moving)]
-    names = "fixed", "moving"
-    for image, other, name in zip(pair, pair[::-1], names, strict=True):
+    pair = [_as_array(images) for images in (fixed, moving)]
+    for image, other, name in zip(pair, pair[::-1], _NAMES, strict=True):
         _check_dtype(image, name)
         _check_shape(image.shape, name, batched=image.ndim != other.ndim - 1)
     if pair[0].ndim != pair[1].ndim:
@@ -159,8 +194,8 @@ def check_stacks(fixed: ArrayLike, moving: ArrayLike) -> tuple[Images, Images]:
         else:
             pair[alone] = np.broadcast_to(np.asarray(one), (len(many), *one.shape))
     _check_same(pair[0], pair[1], batched=True)
-    a, b = (images if images.ndim == 4 else images[..., None] for images in pair)
-    return a, b
+    complete = [images if images.ndim == 4 else images[..., None] for images in pair]
+    return *complete, *_check_masks(masks, pair[0].shape[:3])
 
 
 def _check_same(fixed: Images, moving: Images, batched: bool = False) -> None:

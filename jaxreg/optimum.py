@@ -23,6 +23,7 @@ from jaxreg.denoising import wiener
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import Fit, fit_intensity, weigh
 from jaxreg.interpolation import spline_gradient
+from jaxreg.masking import Counts
 from jaxreg.normal_equations import (
     System,
     damped_inverse,
@@ -76,12 +77,14 @@ class _Problem(NamedTuple):
     Attributes:
       image: the source, `interpolant`.
       target: ``(P, C)``.
+      counts: which pixels do, if not all.
       system: what takes moments to steps.
       scale: ``(U,)``, what makes steps comparable.
     """
 
     image: jax.Array
     target: jax.Array
+    counts: Counts | None
     system: System
     scale: jax.Array
 
@@ -111,6 +114,7 @@ class _State(NamedTuple):
 def find_optimum(
     source: jax.Array,
     target: jax.Array,
+    counts: Counts | None,
     start: RigidTransform,
     gain: jax.Array,
     bias: jax.Array,
@@ -123,6 +127,7 @@ def find_optimum(
     Args:
       source: ``(H, W, C)``, pulled onto the pixels of
       target: the same shape.
+      counts: which pixels do, if not all.
       start: within a few tenths of a pixel, from source to target.
       gain: where to begin with it.
       bias: ``(C,)``, likewise.
@@ -131,7 +136,7 @@ def find_optimum(
     """
     pixels = flat(target)
     image = interpolant(source, linear)
-    points = source_points(source.shape, start, _margin(linear))
+    points = source_points(source.shape, start, _margin(linear), counts)
     value = pull(image, points, linear)
     fit = fit_intensity(value, pixels, points.inside, gain, bias)
     left, right = _instruments(source, target, points, value, fit, linear)
@@ -141,7 +146,7 @@ def find_optimum(
     gain = jnp.where(changed, fit.gain, 1.0)
     bias = jnp.where(changed, fit.bias, 0.0)
 
-    problem = _Problem(image, pixels, system, jnp.abs(jnp.diagonal(normal)))
+    problem = _Problem(image, pixels, counts, system, jnp.abs(jnp.diagonal(normal)))
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
@@ -159,17 +164,17 @@ def find_optimum(
 
 
 def agreement(
-    source: jax.Array, target: jax.Array, end: Optimum, *, linear: bool
+    source: jax.Array, target: jax.Array, counts: Counts | None, end: Optimum, *, linear: bool
 ) -> tuple[Points, jax.Array, Fit]:
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
-    points = source_points(source.shape, end.transform, _margin(linear))
+    points = source_points(source.shape, end.transform, _margin(linear), counts)
     value = pull(interpolant(source, linear), points, linear)
     return points, value, weigh(value, flat(target), points.inside, end.gain, end.bias, _TAILS)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def differentiable(
-    linear: bool, source: jax.Array, target: jax.Array, end: Optimum
+    linear: bool, source: jax.Array, target: jax.Array, counts: Counts | None, end: Optimum
 ) -> RigidTransform:
     """``end.transform`` as a function of the images, by the implicit function theorem.
 
@@ -177,14 +182,14 @@ def differentiable(
     optimum's derivative. The theorem wants the residual's own derivative by the transform, where
     the search was content with a smooth one.
     """
-    del linear, source, target
+    del linear, source, target, counts
     return end.transform
 
 
 @differentiable.defjvp
 def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
-    source, target, end = primals
-    points, value, fit = agreement(source, target, end, linear=linear)
+    source, target, counts, end = primals
+    points, value, fit = agreement(source, target, counts, end, linear=linear)
     left, image = end.system.instruments, interpolant(source, linear)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), left[4:]])
@@ -212,11 +217,11 @@ def _descend(
       linear: the kernel.
       limit: how many steps at most, those before included.
     """
-    image, target, system, scale = problem
+    image, target, counts, system, scale = problem
 
     def step(state: _State) -> _State:
         t, gain, bias = state.transform, state.gain, state.bias
-        points = source_points(shape, t, _margin(linear))
+        points = source_points(shape, t, _margin(linear), counts)
         fit = weigh(pull(image, points, linear), target, points.inside, gain, bias, _TAILS)
         found = moments(system.instruments, fit.weight, fit.residual)
         inverse = secant(state.inverse, scale, state.step, state.moments - found)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
+from jaxreg.masking import Counts
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.products import product
 from jaxreg.pyramid import blurring_matrix
@@ -38,7 +39,11 @@ class Ranked(NamedTuple):
 
 
 def local_evidence(
-    source: jax.Array, target: jax.Array, transform: RigidTransform, sigma: float
+    source: jax.Array,
+    target: jax.Array,
+    transform: RigidTransform,
+    sigma: float,
+    counts: Counts | None = None,
 ) -> jax.Array:
     """`evidence` of correlations within Gaussian neighbourhoods, averaged over the frame.
 
@@ -47,6 +52,7 @@ def local_evidence(
       target: the same shape.
       transform: K transforms from source to target.
       sigma: standard deviation of a neighbourhood, in pixels.
+      counts: which pixels do, if not all.
 
     Returns:
       ``(K,)``; pixels beyond the overlap add nothing.
@@ -54,7 +60,7 @@ def local_evidence(
     height, width = target.shape
     flat = target.reshape(-1)
     # One by one: outside of a loop CPUs are slow at sampling several at once.
-    value, inside = jax.lax.map(functools.partial(sampled, source), transform)
+    value, inside = jax.lax.map(functools.partial(sampled, source, counts=counts), transform)
     s, t = inside * value, inside * flat
     planes = jnp.stack([inside, s, t, s * value, t * flat, s * t])
     rows, columns = (blurring_matrix(size, sigma) for size in (height, width))

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
+from jaxreg.masking import Counts
 from jaxreg.products import dots, product, times
 from jaxreg.resampling import moved_by, sampled
 from jaxreg.warping import pixel_grid
@@ -127,6 +128,7 @@ def gauss_newton(
     start: RigidTransform,
     iterations: int,
     near: jax.typing.ArrayLike | None = None,
+    counts: Counts | None = None,
 ) -> RigidTransform:
     """Robust Gauss-Newton from K starts, with bilinear interpolation.
 
@@ -138,12 +140,13 @@ def gauss_newton(
       near: ``(K,)`` bool, which starts are close enough for the first step to tell outliers
         already, by the residual at unchanged brightness; the others trust all pixels at first.
         Default: none.
+      counts: which pixels do, if not all.
 
     Returns:
       The K refined transforms.
     """
     shared, flat = _shared(target), target.reshape(-1)
-    sample = functools.partial(sampled, source, margin=_RIM)
+    sample = functools.partial(sampled, source, margin=_RIM, counts=counts)
 
     def weigh(residual: jax.Array, inside: jax.Array) -> jax.Array:
         # Pixels outside now may be inside later: they start unprejudiced.

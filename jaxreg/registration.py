@@ -35,6 +35,8 @@ def register(
     max_shift: float = 1 / 3,
     max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
+    fixed_mask: ArrayLike | None = None,
+    moving_mask: ArrayLike | None = None,
 ) -> Registration:
     """Find the rigid transform between two images.
 
@@ -57,6 +59,9 @@ def register(
         need not be told from a symmetric image's other answers. For ``"direct"`` alone.
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
+      fixed_mask: ``(H, W)``, False or zero where a pixel of fixed does not count: dust, text, dead
+        pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
+      moving_mask: likewise of moving.
 
     Returns:
       A `Registration`. For ``"direct"``: ``score`` is the normalised cross-correlation over the
@@ -75,13 +80,10 @@ def register(
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
     ([2.25, -1.5, 100.0], True)
     """
-    pair, options = (
-        check_pair(fixed, moving),
-        _options(method, max_shift, interpolation, max_rotation),
-    )
+    pair = check_pair(fixed, moving, fixed_mask, moving_mask)
+    options = _options(method, max_shift, interpolation, max_rotation, masked=len(pair) > 2)
     if method == "direct":
-        a, b = (image.astype(np.float32) for image in pair)
-        return _align(a, b, options)
+        return _align(*(image.astype(np.float32) for image in pair), options=options)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
@@ -95,6 +97,8 @@ def register_batch(
     max_shift: float = 1 / 3,
     max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
+    fixed_mask: ArrayLike | None = None,
+    moving_mask: ArrayLike | None = None,
 ) -> Registration:
     """Register many pairs of one size; see `register`.
 
@@ -110,6 +114,8 @@ def register_batch(
       max_shift: as for `register`.
       max_rotation: as for `register`.
       interpolation: as for `register`.
+      fixed_mask: as for `register`, ``(N, H, W)``; or ``(H, W)``, one for all.
+      moving_mask: likewise.
 
     Returns:
       A `Registration` whose fields have a leading axis N.
@@ -127,11 +133,11 @@ def register_batch(
     >>> [round(float(v), 2) for v in rs[1].transform.as_array()]
     [2.0, 1.0, 3.0]
     """
-    fixed, moving = check_stacks(fixed, moving)
-    options = _options(method, max_shift, interpolation, max_rotation)
+    stacks = check_stacks(fixed, moving, fixed_mask, moving_mask)
+    options = _options(method, max_shift, interpolation, max_rotation, masked=len(stacks) > 2)
     if method == "direct":
-        return map_pairs(_aligner(options), fixed, moving)
-    return map_batches(_other(method, fixed, moving), fixed, moving)
+        return map_pairs(_aligner(options), *stacks)
+    return map_batches(_other(method, *stacks), *stacks)
 
 
 def direct_estimator(
@@ -141,12 +147,12 @@ def direct_estimator(
     return map_pairs(_aligner(options), fixed, moving)
 
 
-def _options(method: str, *settings: Any) -> DirectOptions:
-    """The direct method's settings; ValueError where they are for another one."""
+def _options(method: str, *settings: Any, masked: bool) -> DirectOptions:
+    """The direct method's settings; ValueError where they, or masks, are for another one."""
     options = DirectOptions(*settings)
-    if method != "direct" and options != _DEFAULT:
+    if method != "direct" and (masked or options != _DEFAULT):
         raise ValueError(
-            "max_shift, max_rotation and interpolation are settings of method 'direct', got them "
+            "max_shift, max_rotation, interpolation and masks are for method 'direct', got them "
             f"for method {method!r}; leave them out"
         )
     return options

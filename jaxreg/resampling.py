@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients
+from jaxreg.masking import Counts
 from jaxreg.products import dots, product
 from jaxreg.warping import pixel_grid
 
@@ -46,7 +47,9 @@ def interpolant(source: jax.Array, linear: bool) -> jax.Array:
     return source if linear else spline_coefficients(source, rim=1)
 
 
-def source_points(shape: Shape, transform: RigidTransform, margin: float = 0.0) -> Points:
+def source_points(
+    shape: Shape, transform: RigidTransform, margin: float = 0.0, counts: Counts | None = None
+) -> Points:
     """The points ``T^-1 p`` for every pixel p of the target.
 
     Args:
@@ -54,6 +57,8 @@ def source_points(shape: Shape, transform: RigidTransform, margin: float = 0.0) 
       transform: from source to target.
       margin: width in px of the rim of the source's frame over which `Points.inside` rises from 0
         to 1; 0 counts the whole frame.
+      counts: which pixels do, if not all. Towards those of the source that do not, the weight falls
+        over a pixel, or at once where the margin is 0.
     """
     height, width = shape[:2]
     grid = pixel_grid(shape).reshape(-1, 2)
@@ -68,7 +73,13 @@ def source_points(shape: Shape, transform: RigidTransform, margin: float = 0.0) 
     else:
         inside = (depth >= -_ON_THE_RIM).astype(jnp.float32)
     x, y = jnp.clip(x, 0.0, width - 1.0), jnp.clip(y, 0.0, height - 1.0)
-    return Points(x, y, inside, jnp.stack([dx, dy]), cos, sin)
+    points = Points(x, y, inside, jnp.stack([dx, dy]), cos, sin)
+    if counts is None:
+        return points
+    seen = pull(counts.source, points, linear=True)
+    if not margin:
+        seen = (seen >= 1.0 - _ON_THE_RIM).astype(jnp.float32)
+    return points._replace(inside=inside * seen * counts.target.reshape(-1))
 
 
 def _linear_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[jax.Array]]:
@@ -121,10 +132,13 @@ def pull(
 
 
 def sampled(
-    source: jax.Array, transform: RigidTransform, margin: float = 0.0
+    source: jax.Array,
+    transform: RigidTransform,
+    margin: float = 0.0,
+    counts: Counts | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A plane ``(H, W)`` at the target's pixels, bilinear, and `Points.inside`: both ``(P,)``."""
-    points = source_points(source.shape, transform, margin)
+    points = source_points(source.shape, transform, margin, counts)
     return pull(source, points, linear=True), points.inside
 
 

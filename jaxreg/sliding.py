@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
+from jaxreg.masking import Counts
 from jaxreg.products import dots, product
 from jaxreg.ranking import same
 from jaxreg.refinement import gauss_newton, moved, target_slopes
@@ -29,7 +30,7 @@ _EXACT, _FLAT = 1e-5, 1e-3
 
 
 def slide(
-    source: jax.Array, target: jax.Array, transform: RigidTransform
+    source: jax.Array, target: jax.Array, transform: RigidTransform, counts: Counts | None = None
 ) -> tuple[RigidTransform, jax.Array]:
     """The best alignment beside one, and whether it is another and clearly the better of the two.
 
@@ -37,27 +38,28 @@ def slide(
       source: ``(H, W)``, its spread about 1.
       target: the same shape.
       transform: from source to target, refined.
+      counts: which pixels do, if not all.
 
     Returns:
       The alignment, refined, and a scalar bool.
     """
     distances = jnp.asarray(_BESIDE)[:, None] * min(target.shape)
-    starts = moved(transform, distances * _weakest(target, transform))
-    beside = gauss_newton(source, target, starts, _STEPS)
+    starts = moved(transform, distances * _weakest(target, transform, counts))
+    beside = gauss_newton(source, target, starts, _STEPS, counts=counts)
     alone = jax.tree.map(lambda v: v[None], transform)
     together = jax.tree.map(lambda *v: jnp.concatenate(v), alone, beside)
-    explained = _explained(source, target, together)
+    explained = _explained(source, target, together, counts)
     best = jnp.argmax(explained[1:])
     better = explained[1 + best] > explained[0] + _CLEARLY
     return beside[best], better & ~same(beside[best], transform)
 
 
-def _weakest(target: jax.Array, transform: RigidTransform) -> jax.Array:
+def _weakest(target: jax.Array, transform: RigidTransform, counts: Counts | None) -> jax.Array:
     """The small transform ``(3,)`` that changes the target least, px, px and degrees.
 
     Of a shift by one pixel, or a turn by some pixels at the rim where that is weaker.
     """
-    inside = source_points(target.shape, transform).inside
+    inside = source_points(target.shape, transform, counts=counts).inside
     degree_at_rim = np.deg2rad(min(target.shape) / 2)
     units = np.array([1.0, 1.0, 1.0 / degree_at_rim], np.float32)
     slopes = target_slopes(target) * units[:, None]
@@ -65,7 +67,9 @@ def _weakest(target: jax.Array, transform: RigidTransform) -> jax.Array:
     return units * direction / jnp.maximum(jnp.hypot(direction[0], direction[1]), 0.3)
 
 
-def _explained(source: jax.Array, target: jax.Array, transform: RigidTransform) -> jax.Array:
+def _explained(
+    source: jax.Array, target: jax.Array, transform: RigidTransform, counts: Counts | None
+) -> jax.Array:
     """How much of the target K alignments explain, ``(K,)``: less the logarithm of the rest.
 
     Outliers aside, and times the part of the frame that is explained so. By the spline kernel: what
@@ -74,7 +78,7 @@ def _explained(source: jax.Array, target: jax.Array, transform: RigidTransform) 
     flat, image = target.reshape(-1, 1), interpolant(source[..., None], linear=False)
 
     def one(t: RigidTransform) -> jax.Array:
-        points = source_points(target.shape, t)
+        points = source_points(target.shape, t, counts=counts)
         fit = fit_intensity(pull(image, points, linear=False), flat, points.inside)
         count = jnp.maximum(fit.weight.sum(), 1.0)
         centred = flat[:, 0] - dots(fit.weight, flat[:, 0]) / count

@@ -46,7 +46,9 @@ def test_folders_go_into_a_table(tmp_path, capsys, calls):
     assert all(row["fixed"][-5] == row["moving"][-5] for row in rows)
     assert {row["tx"] for row in rows} == {"3"}
     assert {row["se_theta"] for row in rows} == {"0.3"}
-    assert [shape[0] for shape, _ in calls] == [4, 4]  # three pairs are filled up to four
+    assert run(*pair, f"--out={tmp_path / 'other.csv'}", "--method=constant", "--batch_size=4") == 0
+    # Other methods are compiled for every number: three pairs are filled up to four.
+    assert [shape[0] for shape, _ in calls] == [4, 3, 4, 4]
     printed = capsys.readouterr()
     assert "7 of 7 pairs registered with success" in printed.out
     assert "no partner for" in printed.err

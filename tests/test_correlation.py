@@ -7,13 +7,14 @@ import pytest
 
 from jaxreg.correlation import correlation_volume, evidence, rotated_discs, search, turns_within
 from jaxreg.geometry import RigidTransform
+from jaxreg.masking import Counts
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 
 SHAPES = [(16, 16), (16, 19), (18, 15)]
 
 
-def brute_force(turned, disc, moving, dx, dy):
+def brute_force(turned, disc, moving, seen, dx, dy):
     """Masked NCC of a turned disc placed at a shift; both axes' centring as the docstring says."""
     side = len(disc)
     top = (moving.shape[0] - side) // 2 + dy
@@ -22,12 +23,18 @@ def brute_force(turned, disc, moving, dx, dy):
     for y in range(side):
         for x in range(side):
             v, u = top + y, left + x
-            if disc[y, x] and 0 <= v < moving.shape[0] and 0 <= u < moving.shape[1]:
+            within = 0 <= v < moving.shape[0] and 0 <= u < moving.shape[1]
+            if disc[y, x] and within and seen[v, u]:
                 a.append(turned[y, x])
                 b.append(moving[v, u])
     ncc = np.corrcoef(a, b)[0, 1]
     share = len(a) / disc.sum()
     return -np.sign(ncc) * share * np.log1p(0.01 - ncc**2)
+
+
+def inscribed_disc(side):
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    return np.hypot(x, y) <= side / 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,13 +45,28 @@ def test_volume_agrees_with_brute_force(shape, angle):
     moving = np.asarray(warp(fixed, RigidTransform(2.0, -1.0, angle))) + texture(shape, seed=2) / 4
     volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4))
     assert volume.shape == (9, 9, 8)
-    side = min(shape)
-    turned = np.asarray(rotated_discs(fixed, 8))
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    disc = np.hypot(x, y) <= side / 2
+    turned, disc, seen = rotated_discs(fixed, 8), inscribed_disc(min(shape)), np.ones(shape, bool)
     for k, dy, dx in itertools.product(range(8), (-4, -1, 0, 4), (-4, 0, 2, 4)):
-        expected = brute_force(turned[k], disc, moving, dx, dy)
+        expected = brute_force(np.asarray(turned[k]), disc, moving, seen, dx, dy)
         assert volume[4 + dy, 4 + dx, k] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_volume_of_masked_images_agrees_with_brute_force(shape):
+    fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
+    counts = Counts(*(np.float32(texture(shape, seed=s) > 110) for s in (3, 4)))
+    volume = np.asarray(
+        correlation_volume(fixed, moving, angles=8, reach=4, farthest=90.0, counts=counts)
+    )
+    assert volume.shape == (9, 9, 5)
+    turned, seen = rotated_discs(fixed, 8), np.asarray(rotated_discs(counts.source, 8)) >= 0.5
+    for (n, k), dy, dx in itertools.product(enumerate(range(-2, 3)), (-4, 0, 3), (-4, 1, 4)):
+        disc = inscribed_disc(min(shape))
+        part = np.asarray(turned[k])
+        both = brute_force(part, disc & seen[k], moving, counts.target > 0, dx, dy)
+        # `brute_force` counts shares of what is seen of the disc.
+        expected = both * (disc & seen[k]).sum() / disc.sum()
+        assert volume[4 + dy, 4 + dx, n] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("farthest", [20.0, 90.0, 150.0])

@@ -199,7 +199,7 @@ def test_other_methods_by_name():
         (lambda i: register(i, i, max_rotation=181), r"max_rotation must be in \(0, 180\]"),
         (
             lambda i: register(i, i, method="constant", max_shift=0.2),
-            "are settings of method 'direct'",
+            "max_shift, .* are for method 'direct'",
         ),
         (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
         (lambda i: register(i, i[:7]), "moving must be 8 to 2048 pixels"),

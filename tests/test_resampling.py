@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.masking import Counts
 from jaxreg.resampling import interpolant, noise_gain, pull, slopes, source_points
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
@@ -51,6 +52,19 @@ def test_slopes_are_the_derivative_of_warp(kernel):
 def test_the_rim_counts_less_with_a_margin():
     inside = np.asarray(source_points(SHAPE, RigidTransform.identity(), 2.0).inside)
     np.testing.assert_allclose(inside.reshape(24, 20)[12, :4], [0.0, 0.5, 1.0, 1.0], atol=2e-3)
+
+
+def test_what_a_mask_takes_out_does_not_count():
+    """Of the source, what a kernel mixes in counts as well; with a margin, by its share of it."""
+    source = jnp.ones((24, 20)).at[10, 8].set(0)
+    target = jnp.ones((24, 20)).at[3, 4].set(0)
+    t = RigidTransform(0.25, 0.0, 0.0)
+    hard, soft, none = (
+        np.asarray(source_points(SHAPE, t, *how).inside).reshape(24, 20)
+        for how in ((0.0, Counts(source, target)), (0.5, Counts(source, target)), (0.0, None))
+    )
+    np.testing.assert_array_equal(np.argwhere(hard != none), [[3, 4], [10, 8], [10, 9]])
+    np.testing.assert_allclose(soft[10, 7:11], [1.0, 0.25, 0.75, 1.0], atol=1e-5)
 
 
 @pytest.mark.parametrize("linear", [True, False])

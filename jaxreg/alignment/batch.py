@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 import jaxreg
-from jaxreg.alignment.files import Picture, describe, read_picture
+from jaxreg.alignment.files import Picture, describe, read_mask, read_picture
 from jaxreg.alignment.table import COLUMNS, Job
 from jaxreg.alignment.working import (
     Answer,
     WorkingPair,
+    crop,
     crop_to_common,
     make_working,
     scale_back,
@@ -42,6 +43,8 @@ class Settings:
       max_rotation: largest rotation searched, in degrees.
       crop: whether pairs of different size are cropped to the size they share.
       batch_size: pairs a call at most.
+      fixed_mask: file that tells which pixels of all fixed images count (`read_mask`), or None.
+      moving_mask: likewise of the moving images.
     """
 
     method: str = "direct"
@@ -50,19 +53,33 @@ class Settings:
     max_rotation: float = 180.0
     crop: bool = False
     batch_size: int = 256
+    fixed_mask: str | None = None
+    moving_mask: str | None = None
 
     def __post_init__(self):
         # Refuse what no pair could be registered with.
         chosen = DirectOptions(self.max_shift, max_rotation=self.max_rotation)
-        if self.method != "direct" and chosen != DirectOptions():
-            raise ValueError("--max_shift and --max_rotation are settings of --method=direct")
+        if self.method != "direct" and (self.masks or chosen != DirectOptions()):
+            raise ValueError(
+                "--max_shift, --max_rotation, --fixed_mask and --moving_mask are settings of "
+                "--method=direct"
+            )
+        for file in self.masks.values():
+            _read_mask(file)
 
     def __str__(self) -> str:
         """What the answers depend on besides the method, as flags."""
         crop = "crop" if self.crop else "nocrop"
         turn = "" if self.max_rotation == 180.0 else f" --max_rotation={self.max_rotation:.6g}"
         shift = f"--max_shift={self.max_shift:.6g}"
-        return f"--working_size={self.working_size} {shift}{turn} --{crop}"
+        masks = "".join(f" --{name}={file}" for name, file in self.masks.items())
+        return f"--working_size={self.working_size} {shift}{turn} --{crop}{masks}"
+
+    @property
+    def masks(self) -> dict[str, str]:
+        """Their files, of those there are, by keywords of `jaxreg.register`."""
+        files = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
+        return {name: file for name, file in files.items() if file is not None}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -85,18 +102,34 @@ def load_pair(
       OSError, ValueError: a file cannot be read, or the two cannot be registered.
     """
     fixed, moving = read_fixed(job.fixed), read_picture(job.moving)
+    pictures = {"fixed_mask": fixed, "moving_mask": moving}
+    masks = {name: _mask_of(pictures[name], name, file) for name, file in settings.masks.items()}
     note: tuple[str, ...] = ()
     if settings.crop and fixed.size != moving.size:
         sizes = " and ".join("{}x{}".format(*picture.size) for picture in (fixed, moving))
         fixed, moving = crop_to_common(fixed, moving)
+        masks = {name: crop(Picture(mask), fixed.size).pixels for name, mask in masks.items()}
         note = ("cropped from {} to {}x{}".format(sizes, *fixed.size),)
-    pair = make_working(fixed, moving, settings.working_size)
+    pair = make_working(fixed, moving, settings.working_size, masks)
     return fixed, moving, dataclasses.replace(pair, notes=note + pair.notes)
+
+
+_read_mask = functools.cache(read_mask)  # one for all pairs
+
+
+def _mask_of(picture: Picture, name: str, file: str) -> np.ndarray:
+    """The mask in a file; ValueError if it is not of the picture's size."""
+    mask = _read_mask(file)
+    if mask.shape != picture.pixels.shape[:2]:
+        size = "{}x{}".format(*mask.shape[::-1])
+        own = "{}x{}".format(*picture.size)
+        raise ValueError(f"--{name} {file} must be of its image's size, {own}, got {size}")
+    return mask
 
 
 def align_pair(pair: WorkingPair, settings: Settings) -> Answer:
     """Register one pair; ValueError if the method refuses it."""
-    registration = jaxreg.register(pair.fixed, pair.moving, **settings.options)
+    registration = jaxreg.register(pair.fixed, pair.moving, **pair.masks, **settings.options)
     return scale_back(registration, pair.scale)
 
 
@@ -159,12 +192,15 @@ def _align_group(
 ) -> list[dict[str, str]]:
     """Rows of pairs of one shape."""
     pairs = [pair for _, pair in group]
-    # Where every size of batch is compiled anew only powers of two and the full one occur.
-    size = min(1 << (len(pairs) - 1).bit_length(), _full(pairs[0].fixed.shape, settings))
+    size = len(pairs)
+    if settings.method != "direct":
+        # Every size of batch is compiled anew: only powers of two and the full one occur.
+        size = min(1 << (size - 1).bit_length(), _full(pairs[0].fixed.shape, settings))
     padded = [*pairs, *[pairs[-1]] * (size - len(pairs))]
     fixed, moving = (np.stack([getattr(p, name) for p in padded]) for name in ("fixed", "moving"))
+    masks = {name: np.stack([pair.masks[name] for pair in padded]) for name in settings.masks}
     try:
-        batch = jaxreg.register_batch(fixed, moving, **settings.options)
+        batch = jaxreg.register_batch(fixed, moving, **(masks | settings.options))
     except ValueError as error:
         if len(group) == 1:
             return [failed_row(group[0][0], describe(error), settings)]

@@ -86,6 +86,17 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     return Picture(_reversed_channels(pixels), transparent)
 
 
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Which pixels count by an image file, ``(H, W)`` bool: the brighter half of its range.
+
+    Args:
+      path: as for `read_picture`, which tells what it raises.
+    """
+    pixels = read_picture(path).pixels
+    grey = pixels if pixels.ndim == 2 else pixels.max(-1)
+    return grey > grey.max() / 2  # whatever is white, and what JPEG makes of black
+
+
 def _check_single(path: str, data: np.ndarray) -> None:
     """Raise ValueError if a file holds several pictures: it would not be told which is meant."""
     pages = count_pages(path, data)

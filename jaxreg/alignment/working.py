@@ -8,6 +8,9 @@ scale by the factor.
 from __future__ import annotations
 
 import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +20,8 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.images import SMALLEST
 from jaxreg.result import Registration
 
+_NO_MASKS: Mapping[str, np.ndarray] = types.MappingProxyType({})
+
 
 @dataclasses.dataclass(frozen=True)
 class WorkingPair:
@@ -25,6 +30,7 @@ class WorkingPair:
     Attributes:
       fixed: ``(h, w)`` or ``(h, w, 3)`` float32, intensities 0..255.
       moving: the same shape.
+      masks: ``(h, w)`` bool, which pixels count, by keywords of `jaxreg.register`; none if all do.
       scale: pixels of the files to one working pixel, at least 1.
       size: width and height of the images in the files (after a crop).
       notes: what was changed on the way, for the user to read.
@@ -32,6 +38,7 @@ class WorkingPair:
 
     fixed: np.ndarray
     moving: np.ndarray
+    masks: Mapping[str, Any]
     scale: float
     size: tuple[int, int]
     notes: tuple[str, ...] = ()
@@ -93,10 +100,18 @@ def crop(picture: Picture, size: tuple[int, int]) -> Picture:
     return dataclasses.replace(picture, pixels=np.ascontiguousarray(pixels))
 
 
-def make_working(fixed: Picture, moving: Picture, largest: int) -> WorkingPair:
+def make_working(
+    fixed: Picture, moving: Picture, largest: int, masks: Mapping[str, np.ndarray] = _NO_MASKS
+) -> WorkingPair:
     """The pair to register, at most ``largest`` pixels on its longer side.
 
     A colour image is made grey where the other is grey.
+
+    Args:
+      fixed: the picture in the file.
+      moving: likewise.
+      largest: pixels a side that are registered at most.
+      masks: bool, of the pictures' size, by keywords of `jaxreg.register`.
 
     Raises:
       ValueError: the sizes differ, or the images are too small or too narrow.
@@ -118,14 +133,31 @@ def make_working(fixed: Picture, moving: Picture, largest: int) -> WorkingPair:
         raise ValueError(
             f"the images must be at least {SMALLEST} pixels high and wide, got {width}x{height}{at}"
         )
-    pair = [downsample(image, scale) for image in _intensities(fixed.pixels, moving.pixels)]
+    levelled = (
+        _levelled(fixed.pixels, masks.get("fixed_mask")),
+        _levelled(moving.pixels, masks.get("moving_mask")),
+    )
+    pair = [downsample(image, scale) for image in _intensities(*levelled)]
+    # A working pixel counts if all that it is made of does.
+    counts = {
+        name: downsample(mask.astype(np.float32), scale) > 0.99 for name, mask in masks.items()
+    }
     if pair[0].ndim != pair[1].ndim:
         colour = 0 if pair[0].ndim == 3 else 1
         pair[colour] = cv2.cvtColor(pair[colour], cv2.COLOR_RGB2GRAY)
         notes.append(f"{('fixed', 'moving')[colour]} made grey, as the other image is")
     if scale > 1:
         notes.append(f"downsampled by {scale:.4g} to register")
-    return WorkingPair(pair[0], pair[1], scale, (width, height), tuple(notes))
+    return WorkingPair(pair[0], pair[1], counts, scale, (width, height), tuple(notes))
+
+
+def _levelled(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """An image with the mean of what counts for what does not, lest that stretch the contrast."""
+    if mask is None or not mask.any():
+        return image
+    levelled = image.copy()
+    levelled[~mask] = image[mask].mean(0)
+    return levelled
 
 
 def _intensities(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:

@@ -117,6 +117,6 @@ class TrainedNetwork:
         Raises:
           ValueError: the images have another size, number of channels or unit, or hold NaN.
         """
-        stacks = check_stacks(fixed, moving)
-        check_grey_levels(*stacks, "this network")
-        return map_batches(self.estimate, *stacks)
+        fixed, moving = check_stacks(fixed, moving)
+        check_grey_levels(fixed, moving, "this network")
+        return map_batches(self.estimate, fixed, moving)

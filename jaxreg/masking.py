@@ -1,0 +1,66 @@
+"""Masks: which pixels of a pair count, and what stands in for those that do not.
+
+What does not count has no weight in any sum over pixels. Blurs, splines and gradients reach over
+it, though, so it is filled with what its surroundings suggest, lest its rim look like an edge.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.products import apply_separable, separable
+from jaxreg.pyramid import blurring_matrix, downsample
+
+_REACH = 2.0  # px: standard deviation of the surroundings
+_FAR = 1e-3  # weight of the mean of all beside that of the surroundings, for want of any
+
+
+class Counts(NamedTuple):
+    """Which pixels of a pair count: 1, or 0 where a mask takes them out.
+
+    Attributes:
+      source: ``(H, W)`` float32.
+      target: the same shape.
+    """
+
+    source: jax.Array
+    target: jax.Array
+
+    def swapped(self) -> Counts:
+        """Those of the pair whose images have changed places."""
+        return Counts(self.target, self.source)
+
+    def without_rim(self) -> Counts:
+        """Less the source's pixels beside one that does not count, which a spline would mix in."""
+        neighbours = jax.lax.reduce_window(
+            jax.lax.stop_gradient(self.source), 1.0, jax.lax.min, (3, 3), (1, 1), "SAME"
+        )
+        return Counts(neighbours, self.target)
+
+    def coarser(self, factor: float) -> Counts:
+        """Of pixels ``factor`` times as large: those of which half counts."""
+        half = (downsample(v, factor) >= 0.5 for v in self)
+        return Counts(*(v.astype(jnp.float32) for v in half))
+
+
+def fill(images: jax.Array, masks: jax.Array) -> jax.Array:
+    """Images ``(N, H, W, C)`` with their surroundings' mean for pixels that do not count.
+
+    Args:
+      images: of any unit; what does not count may be NaN.
+      masks: ``(N, H, W)`` float32, 1 where a pixel counts, else 0.
+    """
+
+    def one(image: jax.Array, mask: jax.Array) -> jax.Array:
+        kept = mask[..., None] > 0
+        image = jnp.where(kept, image, 0.0)
+        mean = image.sum((0, 1)) / jnp.maximum(mask.sum(), 1.0)
+        rows, columns = (blurring_matrix(size, _REACH) for size in mask.shape)
+        around = apply_separable(rows, image, columns) + _FAR * mean
+        weight = separable(rows, mask, columns) + _FAR
+        return jnp.where(kept, image, around / weight[..., None])
+
+    return jax.vmap(one)(images, masks)

@@ -1,0 +1,115 @@
+"""The command with masks: they go along with their images, cropped and downsampled like these."""
+
+import csv
+import functools
+
+import cv2
+import numpy as np
+import pytest
+
+import jaxreg
+from jaxreg.alignment.files import read_mask, write_picture
+from tests.align_support import run, save_pair, scene, stand_in
+
+SHAPE = (40, 48)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Images and masks of each call of `register` and `register_batch`."""
+    stand_in(monkeypatch)
+    seen = []
+
+    def recorded(answer, fixed, moving, **options):
+        seen.append({"fixed": fixed, "moving": moving} | options)
+        return answer(fixed, moving, **options)
+
+    for name in ("register", "register_batch"):
+        monkeypatch.setattr(jaxreg, name, functools.partial(recorded, getattr(jaxreg, name)))
+    return seen
+
+
+def save_mask(path, shape=SHAPE):
+    """The upper left quarter does not count."""
+    mask = np.full(shape, 255, np.uint8)
+    mask[: shape[0] // 2, : shape[1] // 2] = 0
+    write_picture(path, mask)
+    return mask > 0
+
+
+def test_a_mask_is_downsampled_with_its_image(tmp_path, calls):
+    pair, file = save_pair(tmp_path), tmp_path / "mask.png"
+    save_mask(file)
+    assert run(*pair, f"--moving_mask={file}", "--working_size=36") == 0
+    (call,) = calls
+    assert "fixed_mask" not in call
+    mask = call["moving_mask"]
+    assert mask.shape == call["moving"].shape[:2] == (30, 36)
+    assert not mask[:15, :18].any()
+    assert mask[17:].all()
+    assert mask[:, 20:].all()
+
+
+def test_what_does_not_count_does_not_stretch_the_contrast(tmp_path, calls):
+    pictures = [scene(dtype=np.uint16) // 64] * 2
+    files = [tmp_path / name for name in ("a.png", "b.png")]
+    mask = save_mask(tmp_path / "mask.png")
+    spoilt = np.where(mask[..., None], pictures[1], 65535).astype(np.uint16)
+    for path, image in zip(files, (pictures[0], spoilt), strict=True):
+        write_picture(path, image)
+    assert run(*files, f"--moving_mask={tmp_path / 'mask.png'}") == 0
+    (call,) = calls
+    np.testing.assert_allclose(call["moving"][mask], call["fixed"][mask])
+    assert np.ptp(call["fixed"]) > 250
+
+
+def test_a_mask_is_cropped_with_its_image(tmp_path, calls):
+    for name, shape in (("a.png", SHAPE), ("b.png", (40, 44))):
+        write_picture(tmp_path / name, scene(*shape))
+    mask = save_mask(tmp_path / "mask.png")
+    pair = [tmp_path / name for name in ("a.png", "b.png")]
+    assert run(*pair, f"--fixed_mask={tmp_path / 'mask.png'}", "--crop") == 0
+    np.testing.assert_array_equal(calls[0]["fixed_mask"], mask[:, 2:-2])
+
+
+def test_one_mask_serves_all_pairs_and_belongs_to_the_table(tmp_path, calls, capsys):
+    save_pair(tmp_path)
+    frames, out, file = tmp_path / "frames", tmp_path / "t.csv", tmp_path / "mask.png"
+    frames.mkdir()
+    for k in range(3):
+        write_picture(frames / f"{k}.png", scene(seed=k))
+    mask = save_mask(file)
+    command = [f"--fixed={tmp_path / 'fixed.png'}", f"--moving_dir={frames}", f"--out={out}"]
+    masks = [f"--fixed_mask={file}", f"--moving_mask={file}"]
+    assert run(*command, *masks) == 0
+    for name in ("fixed_mask", "moving_mask"):
+        np.testing.assert_array_equal(calls[0][name], np.stack([mask] * 3))
+    with open(out) as lines:
+        assert {row["settings"].partition(" --nocrop")[2] for row in csv.DictReader(lines)} == {
+            f" {' '.join(masks)}"
+        }
+    assert run(*command) == 2  # answers of other settings do not go into one table
+    assert "was begun with" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path, calls, capsys):
+    pair, file = save_pair(tmp_path), tmp_path / "mask.png"
+    save_mask(file, (10, 20))
+    assert run(*pair, f"--fixed_mask={file}") == 2
+    assert f"--fixed_mask {file} must be of its image's size, 48x40, got 20x10" in (
+        capsys.readouterr().err
+    )
+    assert not calls
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_white_is_what_counts(tmp_path, white):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[8:24, 16:40] = white
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask > 0)
+    if white == 255:  # black that JPEG has left not quite black
+        cv2.imwrite(str(tmp_path / "m.jpg"), np.stack([mask] * 3, -1))
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), mask > 0)
+    write_picture(tmp_path / "black.png", 0 * mask)
+    assert not read_mask(tmp_path / "black.png").any()
