@@ -18,6 +18,8 @@ from baselines.phase_correlation import fft, phase_correlation
 from experiments import naive
 from experiments.floor import Work, size_in_bytes, work_of
 from experiments.timing import PairByPair, host_memory
+from jaxreg.batching import runs_on_cpu
+from jaxreg.compiling import cpu_options
 from jaxreg.data import photographs
 from jaxreg.direct import align
 from jaxreg.evaluation.protocol import build_suite
@@ -123,12 +125,17 @@ class Program:
         return lambda: jax.block_until_ready(self.run(*arguments))
 
 
-def compile_for(function: Callable[..., Any], *arguments: Any, precision: str = "") -> Program:
+def compile_for(
+    function: Callable[..., Any],
+    *arguments: Any,
+    precision: str = "",
+    options: dict[str, bool | str] | None = None,
+) -> Program:
     """Compile a function for arguments (or their shapes) and see how long that takes."""
     with at_precision(precision) if precision else contextlib.nullcontext():
         start = time.perf_counter()
         # A new function each time, or else its trace would be found in a cache.
-        compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+        compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile(options)
         return Program(compiled, time.perf_counter() - start, program_memory(compiled))
 
 
@@ -171,7 +178,8 @@ def direct(settings: Settings) -> Iterator[Case]:
     for size in settings.sizes:
         one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
         work = work_of(align, one, one)
-        program = compile_for(align, one, one)
+        options = cpu_options(one.size) if runs_on_cpu() else None
+        program = compile_for(align, one, one, options=options)
         about: dict[str, Any] = {"compile_seconds": program.seconds, "memory": program.memory}
 
         def single(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
@@ -181,17 +189,8 @@ def direct(settings: Settings) -> Iterator[Case]:
         yield Case("register", size, 1, one_pair, work, default, **about)
         run = lambda *pair, program=program: jax.block_until_ready(program.run(*pair))  # noqa: E731
         on_device = (list(map(jnp.asarray, images)) for images in image_pairs(size, settings.pairs))
-        note = "the compiled program alone, images on the device"
-        yield Case(
-            "register, program",
-            size,
-            1,
-            PairByPair(run, *on_device),
-            work,
-            default,
-            **about,
-            note=note,
-        )
+        one_pair, about["note"] = PairByPair(run, *on_device), "the program alone, on the device"
+        yield Case("register, program", size, 1, one_pair, work, default, **about)
         for batch in settings.batches:
             fixed, moving = batch_of(settings, size, batch)
             for precision in precisions():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxreg.compiling import cpu_options
 from jaxreg.images import are_traced
 from jaxreg.result import Estimator, Registration
 
@@ -34,8 +35,6 @@ _VALUES_AT_ONCE = 2**22
 _BYTES_A_VALUE, _SHARE_OF_MEMORY = 300, 4
 _CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
-# Every core has pairs of its own: splitting one pair's small loops over threads would only cost.
-_CPU_COMPILER = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
 
 
 def _devices() -> list[jax.Device]:
@@ -68,8 +67,9 @@ def _threads(cores: int, values: int) -> int:
 
 
 @functools.cache
-def _compiled_chunk(on_cpu: bool) -> Any:
-    options = _CPU_COMPILER if on_cpu else None
+def _compiled_chunk(on_cpu: bool, values: int) -> Any:
+    # Every core has pairs of its own: splitting a pair's small loops over threads would only cost.
+    options = cpu_options(values, threads=False) if on_cpu else None
     program = functools.partial(_chunk, on_cpu)
     return jax.jit(program, static_argnames=("one", "devices"), compiler_options=options)
 
@@ -141,7 +141,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     lone_cpu = on_cpu and devices == 1
     height, width, channels = stacks[0].shape[1:]
     # On an accelerator the second brings the next pairs meanwhile.
-    threads = _threads(_cores(), height * width * channels) if lone_cpu else 2
+    values = height * width * channels
+    threads = _threads(_cores(), values) if lone_cpu else 2
     area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels)
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
@@ -154,7 +155,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
             if devices > 1:  # wherever they were, even committed to one of them
                 some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
-            program = _compiled_chunk(on_cpu)
+            program = _compiled_chunk(on_cpu, values)
             answers = program(*some, one=one, count=jnp.int32(number), devices=devices)
             return jax.tree.map(lambda v: np.asarray(v)[:number], answers)
 

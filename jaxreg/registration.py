@@ -10,15 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.batching import OnePair, map_batches, map_pairs
+from jaxreg.batching import OnePair, map_batches, map_pairs, runs_on_cpu
+from jaxreg.compiling import cpu_options
 from jaxreg.direct import DirectOptions, Kernel, align
-from jaxreg.images import check_grey_levels, check_pair, check_stacks
+from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
 
 _DEFAULT = DirectOptions()
 
-_align = jax.jit(align, static_argnames="options")
+_jitted = functools.partial(jax.jit, align, static_argnames="options")
+_align = _jitted()  # as part of a larger program, which is compiled as its author likes
+
+
+@functools.cache
+def _program(on_cpu: bool, values: int) -> Any:
+    """`align` as a program of its own, for images of so many values."""
+    return _jitted(compiler_options=cpu_options(values) if on_cpu else None)
 
 
 @functools.cache
@@ -83,7 +91,8 @@ def register(
     pair = check_pair(fixed, moving, fixed_mask, moving_mask)
     options = _options(method, max_shift, interpolation, max_rotation, masked=len(pair) > 2)
     if method == "direct":
-        return _align(*(image.astype(np.float32) for image in pair), options=options)
+        program = _align if are_traced(*pair) else _program(runs_on_cpu(), pair[0].size)
+        return program(*(image.astype(np.float32) for image in pair), options=options)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)

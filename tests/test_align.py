@@ -24,7 +24,7 @@ def calls(monkeypatch):
 
 
 def test_a_real_pair_is_registered(tmp_path, capsys):
-    pair = save_pair(tmp_path)
+    pair = save_pair(tmp_path, height=128, width=95, channels=1)  # as in test_registration
     out, check = tmp_path / "out.png", tmp_path / "check.png"
     assert run(*pair, "--json", f"--out={out}", f"--overlay={check}") == 0
     report = json.loads(capsys.readouterr().out)
@@ -33,7 +33,7 @@ def test_a_real_pair_is_registered(tmp_path, capsys):
     assert report["success"] is True
     assert report["score"] > 0.99
     assert len(report["standard_errors"]) == 3
-    assert report["size"] == report["working_size"] == [48, 40]
+    assert report["size"] == report["working_size"] == [95, 128]
     difference = read_picture(out).pixels.astype(float) - read_picture(pair[1]).pixels
     assert np.abs(difference).mean() < 1  # fixed now looks like moving
     assert read_picture(check).pixels.shape[2] == 3

@@ -25,9 +25,9 @@ def calls(monkeypatch):
     return stand_in(monkeypatch)
 
 
-def save_movie(path, **how):
+def save_movie(path, shape=(40, 48), **how):
     """A stack of pages of 16 bits a colour that drifts as `DRIFT` says."""
-    image = scene().astype(np.float32)
+    image = scene(*shape).astype(np.float32)
     pages = [np.asarray(jaxreg.warp(image, RigidTransform(*motion))) for motion in DRIFT]
     pages = [np.round(page * 200).astype(np.uint16) for page in pages]
     tifffile.imwrite(path, np.stack(pages), photometric="rgb", **how)
@@ -41,7 +41,7 @@ def rows_of(path):
 
 def test_a_movie_is_registered_to_its_first_page(tmp_path, capsys):
     movie, table, folder = tmp_path / "movie.tif", tmp_path / "t.csv", tmp_path / "moved"
-    pages = save_movie(movie)
+    pages = save_movie(movie, (32, 32))  # the size that all tests register, compiled once
     assert run(f"--stack={movie}", f"--out={table}", f"--out_moving={folder}") == 0
     assert "3 of 3 pairs registered with success" in capsys.readouterr().out
     rows = rows_of(table)
@@ -51,7 +51,7 @@ def test_a_movie_is_registered_to_its_first_page(tmp_path, capsys):
     assert found[0] == [0.0, 0.0, 0.0]
     assert np.allclose(found, DRIFT, atol=ALIGNED_FILES)
     assert sorted(os.listdir(folder)) == [f"movie_000{k}.tif" for k in range(3)]
-    middle = (slice(12, 28), slice(16, 32))  # in all frames
+    middle = (slice(9, 23), slice(9, 23))  # in all frames
     for k in range(3):
         steady = read_picture(folder / f"movie_000{k}.tif").pixels
         assert steady.dtype == np.uint16

@@ -12,6 +12,7 @@ from jaxreg.result import Doubt
 from jaxreg.warping import warp
 from tests.registration_support import (
     COUNT,
+    FAR_AND_UPRIGHT,
     SIZE,
     are_gross,
     assert_finite,
@@ -114,8 +115,8 @@ def test_the_reason_is_told(untrusted, name, doubt):
 
 def test_a_small_rotation_resolves_a_symmetry():
     image, truth = symmetric(4), RigidTransform(1.5, -2.0, 7.0)
-    pair = image, np.asarray(warp(image, truth))
-    (open_,), (limited,) = (register_many([pair], max_rotation=most) for most in (180.0, 20.0))
+    pair = image, np.asarray(warp(image, truth, "spline"))
+    (open_,), (limited,) = register_many([pair]), register_many([pair], **FAR_AND_UPRIGHT)
     assert not open_.success
     assert limited.success
     shift, turn = errors(limited.transform, truth)
