@@ -18,8 +18,7 @@ from baselines.phase_correlation import fft, phase_correlation
 from experiments import naive
 from experiments.floor import Work, size_in_bytes, work_of
 from experiments.timing import PairByPair, host_memory
-from jaxreg.batching import runs_on_cpu
-from jaxreg.compiling import cpu_options
+from jaxreg.batching import compiler_options
 from jaxreg.data import photographs
 from jaxreg.direct import align
 from jaxreg.evaluation.protocol import build_suite
@@ -178,8 +177,7 @@ def direct(settings: Settings) -> Iterator[Case]:
     for size in settings.sizes:
         one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
         work = work_of(align, one, one)
-        options = cpu_options(one.size) if runs_on_cpu() else None
-        program = compile_for(align, one, one, options=options)
+        program = compile_for(align, one, one, options=compiler_options(one.size))
         about: dict[str, Any] = {"compile_seconds": program.seconds, "memory": program.memory}
 
         def single(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ that was stopped goes on where it stopped when started again; to try failed pair
 rows.
 
 What does not belong to the picture, such as dust, text or dead pixels, is left out by masks,
---fixed_mask and --moving_mask: images as large, black where a pixel does not count.
+--fixed_mask and --moving_mask: images as large, dark (below half of their brightest) where a pixel
+does not count.
 
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
 Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF, which may have 2 GB.
@@ -74,7 +75,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
-    mask = "Image of {}'s size whose black pixels do not count; one for all pairs."
+    mask = "Image of {}'s size whose dark pixels do not count; one for all pairs."
     text("fixed_mask", None, mask.format("FIXED"), flag_values=values)
     text("moving_mask", None, mask.format("MOVING"), flag_values=values)
     one = "One fixed image for all of --moving_dir or --stack."
@@ -146,7 +147,7 @@ def _align_two(job: Job, settings: Settings, options: flags.FlagValues) -> int:
     fixed, moving, pair = load_pair(job, settings)
     first, second = fixed.pixels, moving.pixels
     targets = {name: options[name].value for name in ("out", "out_moving", "overlay")}
-    _check_targets(targets, {"out": first, "out_moving": second}, job)
+    _check_targets(targets, {"out": first, "out_moving": second}, job, settings)
     answer = align_pair(pair, settings)
     if options.out:
         write_picture(options.out, warp_pixels(first, answer.transform))
@@ -161,20 +162,27 @@ def _align_two(job: Job, settings: Settings, options: flags.FlagValues) -> int:
 
 
 def _check_targets(
-    targets: Mapping[str, str | None], pixels: Mapping[str, np.ndarray], job: Job
+    targets: Mapping[str, str | None],
+    pixels: Mapping[str, np.ndarray],
+    job: Job,
+    settings: Settings,
 ) -> None:
     """Raise ValueError unless all pictures, given by their flags, can be written."""
     from jaxreg.alignment.files import check_writable
     from jaxreg.alignment.pages import split_page
 
-    inputs = [split_page(name)[0] for name in job]
+    inputs = {split_page(name)[0]: "one" for name in job}
+    inputs = {split_page(name)[0]: "a mask" for name in settings.masks.values()} | inputs
     taken: dict[str, str] = {}
     for name, target in targets.items():
         if not target:
             continue
         check_writable(target, pixels.get(name))
-        if os.path.exists(target) and any(os.path.samefile(target, file) for file in inputs):
-            raise ValueError(f"{target} is one of the images to register; write to another file")
+        for file, what in inputs.items():
+            if os.path.exists(target) and os.path.samefile(target, file):
+                raise ValueError(
+                    f"{target} is {what} of the images to register; write to another file"
+                )
         other = taken.setdefault(os.path.abspath(target), name)  # neither need exist yet
         if other != name:
             raise ValueError(f"--{other} and --{name} name the same file")

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxreg.compiling import cpu_options
 from jaxreg.images import are_traced
 from jaxreg.result import Estimator, Registration
 
@@ -30,11 +29,15 @@ _CPU_PIXELS, _ACCELERATOR_PIXELS = 2**16, 2**24
 # Values (pixels times channels) that a CPU's threads work on at a time; the direct method takes up
 # to 1.5 KB for each.
 _VALUES_AT_ONCE = 2**22
-# What it takes at most for a value, compiled for a GPU; two chunks may be under way, and half of
-# the memory is the caller's.
-_BYTES_A_VALUE, _SHARE_OF_MEMORY = 300, 4
+# What it takes at most for a value, compiled for a GPU, and with masks; two chunks may be under
+# way, and half of the memory is the caller's.
+_BYTES_A_VALUE, _BYTES_WITH_MASKS, _SHARE_OF_MEMORY = 300, 900, 4
 _CONTEXT = ("default_device", "default_matmul_precision")
 _BATCH = 64  # pairs that an estimator is given at a time
+# XLA makes a tree of kernels of every sum, for the sake of precision; a sum of few values needs
+# none, and a program of small kernels takes a tenth less time without.
+_FEW_VALUES = 2**16
+_TREES, _THREADS = "tree_reduction_rewriter", "cpu-parallel-task-assigner"
 
 
 def _devices() -> list[jax.Device]:
@@ -48,6 +51,19 @@ def _devices() -> list[jax.Device]:
 def runs_on_cpu() -> bool:
     """Whether a program compiled now is for CPUs, which are fastest pair by pair."""
     return _devices()[0].platform == "cpu"
+
+
+def compiler_options(values: int, threads: bool = True) -> dict[str, bool | str]:
+    """How XLA is to compile a program for images of so many values (pixels times channels).
+
+    Args:
+      values: pixels times channels.
+      threads: whether a CPU may split its loops over threads.
+    """
+    if not runs_on_cpu():
+        return {}
+    left_out = [_TREES] * (values <= _FEW_VALUES) + [_THREADS] * (not threads)
+    return {"xla_disable_hlo_passes": ",".join(left_out)} if left_out else {}
 
 
 def _cores() -> int:
@@ -69,7 +85,7 @@ def _threads(cores: int, values: int) -> int:
 @functools.cache
 def _compiled_chunk(on_cpu: bool, values: int) -> Any:
     # Every core has pairs of its own: splitting a pair's small loops over threads would only cost.
-    options = cpu_options(values, threads=False) if on_cpu else None
+    options = compiler_options(values, threads=False)
     program = functools.partial(_chunk, on_cpu)
     return jax.jit(program, static_argnames=("one", "devices"), compiler_options=options)
 
@@ -135,7 +151,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     Returns:
       A `Registration` whose fields have a leading axis N.
     """
-    if are_traced(*stacks):
+    # Under jit all that is made is traced, whether the stacks take part or not.
+    if are_traced(*stacks, jnp.zeros(())):
         return _traced(one, *(jnp.asarray(images, jnp.float32) for images in stacks))
     count, devices, on_cpu = len(stacks[0]), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
@@ -143,7 +160,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     # On an accelerator the second brings the next pairs meanwhile.
     values = height * width * channels
     threads = _threads(_cores(), values) if lone_cpu else 2
-    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels)
+    each = channels * (_BYTES_A_VALUE if len(stacks) == 2 else _BYTES_WITH_MASKS)
+    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(each)
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
     # Threads begin without the settings that the caller made with these.
@@ -171,12 +189,12 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
 
 
-def _accelerator_pixels(channels: int) -> int:
-    """Pixels of a chunk's fixed images at most, less where the device's memory asks for it."""
+def _accelerator_pixels(each: int) -> int:
+    """Pixels of a chunk's fixed images at most, by the device's memory and the bytes of each."""
     memory = (_devices()[0].memory_stats() or {}).get("bytes_limit")
     if not memory or memory < 0:  # it does not say
         return _ACCELERATOR_PIXELS
-    return min(_ACCELERATOR_PIXELS, memory // (_SHARE_OF_MEMORY * _BYTES_A_VALUE * channels))
+    return min(_ACCELERATOR_PIXELS, memory // (_SHARE_OF_MEMORY * each))
 
 
 def _sizes(

@@ -146,7 +146,7 @@ def _finish_and_judge(
 ) -> Registration:
     """Finish an alignment and judge it."""
     end = finish(pair.fixed, pair.moving, start, kernel, counts=counts)
-    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence)
+    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence, counts)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)

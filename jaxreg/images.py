@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,11 +132,13 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
         _check_dtype(image, name)
         _check_shape(image.shape, name, batched=False)
     _check_same(pair[0], pair[1])
-    checked = _check_masks(masks, pair[0].shape[:2])
+    checked = _check_masks(masks, pair, pair[0].shape[:2])
     pair = [image if image.ndim == 3 else image[..., None] for image in pair]
     for i, name in enumerate(_NAMES):
-        masked = checked and not are_traced(pair[i], checked[i])
-        _check_finite(np.where(checked[i][..., None], pair[i], 0) if masked else pair[i], name)
+        if not checked:
+            _check_finite(pair[i], name)
+        elif not are_traced(pair[i], checked[i]):
+            _check_finite(np.where(checked[i][..., None], pair[i], 0), name)
     return *pair, *checked
 
 
@@ -143,26 +146,31 @@ def _as_array(image: ArrayLike) -> Images:
     return image if isinstance(image, jax.Array) else np.asarray(image)
 
 
-def _check_masks(masks: Sequence[ArrayLike | None], shape: tuple[int, ...]) -> tuple[Images, ...]:
+def _check_masks(
+    masks: Sequence[ArrayLike | None], images: Sequence[Images], shape: tuple[int, ...]
+) -> tuple[Images, ...]:
     """Masks of fixed and moving images ``([N,] H, W)``, bool; none if none are given.
 
     Args:
       masks: ``([N,] H, W)``, or None for all pixels; for a stack also ``(H, W)``, one for all.
-      shape: of the images.
+      images: what they are of.
+      shape: of these, without channels.
     """
     if all(mask is None for mask in masks):
         return ()
     complete = []
     for mask, name in zip(masks, _NAMES, strict=True):
-        array = np.ones((), bool) if mask is None else _as_array(mask)
+        mask = True if mask is None else mask
+        # On the host, for what is done to an array on a device would become part of a program.
+        array: Any = mask if are_traced(mask) else np.asarray(mask)
         _check_dtype(array, f"{name}_mask")
-        if mask is not None and array.shape not in (shape, shape[-2:]):
+        if mask is not True and array.shape not in (shape, shape[-2:]):
             raise ValueError(
                 f"{name}_mask must have the shape of its image without channels, {shape}"
                 f"{f' or, one for all, {shape[-2:]}' if len(shape) > 2 else ''}, got {array.shape}"
             )
-        spread = jnp.broadcast_to if are_traced(array) else np.broadcast_to
-        complete.append(spread(array != 0, shape))
+        spread = jnp.broadcast_to if are_traced(array, *images) else np.broadcast_to
+        complete.append(spread(array > 0, shape))
     return tuple(complete)
 
 
@@ -195,7 +203,7 @@ def check_stacks(
             pair[alone] = np.broadcast_to(np.asarray(one), (len(many), *one.shape))
     _check_same(pair[0], pair[1], batched=True)
     complete = [images if images.ndim == 4 else images[..., None] for images in pair]
-    return *complete, *_check_masks(masks, pair[0].shape[:3])
+    return *complete, *_check_masks(masks, pair, pair[0].shape[:3])
 
 
 def _check_same(fixed: Images, moving: Images, batched: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -10,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.batching import OnePair, map_batches, map_pairs, runs_on_cpu
-from jaxreg.compiling import cpu_options
+from jaxreg.batching import OnePair, compiler_options, map_batches, map_pairs, runs_on_cpu
 from jaxreg.direct import DirectOptions, Kernel, align
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
@@ -26,7 +26,8 @@ _align = _jitted()  # as part of a larger program, which is compiled as its auth
 @functools.cache
 def _program(on_cpu: bool, values: int) -> Any:
     """`align` as a program of its own, for images of so many values."""
-    return _jitted(compiler_options=cpu_options(values) if on_cpu else None)
+    del on_cpu  # what the options depend on besides
+    return _jitted(compiler_options=compiler_options(values))
 
 
 @functools.cache
@@ -91,8 +92,12 @@ def register(
     pair = check_pair(fixed, moving, fixed_mask, moving_mask)
     options = _options(method, max_shift, interpolation, max_rotation, masked=len(pair) > 2)
     if method == "direct":
-        program = _align if are_traced(*pair) else _program(runs_on_cpu(), pair[0].size)
-        return program(*(image.astype(np.float32) for image in pair), options=options)
+        images = [image.astype(np.float32) for image in pair]
+        if not are_traced(*images):
+            # Part of a program in spite of that, it may have no compiler options of its own.
+            with contextlib.suppress(ValueError):
+                return _program(runs_on_cpu(), pair[0].size)(*images, options=options)
+        return _align(*images, options=options)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.finishing import Finished
+from jaxreg.masking import Counts
 from jaxreg.products import mix, over_channels, product, separable
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.result import Doubt
@@ -54,6 +55,7 @@ def doubts_about(
     axis: jax.Array,
     lead: jax.Array,
     evidence_of_best: jax.Array,
+    counts: Counts | None = None,
 ) -> jax.Array:
     """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
 
@@ -64,6 +66,7 @@ def doubts_about(
       axis: ``(C, 1)``, the mix of channels that varies most.
       lead: by how much evidence it beat its closest rival.
       evidence_of_best: its own (see `jaxreg.ranking.local_evidence`).
+      counts: which pixels of fixed (the source) and moving do, if not all.
     """
     shape = fixed.shape[:2]
     weight = end.weight.reshape(shape)
@@ -71,7 +74,9 @@ def doubts_about(
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     largest, distinction = errors[:2].max(), _distinction(source, target, weight)
     margin = jnp.square(lead / evidence_of_best) * distinction
-    determination = jnp.minimum(_determination(fixed), _determination(moving))
+    masks = (counts.without_rim(), counts.swapped().without_rim()) if counts else (None, None)
+    seen = (None if mask is None else mask.source for mask in masks)
+    determination = jnp.minimum(*map(_determination, (fixed, moving), seen))
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     distinct = (distinction > _LEAST_DISTINCTION) & (margin > _LEAST_MARGIN * largest)
     passed = {
@@ -141,7 +146,7 @@ def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax
     return jnp.where(far, count * jnp.log(rest / least), jnp.inf).min()
 
 
-def _determination(image: jax.Array) -> jax.Array:
+def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
     """How evenly an image's gradient determines shifts and turn: 1 if alike, 0 if one is open.
 
     Of an image ``(H, W, C)`` in common units, whose spread is about 1. The determinant of the
@@ -155,6 +160,8 @@ def _determination(image: jax.Array) -> jax.Array:
     u = image[1:-1, 2:] - image[1:-1, :-2]
     v = image[2:, 1:-1] - image[:-2, 1:-1]
     squares = jnp.stack([over_channels(slopes) for slopes in (u * u, u * v, v * v)])
+    if mask is not None:
+        squares *= mask[1:-1, 1:-1]
     half = min(image.shape[:2]) / 2
     down, right = (_powers(size - 2, half) for size in image.shape[:2])
     # Sums of each, weighted by powers of the lever down (first index) and to the right.

@@ -207,10 +207,39 @@ def test_overlays_show_agreement(style, shape):
         ),
         (["fixed.png", "moving.png", "--fixed_mask=no.png"], "no.png: No such file"),
         (["fixed.png", "moving.png", "--moving_mask=torn.jpg"], "torn.jpg is cut short"),
+        (["fixed.png", "moving.png", "--moving_mask=black.png"], "black.png is black all over"),
+        (
+            ["fixed.png", "moving.png", "--moving_mask=fixed.png", "--out=./fixed.png"],
+            "one of the images to register",
+        ),
+        (
+            ["fixed.png", "moving.png", "--moving_mask=deep.png", "--out=./deep.png"],
+            "is a mask of the images to register",
+        ),
         (
             ["fixed.png", "moving.png", "--method=orb", "--moving_mask=fixed.png"],
             "of --method=direct",
         ),
+        (["fixed.png", "moving.png", "--working_size=8"], "8x6 at working size"),
+        (["fixed.png", "moving.png", "--pairs=list.csv"], "give either two files"),
+        (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
+        (["--pairs=list.csv", "--out=t.csv"], "list.csv, line 2: must be two paths"),
+        (["--pairs=twice.csv", "--out=t.csv"], "line 2: the same pair as in line 1"),
+        (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
+        (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
+        (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
+        (["--fixed_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
+        (["--moving_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
+        (["--fixed=fixed.png", "--out=t.csv"], "--fixed and --moving_dir go together"),
+        (["--fixed=a", "--fixed_dir=.", "--moving_dir=.", "--out=t.csv"], "not both"),
+        (["--fixed=fixed.png", "--moving_dir=."], "--out=TABLE.csv is needed"),
+        (["--fixed=fixed.png", "moving.png", "--out=o.png"], "give either two files"),
+        (["--fixed=torn.jpg", "--moving_dir=.", "--out=t.csv"], "torn.jpg is cut short"),
+        (["--fixed=fixed.png", "--moving_dir=none", "--out=t.csv"], "none holds no images"),
+        (["--fixed=fixed.png", "--moving_dir=shared", "--out=t.csv"], "share the name 'x'"),
+        (["--fixed_dir=.", "--moving_dir=no", "--out=t.csv"], "--moving_dir=no is no folder"),
+        (["--fixed_dir=shared", "--moving_dir=.", "--out=t.csv"], "share the name 'x'"),
+        (["--fixed_dir=.", "--moving_dir=none", "--out=t.csv"], "has a namesake"),
     ],
 )
 def test_refusals_are_one_line_and_status_2(
@@ -219,6 +248,7 @@ def test_refusals_are_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     save_pair(tmp_path)
     write_picture("deep.png", scene(dtype=np.uint16))
+    write_picture("black.png", np.zeros((40, 48), np.uint8))
     (tmp_path / "text.png").write_text("not an image")
     jpeg = cv2.imencode(".jpg", scene())[1].tobytes()
     (tmp_path / "torn.jpg").write_bytes(jpeg[: len(jpeg) // 2])

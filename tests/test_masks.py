@@ -1,6 +1,7 @@
 """Masks: what does not count has no say, whatever it holds."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,10 +86,26 @@ def test_where_nothing_counts_nothing_is_claimed():
     assert not np.asarray(result.success).any()
 
 
+@pytest.mark.parametrize("picture", [X * 9.0, np.where(X > 20, 200.0, 0.0), (X // 2) % 2 * 200.0])
+def test_a_mask_does_not_make_up_what_an_image_lacks(picture):
+    """Of a ramp, an edge or stripes the rim of a disc taken out would tell the place of."""
+    disc = np.hypot(Y - 14, X - 17) >= 5
+    stack = np.broadcast_to(picture[..., None], (COUNT, SIZE, SIZE, 3))
+    result = register_batch(stack, stack, fixed_mask=disc, moving_mask=disc)
+    assert not np.asarray(result.success).any()
+    assert "an image leaves a direction open" in " ".join(result[0].reasons)
+
+
 def test_masks_are_traced_like_images():
     image, mask = (jax.ShapeDtypeStruct((SIZE, SIZE), dtype) for dtype in ("float32", "bool"))
     call = lambda f, m, mask: register(f, m, moving_mask=mask)  # noqa: E731
     assert jax.eval_shape(call, image, image, mask).covariance.shape == (3, 3)
+    known = jnp.asarray(CLEAN)
+    call = lambda f: register(f, f, fixed_mask=known)  # noqa: E731
+    assert jax.eval_shape(call, image).covariance.shape == (3, 3)
+    spoilt = np.where(CLEAN, 1.0, np.nan)
+    call = lambda mask: register(spoilt, spoilt, fixed_mask=mask, moving_mask=CLEAN)  # noqa: E731
+    assert jax.eval_shape(call, mask).covariance.shape == (3, 3)
 
 
 @pytest.mark.parametrize(

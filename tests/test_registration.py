@@ -84,6 +84,13 @@ def test_plain_call_jit_and_vmap_agree():
         np.testing.assert_allclose(one.score, other.score, atol=1e-4)
 
 
+@pytest.mark.parametrize("call", [register, lambda f, m: register_batch(f[None], m[None])[0]])
+def test_constant_images_may_be_part_of_a_program(call):
+    fixed = texture((24, 24))
+    result = jax.eval_shape(lambda y: y * call(fixed, fixed).score, 1.0)
+    assert result.shape == ()
+
+
 def test_a_second_pair_of_a_shape_compiles_nothing():
     fixed = texture((128, 95), seed=1)
     register(fixed, fixed)

@@ -6,6 +6,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 
 import jaxreg
 from jaxreg.alignment.files import Picture, describe, read_mask, read_picture
+from jaxreg.alignment.pages import split_page
 from jaxreg.alignment.table import COLUMNS, Job
 from jaxreg.alignment.working import (
     Answer,
@@ -65,14 +68,17 @@ class Settings:
                 "--method=direct"
             )
         for file in self.masks.values():
-            _read_mask(file)
+            _mask(file)
 
     def __str__(self) -> str:
         """What the answers depend on besides the method, as flags."""
         crop = "crop" if self.crop else "nocrop"
         turn = "" if self.max_rotation == 180.0 else f" --max_rotation={self.max_rotation:.6g}"
         shift = f"--max_shift={self.max_shift:.6g}"
-        masks = "".join(f" --{name}={file}" for name, file in self.masks.items())
+        masks = "".join(
+            f" --{name}={file}#{zlib.crc32(_mask(file).tobytes()):08x}"
+            for name, file in self.masks.items()
+        )
         return f"--working_size={self.working_size} {shift}{turn} --{crop}{masks}"
 
     @property
@@ -114,12 +120,20 @@ def load_pair(
     return fixed, moving, dataclasses.replace(pair, notes=note + pair.notes)
 
 
-_read_mask = functools.cache(read_mask)  # one for all pairs
+def _mask(file: str) -> np.ndarray:
+    """The mask in a file, decoded once for all pairs."""
+    return _mask_of_state(file, os.stat(split_page(file)[0]).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _mask_of_state(file: str, changed: int) -> np.ndarray:
+    del changed  # a file that is written anew is read anew
+    return read_mask(file)
 
 
 def _mask_of(picture: Picture, name: str, file: str) -> np.ndarray:
     """The mask in a file; ValueError if it is not of the picture's size."""
-    mask = _read_mask(file)
+    mask = _mask(file)
     if mask.shape != picture.pixels.shape[:2]:
         size = "{}x{}".format(*mask.shape[::-1])
         own = "{}x{}".format(*picture.size)

@@ -87,13 +87,18 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Which pixels count by an image file, ``(H, W)`` bool: the brighter half of its range.
+    """Which pixels count by an image file, ``(H, W)`` bool: those above half of the brightest.
 
     Args:
-      path: as for `read_picture`, which tells what it raises.
+      path: as for `read_picture`.
+
+    Raises:
+      OSError, ValueError: as for `read_picture`; or it is black all over.
     """
     pixels = read_picture(path).pixels
     grey = pixels if pixels.ndim == 2 else pixels.max(-1)
+    if grey.max() <= 0:
+        raise ValueError(f"{path} is black all over: as a mask it leaves no pixel that counts")
     return grey > grey.max() / 2  # whatever is white, and what JPEG makes of black
 
 

@@ -20,6 +20,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.images import SMALLEST
 from jaxreg.result import Registration
 
+_HALF = 0.5  # share of a working pixel that has to count
 _NO_MASKS: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
@@ -137,10 +138,12 @@ def make_working(
         _levelled(fixed.pixels, masks.get("fixed_mask")),
         _levelled(moving.pixels, masks.get("moving_mask")),
     )
-    pair = [downsample(image, scale) for image in _intensities(*levelled)]
-    # A working pixel counts if all that it is made of does.
+    pair = [
+        _downsampled(image, masks.get(name), scale)
+        for name, image in zip(("fixed_mask", "moving_mask"), _intensities(*levelled), strict=True)
+    ]
     counts = {
-        name: downsample(mask.astype(np.float32), scale) > 0.99 for name, mask in masks.items()
+        name: downsample(mask.astype(np.float32), scale) >= _HALF for name, mask in masks.items()
     }
     if pair[0].ndim != pair[1].ndim:
         colour = 0 if pair[0].ndim == 3 else 1
@@ -158,6 +161,15 @@ def _levelled(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     levelled = image.copy()
     levelled[~mask] = image[mask].mean(0)
     return levelled
+
+
+def _downsampled(image: np.ndarray, mask: np.ndarray | None, scale: float) -> np.ndarray:
+    """`downsample` of what counts alone."""
+    if mask is None or scale == 1:
+        return downsample(image, scale)
+    weight = mask.astype(np.float32).reshape(*mask.shape, *[1] * (image.ndim - 2))
+    whole = downsample(np.broadcast_to(weight, image.shape), scale)
+    return downsample(image * weight, scale) / np.maximum(whole, _HALF)
 
 
 def _intensities(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
