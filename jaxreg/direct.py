@@ -11,6 +11,7 @@ detail agrees and what its Hessian says decide whether to trust it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, Literal, NamedTuple
 
@@ -148,17 +149,21 @@ def _finish_and_judge(
     end = finish(pair.fixed, pair.moving, start, kernel, counts=counts)
     doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence, counts)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
-    transform = jax.tree.map(_without_rounding, end.transform)
+    same = (pair.fixed == pair.moving).all()
+    transform = jax.tree.map(functools.partial(_without_rounding, same), end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
     score = correlation(end, pair.fixed.shape)
     return Registration(transform, score, doubts == 0, covariance, jnp.bool_(True), doubts)
 
 
-def _without_rounding(parameter: jax.Array) -> jax.Array:
-    """Finite, and zero where pixel coordinates in float32 could not tell; the derivative stays."""
+def _without_rounding(same: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Finite, and zero for images that are the same, or where float32 coordinates could not tell.
+
+    The derivative stays.
+    """
     parameter = jnp.nan_to_num(parameter)
     zero = parameter - jax.lax.stop_gradient(parameter)
-    return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
+    return jnp.where(same | (jnp.abs(parameter) < _UNRESOLVED), zero, parameter)
 
 
 class _Views(NamedTuple):

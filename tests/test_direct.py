@@ -40,6 +40,11 @@ def answers():
     return register_batch(pairs.fixed, pairs.moving)
 
 
+def scene_pairs():
+    tiles = draw_tiles(photographs("test"), COUNT, SIZE, 5.0, seed=0)
+    return draw_scene_pairs(jax.random.key(0), tiles, COUNT, SIZE, 5.0)
+
+
 def assert_mean_errors(result, truth, tolerance):
     shift, turn = errors(result.transform, truth)
     assert not are_gross(result.transform, truth).any()
@@ -59,6 +64,13 @@ def test_identical_images_give_zero(gain, bias):
     assert max(shift.max(), turn.max()) <= limit
     assert np.asarray(result.success).all()
     np.testing.assert_allclose(result.score, 1.0, atol=1e-4)
+
+
+def test_identical_views_of_scenes_give_zero():
+    """Smooth ones, too, whose optimum is flat."""
+    pairs = scene_pairs()
+    for images in (pairs.fixed, pairs.moving):
+        np.testing.assert_array_equal(register_batch(images, images).transform.as_array(), 0.0)
 
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
@@ -119,8 +131,7 @@ def test_pairs_rendered_by_opencv(rounded):
 
 
 def test_scene_pairs():
-    tiles = draw_tiles(photographs("test"), COUNT, SIZE, 5.0, seed=0)
-    pairs = draw_scene_pairs(jax.random.key(0), tiles, COUNT, SIZE, 5.0)
+    pairs = scene_pairs()
     result = register_batch(pairs.fixed, pairs.moving)
     shift, turn = errors(result.transform, pairs.transform)
     assert np.median(shift) < 0.02
