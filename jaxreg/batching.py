@@ -160,8 +160,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     # On an accelerator the second brings the next pairs meanwhile.
     values = height * width * channels
     threads = _threads(_cores(), values) if lone_cpu else 2
-    each = channels * (_BYTES_A_VALUE if len(stacks) == 2 else _BYTES_WITH_MASKS)
-    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(each)
+    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels, masked=len(stacks) > 2)
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
     # Threads begin without the settings that the caller made with these.
@@ -173,7 +172,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
             if devices > 1:  # wherever they were, even committed to one of them
                 some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
-            program = _compiled_chunk(on_cpu, values)
+            program = _compiled_chunk(on_cpu=on_cpu, values=values)
             answers = program(*some, one=one, count=jnp.int32(number), devices=devices)
             return jax.tree.map(lambda v: np.asarray(v)[:number], answers)
 
@@ -189,11 +188,12 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
 
 
-def _accelerator_pixels(each: int) -> int:
-    """Pixels of a chunk's fixed images at most, by the device's memory and the bytes of each."""
+def _accelerator_pixels(channels: int, masked: bool) -> int:
+    """Pixels of a chunk's fixed images at most, less where the device's memory asks for it."""
     memory = (_devices()[0].memory_stats() or {}).get("bytes_limit")
     if not memory or memory < 0:  # it does not say
         return _ACCELERATOR_PIXELS
+    each = channels * (_BYTES_WITH_MASKS if masked else _BYTES_A_VALUE)
     return min(_ACCELERATOR_PIXELS, memory // (_SHARE_OF_MEMORY * each))
 
 

@@ -28,7 +28,8 @@ def numbered(count, dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
     monkeypatch.setattr(batching, "_CPU_CHUNK", 8)
-    batching._compiled_chunk(True).clear_cache()
+    program = batching._compiled_chunk(on_cpu=True, values=64)
+    program.clear_cache()
     for count in (0, 1, 7, 8, 9, 40, 203):
         images = numbered(count, dtype)
         answer = batching.map_pairs(first_pixels, images, images + 1)
@@ -37,7 +38,7 @@ def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
         assert isinstance(answer.score, jax.Array)
         assert answer.covariance.shape == (count, 3, 3)
         assert np.asarray(answer.success).all()
-    assert batching._compiled_chunk(True)._cache_size() == 1
+    assert program._cache_size() == 1
 
 
 def test_arrays_on_the_device_and_under_vmap():
@@ -69,9 +70,10 @@ def test_a_chunk_leaves_most_of_the_devices_memory(monkeypatch, channels):
             return {"bytes_limit": 2**30}
 
     monkeypatch.setattr(batching, "_devices", lambda: [Device()])
-    area = batching._accelerator_pixels(channels)
+    area = batching._accelerator_pixels(channels, masked=False)
     # What the program took, compiled for a GPU: bytes a pixel.
     assert 2**24 < area * {1: 273, 3: 524, 16: 3409}[channels] < 2**28
+    assert batching._accelerator_pixels(channels, masked=True) < area / 2
 
 
 def test_what_fills_a_chunk_up_are_pairs_again():
