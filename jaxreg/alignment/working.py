@@ -138,13 +138,12 @@ def make_working(
         _levelled(fixed.pixels, masks.get("fixed_mask")),
         _levelled(moving.pixels, masks.get("moving_mask")),
     )
+    weights = {name: downsample(mask.astype(np.float32), scale) for name, mask in masks.items()}
     pair = [
-        _downsampled(image, masks.get(name), scale)
+        _downsampled(image, scale, masks.get(name), weights.get(name))
         for name, image in zip(("fixed_mask", "moving_mask"), _intensities(*levelled), strict=True)
     ]
-    counts = {
-        name: downsample(mask.astype(np.float32), scale) >= _HALF for name, mask in masks.items()
-    }
+    counts = {name: weight >= _HALF for name, weight in weights.items()}
     if pair[0].ndim != pair[1].ndim:
         colour = 0 if pair[0].ndim == 3 else 1
         pair[colour] = cv2.cvtColor(pair[colour], cv2.COLOR_RGB2GRAY)
@@ -163,13 +162,15 @@ def _levelled(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     return levelled
 
 
-def _downsampled(image: np.ndarray, mask: np.ndarray | None, scale: float) -> np.ndarray:
-    """`downsample` of what counts alone."""
-    if mask is None or scale == 1:
+def _downsampled(
+    image: np.ndarray, scale: float, mask: np.ndarray | None, weight: np.ndarray | None
+) -> np.ndarray:
+    """`downsample` of what counts alone; ``weight`` is the mask downsampled."""
+    if mask is None or weight is None or scale == 1:
         return downsample(image, scale)
-    weight = mask.astype(np.float32).reshape(*mask.shape, *[1] * (image.ndim - 2))
-    whole = downsample(np.broadcast_to(weight, image.shape), scale)
-    return downsample(image * weight, scale) / np.maximum(whole, _HALF)
+    if image.ndim == 3:
+        mask, weight = mask[..., None], weight[..., None]
+    return downsample(image * mask, scale) / np.maximum(weight, _HALF)
 
 
 def _intensities(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
