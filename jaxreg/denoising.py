@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.products import mix, separable, times
+from jaxreg.products import mix, product, separable, times
 
 _BANDS = 12
 
@@ -35,6 +35,19 @@ def _bands(height: int, width: int) -> np.ndarray:
     one_hot = np.eye(_BANDS, dtype=np.float32)[band]
     one_hot[0, 0] = 0.0
     return np.ascontiguousarray(one_hot.reshape(-1, _BANDS).T)
+
+
+def cosine_blur(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
+    """``(size, size)``: a Gaussian blur of a line, mirrored at its ends; sigma in px may be traced.
+
+    >>> bool(jnp.allclose(cosine_blur(8, 0.0), jnp.eye(8), atol=1e-6))
+    True
+    """
+    cosines = _cosines(size)
+    kept = jnp.exp(
+        -0.5 * jnp.square(sigma * np.float32(np.pi) * np.arange(size, dtype=np.float32) / size)
+    )
+    return product(cosines.T * kept, cosines)
 
 
 def wiener(image: jax.Array, noise_variance: jax.Array) -> jax.Array:

@@ -21,16 +21,17 @@ from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.intensity import Fit, fit_intensity
 from jaxreg.masking import Counts
 from jaxreg.normal_equations import System, moments, normal_matrix
-from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
+from jaxreg.optimum import WHITE, Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import product
 from jaxreg.refinement import solve
 from jaxreg.resampling import DEGREE, interpolant, moved_by, noise_gain, pull, source_points
 
 T = TypeVar("T")
 
-# Aliasing is no white noise: it makes the estimate's variance this much larger than the residual
-# tells. Measured on scene pairs of the training photographs.
-_ALIASING_INFLATION = 2.5
+# A residual that no kernel explains is no white noise, and the estimate's variance larger than it
+# tells: by as much as neighbours share, within these bounds. Measured on scenes of the training
+# photographs.
+_INFLATION = 1.5, 2.5
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
 _EXACT = 1e-9
@@ -183,7 +184,8 @@ def _describe(
     """What is said of an optimum; differentiable with respect to the images."""
     end = end._replace(transform=differentiable(linear, source, target, counts, end))
     points, value, fit = agreement(source, target, counts, end, linear=linear)
-    covariance = _covariance(end.system, fit) * (1.0 if linear else _ALIASING_INFLATION)
+    inflation = 1.0 if linear else jnp.clip(end.slow / WHITE, *_INFLATION)
+    covariance = _covariance(end.system, fit) * inflation
     return Finished(
         end.transform, covariance, value, flat(target), points.inside, fit.weight, end.settled
     )

@@ -35,7 +35,7 @@ def weigh(
     inside: jax.Array,
     gain: jax.typing.ArrayLike,
     bias: jax.typing.ArrayLike,
-    outlier: float = OUTLIER,
+    outlier: jax.typing.ArrayLike = OUTLIER,
 ) -> Fit:
     """Residuals for a given gain and bias, and their robust weights.
 

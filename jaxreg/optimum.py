@@ -1,7 +1,7 @@
 """The optimum of an alignment whose direction and kernel are chosen, and its derivative.
 
-Which frequencies to trust: a Wiener filter at the measured noise, and for a pair not explained
-exactly a blur against aliasing. Whether the brightness changed: gain and bias are held at 1 and 0
+Which frequencies to trust: a Wiener filter at the measured noise, and a blur against aliasing where
+the residual's colour shows it. Whether the brightness changed: gain and bias are held at 1 and 0
 unless the images clearly say otherwise, for fitting them costs accuracy.
 
 The normal equations are those of instrumental variables: the residual
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.branching import cond_rarely
-from jaxreg.denoising import wiener
+from jaxreg.denoising import cosine_blur, wiener
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import Fit, fit_intensity, weigh
 from jaxreg.interpolation import spline_gradient
@@ -39,12 +39,17 @@ from jaxreg.refinement import clip_step, solve
 from jaxreg.resampling import Points, interpolant, moved_by, noise_gain, pull, slopes, source_points
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
-# derivative is taken from an image blurred by this many px, and the source's rim is left out. Both
-# chosen on scene pairs of the training photographs.
-_ALIASING_BLUR = 0.8
+# derivative is taken from an image blurred by up to this many px, and the source's rim is left out.
+# Chosen on scene pairs of the training photographs, as are the two shares below.
+_ALIASING_BLUR = 1.2
 _ALIASING_RIM = 1.0
-# Near the optimum the residual has long tails, at just the edges that say most: fewer are outliers.
-_TAILS = 5.0
+# A blur by so many px leaves about 5% of the power of white noise; 2% and less of aliasing's, which
+# lies in the finest detail; and more than half of the power of what hides a part of a view.
+_SLOW = 1.5
+WHITE, _ALIASING = 0.05, 0.02
+# Near the optimum the residual has long tails, at just the edges that say most: fewer are outliers,
+# and where it is aliasing only what nothing else explains.
+_TAILS, _TAILS_OF_ALIASING = 5.0, 12.0
 _FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
 _MOST_ARE_DONE = 8  # steps after which few pairs have not converged
 _CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
@@ -59,6 +64,7 @@ class Optimum(NamedTuple):
     Attributes:
       transform, gain, bias: the unknowns.
       system: its instruments, and what takes moments to steps.
+      slow: scalar, the share of the residual's power that is not fine detail, see `_slow_share`.
       changed: scalar bool, whether gain and bias are unknowns at all.
       settled: scalar bool, False if there was none near the start, which then is the transform.
     """
@@ -67,6 +73,7 @@ class Optimum(NamedTuple):
     gain: jax.Array
     bias: jax.Array
     system: System
+    slow: jax.Array
     changed: jax.Array
     settled: jax.Array
 
@@ -80,6 +87,7 @@ class _Problem(NamedTuple):
       counts: which pixels do, if not all.
       system: what takes moments to steps.
       scale: ``(U,)``, what makes steps comparable.
+      outlier: scalar, how many scales of the residual are one.
     """
 
     image: jax.Array
@@ -87,6 +95,7 @@ class _Problem(NamedTuple):
     counts: Counts | None
     system: System
     scale: jax.Array
+    outlier: jax.Array
 
 
 class _State(NamedTuple):
@@ -139,14 +148,14 @@ def find_optimum(
     points = source_points(source.shape, start, _margin(linear), counts)
     value = pull(image, points, linear)
     fit = fit_intensity(value, pixels, points.inside, gain, bias)
-    left, right = _instruments(source, target, points, value, fit, linear)
+    left, right, slow = _instruments(source, target, points, value, fit, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
     changed = _brightness_changed(left, normal, value, pixels, fit)
     system = System(left, damped_inverse(normal, changed))
     gain = jnp.where(changed, fit.gain, 1.0)
     bias = jnp.where(changed, fit.bias, 0.0)
 
-    problem = _Problem(image, pixels, counts, system, jnp.abs(jnp.diagonal(normal)))
+    problem = _Problem(image, pixels, counts, system, jnp.abs(jnp.diagonal(normal)), _outlier(slow))
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
@@ -160,7 +169,7 @@ def find_optimum(
     )
     settled = _near(state.transform, start)
     t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), state.transform, start)
-    return Optimum(t, state.gain, state.bias, system, changed, settled)
+    return Optimum(t, state.gain, state.bias, system, slow, changed, settled)
 
 
 def agreement(
@@ -169,7 +178,8 @@ def agreement(
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
     points = source_points(source.shape, end.transform, _margin(linear), counts)
     value = pull(interpolant(source, linear), points, linear)
-    return points, value, weigh(value, flat(target), points.inside, end.gain, end.bias, _TAILS)
+    fit = weigh(value, flat(target), points.inside, end.gain, end.bias, _outlier(end.slow))
+    return points, value, fit
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -217,12 +227,12 @@ def _descend(
       linear: the kernel.
       limit: how many steps at most, those before included.
     """
-    image, target, counts, system, scale = problem
+    image, target, counts, system, scale, outlier = problem
 
     def step(state: _State) -> _State:
         t, gain, bias = state.transform, state.gain, state.bias
         points = source_points(shape, t, _margin(linear), counts)
-        fit = weigh(pull(image, points, linear), target, points.inside, gain, bias, _TAILS)
+        fit = weigh(pull(image, points, linear), target, points.inside, gain, bias, outlier)
         found = moments(system.instruments, fit.weight, fit.residual)
         inverse = secant(state.inverse, scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
@@ -265,8 +275,11 @@ def _instruments(
     value: jax.Array,
     fit: Fit,
     linear: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """What the residual is projected on, and the model's derivatives: both ``(4 + C, P * C)``.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the residual is projected on, the model's derivatives, and how slow the residual is.
+
+    The former two are ``(4 + C, P * C)``, the latter is `_slow_share`, as of white noise where the
+    kernel is the bilinear one.
 
     The unknowns are ``(tx, ty, theta)``, the gain, and each channel's bias. The former are the mean
     of source and target, each denoised on its own grid. Each half stays with its own noise as the
@@ -292,10 +305,36 @@ def _instruments(
 
     smooth = columns(smooth_source, smooth_target)
     if linear:
-        return smooth, smooth
-    rows, across = (blurring_matrix(size, _ALIASING_BLUR) for size in (height, width))
+        return smooth, smooth, jnp.float32(WHITE)
+    # What a small move would take away is no property of the optimum.
+    normal = normal_matrix(smooth[:3], smooth[:3], fit.weight)
+    step = solve(normal, moments(smooth[:3], fit.weight, fit.residual))
+    rest = fit.residual - product(step, smooth[:3]).reshape(fit.residual.shape)
+    slow = _slow_share((points.inside[:, None] * rest).reshape(source.shape))
+    sigma = _ALIASING_BLUR * _aliased(slow)
+    rows, across = (cosine_blur(size, sigma) for size in (height, width))
     blurred = (apply_separable(rows, image, across) for image in (smooth_source, smooth_target))
-    return columns(*blurred), smooth
+    return columns(*blurred), smooth, slow
+
+
+def _slow_share(residual: jax.Array) -> jax.Array:
+    """How much of the power of a residual ``(H, W, C)`` survives a blur: its colour, a scalar."""
+    rows, across = (blurring_matrix(size, _SLOW) for size in residual.shape[:2])
+    slow = jnp.square(apply_separable(rows, residual, across)).sum()
+    return slow / jnp.maximum(jnp.square(residual).sum(), 1e-20)
+
+
+def _aliased(slow: jax.Array) -> jax.Array:
+    """Whether a residual of this colour is aliasing, 0 to 1; 0 for white noise and what is slower.
+
+    Noise wants the sharpest derivative there is; what hides a part of a view, to be an outlier.
+    """
+    return jnp.clip((WHITE - slow) / (WHITE - _ALIASING), 0.0, 1.0)
+
+
+def _outlier(slow: jax.Array) -> jax.Array:
+    """How many scales of a residual of this colour are an outlier."""
+    return _TAILS + (_TAILS_OF_ALIASING - _TAILS) * _aliased(slow)
 
 
 def _brightness_changed(

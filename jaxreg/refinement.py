@@ -42,7 +42,9 @@ class _Target(NamedTuple):
     products: jax.Array  # (15, P), of each two columns
 
 
-def robust_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER) -> jax.Array:
+def robust_weight(
+    square: jax.Array, inside: jax.Array, outlier: jax.typing.ArrayLike = OUTLIER
+) -> jax.Array:
     """Weight of each pixel by its squared residual, both ``(..., P)``: 1, falling off for outliers.
 
     From ``outlier`` scales on a residual loses its weight. The scale is the weighted mean absolute
@@ -58,7 +60,9 @@ def robust_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER
     return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
 
 
-def settled_weight(square: jax.Array, inside: jax.Array, outlier: float = OUTLIER) -> jax.Array:
+def settled_weight(
+    square: jax.Array, inside: jax.Array, outlier: jax.typing.ArrayLike = OUTLIER
+) -> jax.Array:
     """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it."""
     return robust_weight(square, inside * robust_weight(square, inside), outlier)
 

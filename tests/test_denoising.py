@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.ndimage
 
-from jaxreg.denoising import _cosines, wiener
+from jaxreg.denoising import _cosines, cosine_blur, wiener
 from tests.registration_support import texture
 from tests.tolerances import FLOAT32_INTENSITY
 
@@ -17,6 +18,14 @@ def noise(shape, sigma, seed=0):
 def test_cosines_are_the_orthonormal_dct(size):
     expected = scipy.fft.dct(np.eye(size), axis=0, norm="ortho")
     np.testing.assert_allclose(_cosines(size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 1.2, 3.0])
+def test_the_blur_is_scipys(sigma):
+    expected = scipy.ndimage.gaussian_filter1d(np.eye(24), sigma, axis=0, truncate=8.0)
+    # scipy samples the kernel where this one has its spectrum.
+    tolerance = 1e-6 + 2.5 * np.exp(-0.5 * (np.pi * sigma) ** 2)
+    np.testing.assert_allclose(cosine_blur(24, sigma), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (24, 33, 1)])

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
 from jaxreg.normal_equations import guarded
+from jaxreg.optimum import _aliased, _outlier, _slow_share
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 from tests.tolerances import REGISTERED_EXACTLY, REGISTERED_ROUNDED
@@ -57,6 +59,19 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
             assert shift < limits[0]
             assert turn < limits[1]
             assert np.isfinite(np.asarray(end.covariance)).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 1)])
+def test_the_colour_of_a_residual_tells_aliasing_from_noise_and_from_what_hides_a_part(shape):
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    fine = noise - scipy.ndimage.gaussian_filter(noise, (1.0, 1.0, 0.0))
+    hidden = 0.3 * fine
+    hidden[: shape[0] // 2, : shape[1] // 2] += 2.0
+    fine, white, slow = (_slow_share(jnp.asarray(residual)) for residual in (fine, noise, hidden))
+    assert _aliased(fine) == 1.0
+    assert _aliased(white) < 0.5  # the share of one draw scatters
+    assert _aliased(slow) == 0.0
+    assert _outlier(slow) < _outlier(white) + 1e-6 < _outlier(fine)
 
 
 def test_where_no_optimum_is_near_the_start_is_the_answer_and_says_so():
