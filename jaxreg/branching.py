@@ -37,10 +37,10 @@ def cond_rarely(
     Array([ 0,  1,  2, 30, 40], dtype=int32)
     """
 
-    def batch(pred: jax.Array, operands: tuple) -> T:
+    def batch(pred: jax.Array, *operands: object) -> T:
         return _overwrite(pred, rare, jax.vmap(usual)(*operands), operands)
 
-    return _cond(batch, pred, rare, usual, operands)
+    return _batched_by(batch, functools.partial(_cond, rare, usual), pred, *operands)
 
 
 def cond_where_any(
@@ -55,7 +55,7 @@ def cond_where_any(
     Array([ 0,  1,  2, 30, 40], dtype=int32)
     """
 
-    def batch(pred: jax.Array, operands: tuple) -> T:
+    def batch(pred: jax.Array, *operands: object) -> T:
         branches = jax.vmap(on_true), jax.vmap(on_false)
         shapes = jax.eval_shape(branches[0], *operands)
         skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
@@ -66,29 +66,61 @@ def cond_where_any(
         pick = jax.vmap(lambda pred, a, b: jnp.where(pred, a, b))
         return jax.tree.map(functools.partial(pick, pred), yes, no)
 
-    return _cond(batch, pred, on_true, on_false, operands)
+    return _batched_by(batch, functools.partial(_cond, on_true, on_false), pred, *operands)
+
+
+def run_long_rarely(
+    run: Callable[..., T],
+    unfinished: Callable[[T], jax.Array],
+    limits: tuple[int, int],
+    constants: object,
+    state: T,
+) -> T:
+    """``run(constants, state, limit=limits[1])``, a loop; vmapped most stop at the first limit.
+
+    Those that are unfinished there are gathered and go on in blocks, as for `cond_rarely`.
+
+    Args:
+      run: goes on with a state until it is finished or has taken ``limit`` steps, those before
+        included; may close over no value being traced.
+      unfinished: whether a state is, a scalar bool.
+      limits: in steps, for all of a batch and for its stragglers.
+      constants: a pytree of arrays.
+      state: likewise; what ``run`` returns.
+
+    >>> def halve(least, v, limit):
+    ...     more = lambda s: (s[0] > least) & (s[1] < limit)
+    ...     return jax.lax.while_loop(more, lambda s: (s[0] / 2, s[1] + 1), v)
+    >>> go = lambda v: run_long_rarely(halve, lambda s: s[0] > 1.0, (2, 9), 1.0, (v, 0))
+    >>> jax.vmap(go)(jnp.float32([1.0, 4.0, 64.0]))[1].tolist()
+    [0, 2, 6]
+    """
+    first, last = (functools.partial(run, limit=limit) for limit in limits)
+
+    def batch(constants: object, state: T) -> T:
+        state = jax.vmap(first)(constants, state)
+        return _overwrite(jax.vmap(unfinished)(state), last, state, (constants, state))
+
+    return _batched_by(batch, last, constants, state)
 
 
 def _cond(
-    batch: Callable[..., T],
-    pred: jax.Array,
-    on_true: Callable[..., T],
-    on_false: Callable[..., T],
-    operands: tuple,
+    on_true: Callable[..., T], on_false: Callable[..., T], pred: jax.Array, *operands: object
 ) -> T:
-    """`jax.lax.cond`, vmapped ``batch`` of predicates ``(N,)`` and operands ``(N, ...)``."""
+    return jax.lax.cond(pred, on_true, on_false, *operands)
 
-    @custom_vmap
-    def chosen(pred: jax.Array, operands: tuple) -> T:
-        return jax.lax.cond(pred, on_true, on_false, *operands)
 
-    @chosen.def_vmap
-    def _(size: int, batched: list, pred: jax.Array, operands: tuple) -> tuple[T, T]:
+def _batched_by(batch: Callable[..., T], one: Callable[..., T], *operands: object) -> T:
+    """``one`` of the operands; vmapped, ``batch`` of all of them with a leading axis."""
+    run = custom_vmap(lambda operands: one(*operands))
+
+    @run.def_vmap
+    def _(size: int, batched: list, operands: tuple) -> tuple[T, T]:
         spread = lambda v, is_: v if is_ else jnp.broadcast_to(v, (size, *jnp.shape(v)))  # noqa: E731
-        result = batch(*jax.tree.map(spread, (pred, operands), tuple(batched)))
+        result = batch(*jax.tree.map(spread, operands, batched[0]))
         return result, jax.tree.map(lambda _: True, result)
 
-    return chosen(pred, operands)
+    return run(operands)
 
 
 def _overwrite(pred: jax.Array, rare: Callable[..., T], result: T, operands: tuple) -> T:

@@ -272,8 +272,10 @@ def _look_further(
     """
     views = levels[0].views
     contrast = _Views(local_contrast(views.source), local_contrast(views.target), views.counts)
-    more = (_candidates(kind, options) for kind in (views, contrast))
-    t = jax.tree.map(lambda *v: jnp.concatenate(v), grey, *more)
+    both = jax.tree.map(lambda *v: jnp.stack(v), views, contrast)
+    # A loop: its program is compiled once.
+    more = jax.lax.map(lambda kind: _candidates(kind, options), both)
+    t = jax.tree.map(lambda v, new: jnp.concatenate([v, new.reshape(-1)]), grey, more)
     ranked = _ranked(views, t, sigma)
     factor = levels[0].factor
     for number, level in enumerate(levels[1:] or levels):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import cond_rarely
+from jaxreg.branching import run_long_rarely
 from jaxreg.denoising import cosine_blur, wiener
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import Fit, fit_intensity, weigh
@@ -160,13 +160,8 @@ def find_optimum(
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
     descend = functools.partial(_descend, shape=source.shape, linear=linear)
-    state = descend(problem, state, limit=min(_MOST_ARE_DONE, iterations))
-    state = cond_rarely(
-        (state.moved > _CONVERGED) & (state.taken < iterations),
-        functools.partial(descend, limit=iterations),
-        lambda problem, state: state,
-        *(problem, state),
-    )
+    limits = min(_MOST_ARE_DONE, iterations), iterations
+    state = run_long_rarely(descend, lambda state: state.moved > _CONVERGED, limits, problem, state)
     settled = _near(state.transform, start)
     t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), state.transform, start)
     return Optimum(t, state.gain, state.bias, system, slow, changed, settled)

@@ -1,5 +1,7 @@
 """Branches of a batch: the answers of `jax.lax.cond`, the work of those that need it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg import branching
-from jaxreg.branching import cond_rarely, cond_where_any
+from jaxreg.branching import cond_rarely, cond_where_any, run_long_rarely
 
 
 @pytest.fixture(autouse=True)
@@ -16,18 +18,26 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(branching, "_BLOCK", 4)
 
 
+@functools.cache
+def picking(cond):
+    """One by one, in a batch, and in a batch of batches; traced once for each size."""
+
+    def pick(x):
+        return cond(x > 0, lambda v, k: -k * v["x"], lambda v, k: k + v["x"], {"x": x}, 3.0)
+
+    return jax.jit(pick), jax.jit(jax.vmap(pick)), jax.jit(jax.vmap(jax.vmap(pick)))
+
+
 @pytest.mark.parametrize("cond", [cond_rarely, cond_where_any])
 @settings(deadline=None, max_examples=30)
 @given(numbers=st.lists(st.integers(-9, 9), min_size=1, max_size=13))
 def test_a_batch_has_the_answers_of_its_elements(cond, numbers):
-    def pick(v):
-        return cond(v["x"] > 0, lambda v, k: -k * v["x"], lambda v, k: k + v["x"], v, 3.0)
-
+    one, batch, batches = picking(cond)
     x = jnp.asarray(numbers, jnp.float32)
     expected = np.where(x > 0, -3.0 * x, 3.0 + x)
-    np.testing.assert_array_equal([pick({"x": v}) for v in x], expected)
-    np.testing.assert_array_equal(jax.jit(jax.vmap(pick))({"x": x}), expected)
-    np.testing.assert_array_equal(jax.vmap(jax.vmap(pick))({"x": x[None]})[0], expected)
+    np.testing.assert_array_equal([one(v) for v in x], expected)
+    np.testing.assert_array_equal(batch(x), expected)
+    np.testing.assert_array_equal(batches(x[None])[0], expected)
 
 
 @pytest.mark.parametrize(("taken", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (11, 3)])
@@ -48,6 +58,29 @@ def test_the_rare_branch_runs_only_in_the_blocks_it_needs(taken, blocks):
     np.testing.assert_array_equal(result, np.where(flags, -x, x))
     assert len(ran) == 4 * blocks
     assert set(ran) >= set(np.asarray(x[flags]).tolist())
+
+
+def test_a_loop_goes_on_only_in_the_blocks_that_want_more():
+    ran = []
+
+    def count_down(step, state, limit):
+        def one(state):
+            jax.debug.callback(lambda v: ran.append(int(v)), state[1])
+            return state[0] - step, state[1] + 1
+
+        return jax.lax.while_loop(lambda s: (s[0] > 0) & (s[1] < limit), one, state)
+
+    def run(number):
+        return run_long_rarely(count_down, lambda s: s[0] > 0, (2, 9), 2, (number, 0))
+
+    numbers = jnp.array([0, 4, 11, 3, 40, 1, 18])
+    together = jax.jit(jax.vmap(run))(numbers)
+    jax.effects_barrier()
+    # Seven take two steps; a block of four has the three others, up to seven more.
+    assert len(ran) == 7 * 2 + 4 * 7
+    alone = [run(n) for n in numbers]
+    np.testing.assert_array_equal(np.transpose(together), alone)
+    np.testing.assert_array_equal(together[1], [0, 2, 6, 2, 9, 1, 9])
 
 
 @pytest.mark.parametrize("flags", [[True] * 3, [False] * 3, [True, False, True]])
