@@ -22,7 +22,7 @@ from jaxreg.intensity import Fit, fit_intensity
 from jaxreg.masking import Counts
 from jaxreg.normal_equations import System, moments, normal_matrix
 from jaxreg.optimum import WHITE, Optimum, agreement, differentiable, find_optimum, flat
-from jaxreg.products import product
+from jaxreg.products import dots, product
 from jaxreg.refinement import solve
 from jaxreg.resampling import DEGREE, interpolant, moved_by, noise_gain, pull, source_points
 
@@ -32,6 +32,10 @@ T = TypeVar("T")
 # tells: by as much as neighbours share, within these bounds. Measured on scenes of the training
 # photographs.
 _INFLATION = 1.5, 2.5
+# Likewise by the bilinear kernel: from where neighbours are more alike than it makes white noise,
+# how fast, and from where on they are what hides a part of a view, which the weights deal with.
+# Measured on training images: blurred, as JPEG files, partly hidden.
+_LIKE_NOISE, _PER_LIKENESS, _HIDDEN = 0.25, 6.0, 1.4
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
 _EXACT = 1e-9
@@ -85,22 +89,22 @@ def finish(
     others = counts and counts.swapped().without_rim()
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
     ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, own, t), (*both[::-1], others, inverse))
-    bilinear, *brightness = jax.lax.map(lambda way: _mismatch(*way, linear=True), ways)
-    swapped = bilinear[1] < bilinear[0]
+    bilinear = jax.lax.map(lambda way: _trial(*way, linear=True), ways)
+    swapped = bilinear.mismatch[1] < bilinear.mismatch[0]
     pick = lambda a, b: jnp.where(swapped, a, b)  # noqa: E731
     start = jax.tree.map(pick, inverse, t)
     pair = pick(moving, fixed), pick(fixed, moving), jax.tree.map(pick, others, own)
-    begin = start, *(pick(both_ways[1], both_ways[0]) for both_ways in brightness)
+    begin = start, pick(*bilinear.gain[::-1]), pick(*bilinear.bias[::-1])
     if kernel == "auto":
-        least = bilinear.min()
+        least = bilinear.mismatch.min()
         # A pair that the bilinear kernel explains to rounding needs no trial of the spline.
-        spline = cond_where_any(
+        linear = cond_where_any(
             least < _EXACT,
-            lambda *_: jnp.float32(jnp.inf),
-            lambda *way: _mismatch(*way, linear=False)[0],
-            *(*jax.lax.stop_gradient(pair), start),
+            lambda *_: jnp.bool_(True),
+            _bilinear_explains_more,
+            *(least, *jax.lax.stop_gradient(pair), start),
         )
-        end = _solve(iterations, least <= spline, *pair, *begin)
+        end = _solve(iterations, linear, *pair, *begin)
     else:
         end = _solve_by(*pair, *begin, linear=kernel == "linear", iterations=iterations)
     back, turned = _unswap(end.transform, end.covariance)
@@ -148,34 +152,82 @@ def _by_either_kernel(stage: Callable[..., T]) -> list[Callable[..., T]]:
     return [functools.partial(stage, linear=linear) for linear in (True, False)]
 
 
+def _bilinear_explains_more(
+    least: jax.Array, source: jax.Array, target: jax.Array, counts: Counts | None, t: RigidTransform
+) -> jax.Array:
+    """Whether the bilinear kernel, with its `_Trial.mismatch`, is the pair's own.
+
+    What it smoothed away is slow beside the pair's noise, so if it made the pair the neighbours in
+    the spline's residual are alike. Aliasing makes them opposite, and little of it passes the
+    bilinear kernel: there a smaller residual is no sign.
+    """
+    spline = _trial(source, target, counts, t, linear=False)
+    return (least <= spline.mismatch) & (spline.alike > 0.0)
+
+
+class _Trial(NamedTuple):
+    """How well a kernel explains a pair at its start.
+
+    Attributes:
+      mismatch: variance of the residual, in units of the noise that the kernel lets through.
+      alike: by how much neighbours in the residual are, see `_alike`.
+      gain: of the brightness.
+      bias: ``(C,)``, likewise.
+    """
+
+    mismatch: jax.Array
+    alike: jax.Array
+    gain: jax.Array
+    bias: jax.Array
+
+
 @functools.cache
-def _slanted_lines(height: int, width: int) -> np.ndarray | slice:
-    """Indices of every third pixel, or of all of a small image: enough to tell the kernel by."""
-    y, x = np.mgrid[:height, :width]
-    return np.flatnonzero((y + x) % 3 == 0) if y.size >= _MANY_PIXELS else slice(None)
+def _some_rows(height: int, width: int) -> np.ndarray | slice:
+    """Every third pair of rows, or all rows of a small image: enough to tell the kernel by."""
+    if height * width < _MANY_PIXELS:
+        return slice(None)
+    return (np.arange(0, height - 1, 6)[:, None] + np.arange(2)).reshape(-1)
 
 
-def _mismatch(
+def _trial(
     source: jax.Array, target: jax.Array, counts: Counts | None, t: RigidTransform, *, linear: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Residual variance in units of the noise that the kernel lets through, gain and bias.
+) -> _Trial:
+    """How well a kernel explains a pair.
 
     What a small move would take away does not count: the start is not the optimum yet.
     """
+    height, width, channels = source.shape
+    rows = _some_rows(height, width)
+    some = lambda v, *last: v.reshape(height, width, *last)[rows].reshape(-1, *last)  # noqa: E731
     points = source_points(source.shape, t, counts=counts)
-    some = _slanted_lines(*source.shape[:2])
-    v, u = (flat(g)[some] for g in jnp.gradient(target, axis=(0, 1)))
-    slope = moved_by(u, v, points.lever[:, some]).reshape(3, -1)
-    points = points._replace(x=points.x[some], y=points.y[some], inside=points.inside[some])
+    lever = jnp.stack([some(v) for v in points.lever])
+    points = points._replace(x=some(points.x), y=some(points.y), inside=some(points.inside))
+    v, u = (some(g, channels) for g in jnp.gradient(target, axis=(0, 1)))
+    slope = moved_by(u, v, lever).reshape(3, -1)
     value = pull(interpolant(source, linear), points, linear)
-    fit = fit_intensity(value, flat(target)[some], points.inside)
+    fit = fit_intensity(value, some(target, channels), points.inside)
     normal = normal_matrix(slope, slope, fit.weight)
     drop = moments(slope, fit.weight, fit.residual)
-    moved = product(drop, solve(normal, drop)) / value.shape[-1]
+    step = solve(normal, drop)
+    moved = product(drop, step) / channels
     variance = fit.variance - moved / jnp.maximum(fit.weight.sum(), 1.0)
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
     kept = jnp.square(fit.gain) * noise_gain(points, linear)
-    return variance / (kept + 1.0) / fit.gain, fit.gain, fit.bias
+    rest = fit.weight[:, None] * (fit.residual - product(step, slope).reshape(value.shape))
+    together = height if isinstance(rows, slice) else 2
+    alike = _alike(rest.reshape(-1, together, width, channels))
+    return _Trial(variance / (kept + 1.0) / fit.gain, alike, fit.gain, fit.bias)
+
+
+def _alike(bands: jax.Array) -> jax.Array:
+    """Correlation of neighbours, below plus beside, in bands of rows ``(B, R, W, C)``; -2 to 2."""
+
+    def mean(a: jax.Array, b: jax.Array) -> jax.Array:
+        return dots(a.reshape(-1), b.reshape(-1)) / a.size
+
+    below = mean(bands[:, 1:], bands[:, :-1])
+    beside = mean(bands[:, :, 1:], bands[:, :, :-1])
+    return (below + beside) / jnp.maximum(mean(bands, bands), 1e-30)
 
 
 def _describe(
@@ -184,7 +236,12 @@ def _describe(
     """What is said of an optimum; differentiable with respect to the images."""
     end = end._replace(transform=differentiable(linear, source, target, counts, end))
     points, value, fit = agreement(source, target, counts, end, linear=linear)
-    inflation = 1.0 if linear else jnp.clip(end.slow / WHITE, *_INFLATION)
+    if linear:
+        alike = _alike((fit.weight[:, None] * fit.residual).reshape(1, *source.shape))
+        above = jnp.minimum(alike - _LIKE_NOISE, _HIDDEN - alike)
+        inflation = jnp.clip(1.0 + _PER_LIKENESS * above, 1.0, 3.0)
+    else:
+        inflation = jnp.clip(end.slow / WHITE, *_INFLATION)
     covariance = _covariance(end.system, fit) * inflation
     return Finished(
         end.transform, covariance, value, flat(target), points.inside, fit.weight, end.settled

@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jaxreg.finishing import finish
+from jaxreg.finishing import _bilinear_explains_more, _trial, finish
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
-from jaxreg.normal_equations import guarded
+from jaxreg.normal_equations import guarded, inverted
 from jaxreg.optimum import _aliased, _outlier, _slow_share
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
-from tests.tolerances import REGISTERED_EXACTLY, REGISTERED_ROUNDED
+from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROUNDED
 
 TRUTH = RigidTransform(1.7, -2.4, 33.0)
 START = RigidTransform(1.8, -2.3, 33.5)
@@ -62,6 +64,20 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 1)])
+def test_aliasing_is_no_sign_of_the_bilinear_kernel(shape):
+    """However little that kernel leaves of it, unlike where it made the pair."""
+    rng, judge = np.random.default_rng(0), jax.jit(_bilinear_explains_more)
+    fine = jnp.asarray(texture((2 * shape[0], 2 * shape[1], shape[2]), sigma=0.9) / 60)
+    aliased, half_a_pixel = (fine[::2, ::2], fine[1::2, 1::2]), RigidTransform(-0.5, -0.5, 0.0)
+    assert not judge(jnp.float32(0.0), *aliased, None, half_a_pixel)
+    images = fine[: shape[0], : shape[1]], warp(fine[: shape[0], : shape[1]], TRUTH)
+    noisy = [image + 0.1 * rng.normal(size=shape).astype(np.float32) for image in images]
+    bilinear = _trial(*noisy, None, TRUTH, linear=True)
+    assert judge(bilinear.mismatch, *noisy, None, TRUTH)
+    assert not judge(2.0 * bilinear.mismatch, *noisy, None, TRUTH)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 1)])
 def test_the_colour_of_a_residual_tells_aliasing_from_noise_and_from_what_hides_a_part(shape):
     noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     fine = noise - scipy.ndimage.gaussian_filter(noise, (1.0, 1.0, 0.0))
@@ -86,6 +102,16 @@ def test_where_no_optimum_is_near_the_start_is_the_answer_and_says_so():
     assert (np.stack(away) <= [3.0, 3.0, 12.0]).all()
     assert not ends[0].settled
     assert away[0].max() < 1e-4
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), size=st.integers(1, 9))
+def test_the_inverse_is_numpys(seed, size):
+    rows = np.random.default_rng(seed).normal(size=(size, 40)).astype(np.float32)
+    matrix = rows @ (rows + 0.1 * rows[::-1]).T / 40  # not symmetric, as instruments make it
+    np.testing.assert_allclose(
+        inverted(jnp.asarray(matrix)) @ matrix, np.eye(size), atol=FLOAT32_INVERSE
+    )
 
 
 def test_a_secant_that_leaps_is_shortened_and_one_that_turns_back_is_not_followed():

@@ -31,3 +31,5 @@ REGISTERED_UNIT = 2e-3
 SLID_BACK = 0.3
 # float32 rounding of a correlation coefficient over a few hundred pixels.
 FLOAT32_CORRELATION = 1e-5
+# float32 rounding of the inverse of a well-conditioned matrix of up to 9 rows, times the matrix.
+FLOAT32_INVERSE = 1e-4
