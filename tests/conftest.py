@@ -4,6 +4,8 @@ import os
 import shutil
 import tempfile
 
+import filelock
+import numpy as np
 import pytest
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -19,3 +21,15 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if _OWN in config.stash:
         shutil.rmtree(config.stash[_OWN], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def batch_program():
+    """The program that most tests of registration run; the others wait for who compiles it."""
+    from jaxreg import register_batch  # not before `pytest_configure`
+    from tests.registration_support import COUNT, SIZE
+
+    cache = os.environ[_CACHE]
+    os.makedirs(cache, exist_ok=True)
+    with filelock.FileLock(os.path.join(cache, "batch_program.lock")):
+        register_batch(*np.zeros((2, COUNT, SIZE, SIZE, 3), np.float32))

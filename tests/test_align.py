@@ -39,6 +39,19 @@ def test_a_real_pair_is_registered(tmp_path, capsys):
     assert read_picture(check).pixels.shape[2] == 3
 
 
+def test_integers_of_16_bits_are_registered(tmp_path, capsys):
+    pair = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    image = scene(128, 95, 1, np.int16)  # compiled once with the pair above
+    image = image.astype(np.float64) - 20000  # most below zero
+    moving = warp_pixels(image, TRUTH)
+    for path, pixels in zip(pair, (image, moving), strict=True):
+        cv2.imwrite(str(path), pixels.astype(np.int16))
+    assert run(*pair, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    answer = [report[name] for name in ("tx", "ty", "theta")]
+    assert np.allclose(answer, [3, -2, 40], atol=ALIGNED_FILES)
+
+
 def test_text_says_what_was_done(tmp_path, capsys, calls):
     pair = save_pair(tmp_path)
     assert run(*pair, "--working_size=24", f"--out={tmp_path / 'o.png'}") == 0

@@ -39,6 +39,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("batch_program")
 def test_a_movie_is_registered_to_its_first_page(tmp_path, capsys):
     movie, table, folder = tmp_path / "movie.tif", tmp_path / "t.csv", tmp_path / "moved"
     pages = save_movie(movie, (32, 32))  # the size that all tests register, compiled once

@@ -25,6 +25,8 @@ from tests.registration_support import (
 )
 from tests.tolerances import REGISTERED_UNIT
 
+pytestmark = pytest.mark.usefixtures("batch_program")
+
 Y, X = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
 
 

@@ -18,6 +18,8 @@ from tests.registration_support import (
 )
 from tests.tolerances import REGISTERED, REGISTERED_UNIT
 
+pytestmark = pytest.mark.usefixtures("batch_program")
+
 Y, X = np.mgrid[:SIZE, :SIZE]
 # Dust on the sensor: at one place whatever the scene does.
 CLEAN = (np.hypot(Y - 14, X - 17) >= 5) & ~((Y // 3 == 1) & (X > 1) & (X < 12))

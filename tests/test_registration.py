@@ -19,6 +19,8 @@ from jaxreg.warping import warp
 from tests.registration_support import assert_finite, errors, photo_pairs, texture
 from tests.tolerances import REGISTERED, REGISTERED_UNIT
 
+pytestmark = pytest.mark.usefixtures("batch_program")
+
 TRUTH = RigidTransform(2.25, -1.5, 100.0)
 
 
