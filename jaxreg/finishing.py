@@ -37,6 +37,9 @@ _INFLATION = 1.5, 2.5
 # Measured on training images: blurred, as JPEG files, partly hidden.
 _LIKE_NOISE, _PER_LIKENESS, _HIDDEN = 0.25, 6.0, 1.4
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
+# The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.
+# Measured on pairs of training images (up to .01) and scenes of the training photographs (from .3).
+_OF_ALIASING = 0.1
 # Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
 _EXACT = 1e-9
 
@@ -159,10 +162,11 @@ def _bilinear_explains_more(
 
     What it smoothed away is slow beside the pair's noise, so if it made the pair the neighbours in
     the spline's residual are alike. Aliasing makes them opposite, and little of it passes the
-    bilinear kernel: there a smaller residual is no sign.
+    bilinear kernel: there a somewhat smaller residual is no sign.
     """
     spline = _trial(source, target, counts, t, linear=False)
-    return (least <= spline.mismatch) & (spline.alike > 0.0)
+    most = jnp.where(spline.alike > 0.0, 1.0, _OF_ALIASING)
+    return least <= most * spline.mismatch
 
 
 class _Trial(NamedTuple):
@@ -237,7 +241,8 @@ def _describe(
     end = end._replace(transform=differentiable(linear, source, target, counts, end))
     points, value, fit = agreement(source, target, counts, end, linear=linear)
     if linear:
-        alike = _alike((fit.weight[:, None] * fit.residual).reshape(1, *source.shape))
+        rest = jax.lax.stop_gradient(fit.weight[:, None] * fit.residual)
+        alike = _alike(rest.reshape(1, *source.shape))
         above = jnp.minimum(alike - _LIKE_NOISE, _HIDDEN - alike)
         inflation = jnp.clip(1.0 + _PER_LIKENESS * above, 1.0, 3.0)
     else:
