@@ -90,10 +90,9 @@ class Registration:
     def reasons(self) -> list[str]:
         """What speaks against the answer to one pair, in words; not under a transformation.
 
-        >>> import jaxreg
-        >>> flat = jnp.ones((32, 32))
-        >>> jaxreg.register(flat, flat).reasons[0]
-        'an image leaves a direction open: flat, striped, or a lone edge'
+        >>> doubts = np.int32(Doubt.FEATURELESS | Doubt.NOT_FINITE)
+        >>> Registration(RigidTransform.identity(), 0.0, False, doubts=doubts).reasons[0]
+        'an image holds NaN or infinite values'
         """
         doubts = Doubt(int(self.doubts) if self.doubts is not None else 0)
         return [words for doubt, words in _IN_WORDS.items() if doubt in doubts]

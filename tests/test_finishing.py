@@ -18,7 +18,8 @@ from tests.registration_support import errors, texture
 from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROUNDED
 
 TRUTH = RigidTransform(1.7, -2.4, 33.0)
-START = RigidTransform(1.8, -2.3, 33.5)
+START = RigidTransform.from_array([1.8, -2.3, 33.5])
+solve = jax.jit(finish)  # one, so that a shape is compiled once
 
 
 def test_gain_and_bias_are_found_despite_an_occlusion():
@@ -37,7 +38,7 @@ def test_what_hides_a_fifth_of_the_view_does_not_move_the_answer():
     """Neither through the brightness, fitted to what agrees alone, nor through the residuals."""
     fixed = jnp.asarray(texture((32, 32, 3)) / 60)
     moving = warp(fixed, TRUTH).at[3:17, 12:26].set(jnp.array([2.0, -1.0, 3.0]))
-    end = jax.jit(finish)(fixed, moving, START)
+    end = solve(fixed, moving, START)
     shift, turn = errors(end.transform, TRUTH)
     assert shift < REGISTERED_ROUNDED[0]
     assert turn < REGISTERED_ROUNDED[1]
@@ -47,7 +48,6 @@ def test_what_hides_a_fifth_of_the_view_does_not_move_the_answer():
 def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
     """As is either direction: nothing tells `finish` how the pair was made."""
     fixed = jnp.asarray(texture((32, 32, 3)) / 60)
-    solve = jax.jit(finish)
     for kernel in ("linear", "spline"):
         moving = gain * warp(fixed, TRUTH, kernel) + bias / 60
         for images, start, truth in [
@@ -67,14 +67,15 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
 def test_aliasing_is_no_sign_of_the_bilinear_kernel(shape):
     """Though that kernel leaves less of it than the spline, unlike where it made the pair."""
     rng, judge = np.random.default_rng(0), jax.jit(_bilinear_explains_more)
+    trial = jax.jit(_trial, static_argnames="linear")
     fine = jnp.asarray(texture((2 * shape[0], 2 * shape[1], shape[2]), sigma=0.9) / 60)
     aliased, half_a_pixel = (fine[::2, ::2], fine[1::2, 1::2]), RigidTransform(-0.5, -0.5, 0.0)
-    left = _trial(*aliased, None, half_a_pixel, linear=False).mismatch
+    left = trial(*aliased, None, half_a_pixel, linear=False).mismatch
     assert not judge(0.5 * left, *aliased, None, half_a_pixel)
     assert judge(0.01 * left, *aliased, None, half_a_pixel)  # that is no aliasing after all
     images = fine[: shape[0], : shape[1]], warp(fine[: shape[0], : shape[1]], TRUTH)
     noisy = [image + 0.1 * rng.normal(size=shape).astype(np.float32) for image in images]
-    bilinear = _trial(*noisy, None, TRUTH, linear=True)
+    bilinear = trial(*noisy, None, TRUTH, linear=True)
     assert judge(bilinear.mismatch, *noisy, None, TRUTH)
     assert not judge(2.0 * bilinear.mismatch, *noisy, None, TRUTH)
 
@@ -95,10 +96,9 @@ def test_the_colour_of_a_residual_tells_aliasing_from_noise_and_from_what_hides_
 def test_where_no_optimum_is_near_the_start_is_the_answer_and_says_so():
     fixed = jnp.asarray(texture((32, 32, 3)) / 60)
     moving = warp(fixed, TRUTH)
-    solve = jax.jit(finish)
     assert bool(solve(fixed, moving, START).settled)
     flat = 1e-6 * jnp.asarray(texture((32, 32, 3), seed=3))
-    lost = RigidTransform(-6.0, 6.0, 200.0)
+    lost = RigidTransform.from_array([-6.0, 6.0, 200.0])
     ends = [solve(*pair, lost) for pair in [(fixed, moving), (fixed, flat)]]
     away = [np.abs(np.asarray(e.transform.as_array()) - [-6.0, 6.0, -160.0]) for e in ends]
     assert (np.stack(away) <= [3.0, 3.0, 12.0]).all()
