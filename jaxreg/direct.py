@@ -40,6 +40,7 @@ _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
+_SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than that, in sides
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
@@ -152,6 +153,8 @@ def _finish_and_judge(
     same = (pair.fixed == pair.moving).all()
     transform = jax.tree.map(functools.partial(_without_rounding, same), end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
+    resolved = _SPACING * np.array([*pair.fixed.shape[1::-1], 180.0], np.float32)
+    covariance += jnp.diag(jnp.square(resolved))
     score = correlation(end, pair.fixed.shape)
     return Registration(transform, score, doubts == 0, covariance, jnp.bool_(True), doubts)
 
