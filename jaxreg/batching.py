@@ -6,6 +6,7 @@ core; an accelerator wants thousands of pairs at once, and the next ones on thei
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -32,7 +33,7 @@ _VALUES_AT_ONCE = 2**22
 # What it takes at most for a value, compiled for a GPU, and with masks; two chunks may be under
 # way, and half of the memory is the caller's.
 _BYTES_A_VALUE, _BYTES_WITH_MASKS, _SHARE_OF_MEMORY = 300, 900, 4
-_CONTEXT = ("default_device", "default_matmul_precision")
+_CONTEXT = ("default_device", "default_matmul_precision", "enable_x64")
 _BATCH = 64  # pairs that an estimator is given at a time
 # XLA makes a tree of kernels of every sum, for the sake of precision; a sum of few values needs
 # none, and a program of small kernels takes a tenth less time without.
@@ -129,8 +130,13 @@ def _one_by_one(one: OnePair, count: int | jax.Array, *stacks: jax.Array) -> Reg
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _traced(one: OnePair, *stacks: jax.Array) -> Registration:
-    """A function of one pair for all pairs of a program that is being traced."""
+def each_pair(one: OnePair, *stacks: Any) -> Registration:
+    """A function of one pair for all pairs of a program that is being traced.
+
+    Args:
+      one: hashable.
+      *stacks: pytrees of arrays with a leading axis N.
+    """
     if runs_on_cpu():
         return jax.lax.map(lambda pair: one(*pair), stacks)
     return jax.vmap(one)(*stacks)
@@ -153,7 +159,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     """
     # Under jit all that is made is traced, whether the stacks take part or not.
     if are_traced(*stacks, jnp.zeros(())):
-        return _traced(one, *(jnp.asarray(images, jnp.float32) for images in stacks))
+        return each_pair(one, *(jnp.asarray(images, jnp.float32) for images in stacks))
     count, devices, on_cpu = len(stacks[0]), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
     height, width, channels = stacks[0].shape[1:]
@@ -164,10 +170,12 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
     # Threads begin without the settings that the caller made with these.
-    device, precision = (getattr(jax.config, f"jax_{name}") for name in _CONTEXT)
+    settings = {name: getattr(jax.config, f"jax_{name}") for name in _CONTEXT}
 
     def part(start: int) -> Registration:
-        with jax.default_device(device), jax.default_matmul_precision(precision):
+        with contextlib.ExitStack() as stack:
+            for name, value in settings.items():
+                stack.enter_context(getattr(jax, name)(value))
             some = [_filled_up(images[start : start + step], size) for images in stacks]
             if devices > 1:  # wherever they were, even committed to one of them
                 some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
@@ -238,7 +246,7 @@ def map_batches(
       A `Registration` whose fields have a leading axis N.
     """
     count = len(fixed)
-    if are_traced(fixed, moving):
+    if are_traced(fixed, moving, jnp.zeros(())):  # as in `map_pairs`
         return _traced_batches(estimator, fixed, moving)
 
     def part(start: int) -> Registration:

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from jaxreg.batching import runs_on_cpu
+from jaxreg.batching import each_pair
 from jaxreg.direct import align_from
 from jaxreg.learned import compact
 from jaxreg.result import Doubt, Registration
@@ -30,11 +30,6 @@ def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
       ValueError: the images have another size or number of channels.
     """
     start = compact(*jax.lax.stop_gradient((fixed, moving)))
-    # As in `jaxreg.batching`: a CPU is fastest pair by pair.
-    pairs = fixed, moving, start.transform
-    if runs_on_cpu():
-        result = jax.lax.map(lambda pair: align_from(*pair), pairs)
-    else:
-        result = jax.vmap(align_from)(*pairs)
+    result = each_pair(align_from, fixed, moving, start.transform)
     doubts = result.doubts | raised(Doubt.UNSURE, ~start.success)
     return dataclasses.replace(result, score=start.score, success=doubts == 0, doubts=doubts)

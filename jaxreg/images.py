@@ -36,11 +36,9 @@ def _check_finite(images: Images, name: str) -> None:
     """
     if are_traced(images) or images.dtype.kind in "biu" or not images.size:
         return
-    if jax.default_backend() == "cpu":  # without a copy
-        images = np.asarray(images)
     with np.errstate(over="ignore", invalid="ignore"):
         # Extremes alone: a large stack gets no mask of its size beside it.
-        if np.isfinite(np.asarray([images.min(), images.max()], np.float32)).all():
+        if np.isfinite(np.asarray(_extremes(images), np.float32)).all():
             return
         wrong = ~np.isfinite(np.asarray(images).astype(np.float32))
     where = ""
@@ -51,6 +49,14 @@ def _check_finite(images: Images, name: str) -> None:
         f"{name} must be finite, got {wrong.sum()} NaN or infinite values{where}; "
         "fill or crop them first"
     )
+
+
+def _extremes(images: Images) -> list:
+    """The least and the largest value of what is not traced, though a program around it may be."""
+    if jax.default_backend() == "cpu":  # without a copy
+        images = np.asarray(images)
+    with jax.ensure_compile_time_eval():
+        return [images.min(), images.max()]
 
 
 def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
@@ -70,12 +76,13 @@ def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
             continue
         if images.dtype in (bool, np.uint8):
             continue
-        least, most = float(images.min()), float(images.max())
-        fractions = images.dtype.kind not in "iu" and least >= 0.0 and 0.0 < most <= 1.0
-        if fractions or most > 255.5:
+        least, most = map(float, _extremes(images))
+        centred = least < -0.5 * abs(most)  # noise alone does not take an image so far below zero
+        fractions = images.dtype.kind not in "iu" and not centred and 0.0 < most <= 1.0
+        if centred or fractions or most > 255.5:
             raise ValueError(
-                f"{name} must have intensities in 0..255 for {method}, got at most {most:.6g}; "
-                + ("multiply them by 255" if fractions else "rescale them")
+                f"{name} must have intensities in 0..255 for {method}, got {least:.6g} to "
+                f"{most:.6g}; " + ("multiply them by 255" if fractions else "rescale them")
             )
 
 
@@ -117,8 +124,8 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
     Args:
       fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype.
       moving: the same shape.
-      *masks: None, or of fixed and moving, ``(H, W)`` or None: what is zero or False does not
-        count, and need not be finite.
+      *masks: None, or of fixed and moving, ``(H, W)`` or None: what is False, or not above
+        zero, does not count, and need not be finite.
 
     Returns:
       Both, ``(H, W, C)``; their dtype is their own, and they stay where they are, on the host or a

@@ -12,7 +12,7 @@ from jaxreg.result import Registration
 from jaxreg.training.trained import TrainedNetwork
 from jaxreg.training.weights import load
 
-NETWORKS = {32: "compact32", 96: "compact96"}  # by height and width of the images
+_BY_SIDE = {32: "compact32", 96: "compact96"}  # by height and width of the images
 
 
 @jax.jit
@@ -39,9 +39,9 @@ def compact(fixed: jax.Array, moving: jax.Array) -> Registration:
 def _network(shape: tuple[int, ...]) -> TrainedNetwork:
     """The shipped network for images ``(N, H, W, C)``."""
     height, width, channels = shape[-3:]
-    if height != width or height not in NETWORKS:
+    if height != width or height not in _BY_SIDE:
         raise ValueError(
-            f"fixed and moving must be {' or '.join(f'{s}x{s}' for s in NETWORKS)} for method "
+            f"fixed and moving must be {' or '.join(f'{s}x{s}' for s in _BY_SIDE)} for method "
             f"'compact', got {height}x{width}; method 'direct' takes any size"
         )
     if channels not in (1, 3):
@@ -49,7 +49,7 @@ def _network(shape: tuple[int, ...]) -> TrainedNetwork:
             f"fixed and moving must have 1 or 3 channels for method 'compact', got {channels}; "
             "method 'direct' takes any number"
         )
-    return _shipped(NETWORKS[height])
+    return _shipped(_BY_SIDE[height])
 
 
 _shipped = functools.cache(load)

@@ -7,6 +7,7 @@ repeated bit for bit.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +36,11 @@ class Pairs:
 def draw_transforms(key: jax.Array, count: int, max_shift: float) -> RigidTransform:
     """Transforms uniform on ``[-max_shift, max_shift]^2`` pixels and [-180, 180) degrees."""
     x_key, y_key, angle_key = jax.random.split(key, 3)
+    draw = functools.partial(jax.random.uniform, shape=(count,), dtype=jnp.float32)
     return RigidTransform(
-        jax.random.uniform(x_key, (count,), minval=-max_shift, maxval=max_shift),
-        jax.random.uniform(y_key, (count,), minval=-max_shift, maxval=max_shift),
-        jax.random.uniform(angle_key, (count,), minval=-180.0, maxval=180.0),
+        draw(x_key, minval=-max_shift, maxval=max_shift),
+        draw(y_key, minval=-max_shift, maxval=max_shift),
+        draw(angle_key, minval=-180.0, maxval=180.0),
     )
 
 

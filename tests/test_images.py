@@ -97,8 +97,9 @@ def test_the_rest_is_refused_with_a_reason(check, fixed, moving, message):
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        (0.7, np.float32, "moving must have intensities in 0..255 for sift, got at most 0.7; mult"),
-        (1000, np.uint16, "got at most 1000; rescale them"),
+        (0.7, np.float32, "moving must have intensities in 0..255 for sift, got 0 to 0.7; mult"),
+        (1000, np.uint16, "got 0 to 1000; rescale them"),
+        (-3.0, np.float32, "got -3 to 0; rescale them"),
         (np.nan, np.float32, "128 NaN or infinite values in 2 of 4 images, the first at index 1"),
     ],
 )
@@ -107,6 +108,24 @@ def test_units_that_a_method_cannot_take_are_named(value, dtype, message):
     moving[[1, 3]] = value
     with pytest.raises(ValueError, match=message):
         check_grey_levels(fixed, moving, "sift")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_arrays_of_a_device_have_values_also_in_a_program_they_take_no_part_in(
+    monkeypatch, backend
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    good, one, bad = jnp.full((2, 8, 8, 1), 9.0), jnp.ones((8, 8, 3)), jnp.full((8, 8, 1), jnp.nan)
+
+    @jax.jit
+    def checked(_, images):
+        check_pair(one, one)
+        check_grey_levels(good, images, "sift")
+        return images.sum()
+
+    assert checked(0.0, good) == 9.0 * good.size
+    with pytest.raises(ValueError, match="fixed must be finite, got 64 NaN"):
+        jax.jit(lambda _: check_pair(bad, bad))(0.0)
 
 
 def test_shapes_are_checked_under_jit_and_values_are_not():

@@ -71,8 +71,8 @@ class CompactConfig:
             raise ValueError(f"image_size must be at least {INPUT_SIZE}, got {self.image_size}")
         if self.angles % 4 or self.angles < 8:
             raise ValueError(f"angles must be a multiple of 4 and at least 8, got {self.angles}")
-        if self.window % 2 or not 2 <= self.window <= GRID:
-            raise ValueError(f"window must be even, from 2 to {GRID}, got {self.window}")
+        if self.window % 2 or not 2 <= self.window <= GRID - 2:  # turned, it needs some room
+            raise ValueError(f"window must be even, from 2 to {GRID - 2}, got {self.window}")
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, got {self.steps}")
 
@@ -129,7 +129,7 @@ class Compact(Network):
         offset, log_spread = self._regress(volume, best)
         transform, precision = self._finish(fixed, moving, best, offset, log_spread)
         scale = self.image_size / INPUT_SIZE
-        units = jnp.array([scale, scale, 180.0 / jnp.pi])
+        units = jnp.float32([scale, scale, 180.0 / jnp.pi])
         covariance = inverse(precision) * units[:, None] * units
         return self._to_pixels(transform), covariance, self._certainty(logits, best)
 
@@ -143,7 +143,7 @@ class Compact(Network):
         """
         transform, covariance, certainty = self.predict(fixed, moving)
         scale = self.image_size / INPUT_SIZE
-        arm = jnp.array([1.0, 1.0, INPUT_SIZE / 3 * jnp.pi / 180 * scale]) / scale
+        arm = jnp.float32([1.0, 1.0, INPUT_SIZE / 3 * jnp.pi / 180 * scale]) / scale
         errors = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2)) * arm
         doubt = ODDS_PER_PIXEL * errors.max(-1) * jnp.maximum(1.0 - certainty, 0.0)
         score = certainty / (certainty + doubt + 1e-12)
@@ -231,7 +231,7 @@ class Compact(Network):
         transform = self._from_cells(cell + offset)
         # A Laplace distribution of spread b has variance 2 b^2; (angle, y, x) -> (x, y, angle).
         deviation = jnp.exp(log_spread[:, ::-1]) * self._units * 2**0.5
-        precision = jnp.eye(3) / deviation[:, None, :] ** 2
+        precision = jnp.eye(3, dtype=jnp.float32) / deviation[:, None, :] ** 2
         smooth_fixed, smooth_moving = blur(fixed), blur(moving)
         start = precision
         for _ in range(self.config.steps):
@@ -255,7 +255,7 @@ class Compact(Network):
     @property
     def _units(self) -> jax.Array:
         """Size of a cell ``(x, y, angle)`` in working pixels and radians."""
-        return jnp.array([2.0, 2.0, 2 * jnp.pi / self.config.angles])
+        return jnp.float32([2.0, 2.0, 2 * jnp.pi / self.config.angles])
 
     def _wrap(self, angle: jax.Array) -> jax.Array:
         half = self.config.angles / 2

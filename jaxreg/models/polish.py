@@ -90,8 +90,8 @@ def polish(
     highest = jax.lax.Precision.HIGHEST
     normal = jnp.einsum("npci,npcj->nij", weighted, slopes, precision=highest)
     right = jnp.einsum("npci,npc->ni", weighted, error, precision=highest)
-    ridge = 1e-6 * (jnp.trace(normal, axis1=1, axis2=2) + 1e-6)[:, None, None] * jnp.eye(3)
-    alone = _solve(normal + ridge, right)
+    ridge = 1e-6 * (jnp.trace(normal, axis1=1, axis2=2) + 1e-6)[:, None, None]
+    alone = _solve(normal + ridge * jnp.eye(3, dtype=jnp.float32), right)
     left = total(error * error) - (alone * right).sum(-1)
     noise = jnp.maximum(left, 1e-4 * energy) / (count[:, 0, 0] * fixed.shape[-1])
     evidence = trust / noise[:, None]
