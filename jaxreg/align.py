@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jaxreg.command_line import keep_compilations
+from jaxreg.alignment import STYLES
+from jaxreg.command_line import describe, keep_compilations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from jaxreg.alignment.moved import MovedPictures
     from jaxreg.alignment.table import Job, Table
 
-_STYLES = ["checkerboard", "red-cyan"]
 _NAMED = 5  # files without a partner that are named; the others are counted
 
 
@@ -66,7 +66,7 @@ def _flags() -> flags.FlagValues:
     text("out", None, "Aligned image; of many pairs: the table (CSV).", flag_values=values)
     text("out_moving", None, "MOVING brought onto FIXED; of many: a folder.", flag_values=values)
     text("overlay", None, "Picture of both, before and after.", flag_values=values)
-    flags.DEFINE_enum("overlay_style", _STYLES[0], _STYLES, "Its style.", flag_values=values)
+    flags.DEFINE_enum("overlay_style", STYLES[0], list(STYLES), "Its style.", flag_values=values)
     switch("json", False, "Print JSON.", flag_values=values)
     switch("crop", False, "Crop both images to the size they share.", flag_values=values)
     size = "Longer side that is registered, at most."
@@ -197,7 +197,7 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     from jaxreg.alignment.table import Table
 
     folder = options.out_moving
-    pictures = MovedPictures(folder, jobs, options.out) if folder else None
+    pictures = MovedPictures(folder, jobs, options.out, settings.masks.values()) if folder else None
     with Table(options.out, settings.method, str(settings)) as table:
         todo = [job for job in jobs if job not in table.rows]
         if len(todo) < len(jobs):
@@ -262,8 +262,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _align_many(jobs, settings, options)
         return _align_two(jobs[0], settings, options)
     except (flags.Error, ValueError, OSError, ImportError) as error:
-        from jaxreg.alignment.files import describe
-
         _say(describe(error))
         return 2
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
-"""What the commands share: reading their flags, keeping what they compile."""
+"""What the commands share: flags, errors in one line, keeping what they compile."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,18 @@ def keep_compilations() -> None:
     """Keep what XLA compiles on disk, so that a second start is fast; unless JAX is told where."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(user_folder() / "compiled"))
+
+
+def describe(error: object) -> str:
+    """An error, or what is said of one, in one line; a system's error without its number.
+
+    >>> describe(ValueError("too long  a   line"))
+    'too long a line'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename
+        return f"{os.fsdecode(name)}: {error.strerror}" if name is not None else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_flags(options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxreg.command_line import keep_compilations, read_flags
+from jaxreg.command_line import describe, keep_compilations, read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -91,7 +91,7 @@ def run(
             try:
                 data = build_suite(suite, options.pairs, options.seed, sources[suite_name])
             except ValueError as error:  # too few images for it, or too small ones
-                failures.append(_one_line(error))
+                failures.append(describe(error))
                 continue
             for name, estimator in methods.items():
                 bar.set_description(f"{suite_name}: {name}")
@@ -100,18 +100,15 @@ def run(
                     result = figures(rows)
                     if not options.no_timing:
                         result["time"] = measure_time(estimator, data)
-                except (ValueError, ImportError) as error:  # for another image size, say
-                    failures.append(f"{name} on {suite_name}: {_one_line(error)}")
+                except Exception as error:  # a method may be anybody's code
+                    reason = f"{type(error).__name__}: {describe(error)}"
+                    failures.append(f"{name} on {suite_name}: {reason}")
                     continue
                 raw.append(rows)
                 results.append(result)
                 write_json(options.out, results, origin)
                 write_rows(Path(options.out).with_suffix(".csv"), raw)
     return failures
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         prepared = _prepare(options)
     except (flags.Error, ValueError, OSError, ImportError) as error:
-        print(f"jaxreg.evaluate: {_one_line(error)}", file=sys.stderr)
+        print(f"jaxreg.evaluate: {describe(error)}", file=sys.stderr)
         return 2
     from jaxreg.evaluation.report import text_table
 

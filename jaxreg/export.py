@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import describe, read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         network = load(options.workdir)
         write_weights(network, out, options.dtype)
     except (flags.Error, ValueError, OSError) as error:
-        print(f"jaxreg.export: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jaxreg.export: {describe(error)}", file=sys.stderr)
         return 2
     print(f"{out}: {network.parameter_count:,} weights after {network.step} steps")
     return 0

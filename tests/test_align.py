@@ -307,6 +307,17 @@ def test_a_missing_package_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "jaxreg.align: sonar is not installed\n"
 
 
+def test_an_opencv_that_does_not_load_is_told_in_one_line(monkeypatch, capsys):
+    for name in [*sys.modules]:
+        if name.startswith("jaxreg.alignment."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert run("a.png", "b.png") == 2
+    error = capsys.readouterr().err
+    assert "cv2" in error
+    assert error.count("\n") == 1
+
+
 def test_help_tells_the_exit_status(capsys):
     assert run("--help") == 0
     printed = capsys.readouterr().out

@@ -96,6 +96,20 @@ def test_one_mask_serves_all_pairs_and_belongs_to_the_table(tmp_path, calls, cap
         assert "was begun with" in capsys.readouterr().err
 
 
+def test_a_mask_is_not_overwritten_by_a_picture(tmp_path, calls, capsys):
+    save_pair(tmp_path)
+    frames, moved = tmp_path / "frames", tmp_path / "moved"
+    for folder in (frames, moved):
+        folder.mkdir()
+    write_picture(frames / "a.png", scene())
+    mask = save_mask(moved / "a.png")
+    command = [f"--fixed={tmp_path / 'fixed.png'}", f"--moving_dir={frames}"]
+    command += [f"--out={tmp_path / 't.csv'}", f"--moving_mask={moved / 'a.png'}"]
+    assert run(*command, f"--out_moving={moved}") == 2
+    assert "or a mask; let --out_moving be another folder" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_mask(moved / "a.png"), mask)
+
+
 def test_a_mask_of_another_size_is_refused(tmp_path, calls, capsys):
     pair, file = save_pair(tmp_path), tmp_path / "mask.png"
     save_mask(file, (10, 20))

@@ -167,5 +167,13 @@ def test_absent_and_broken_array_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_images(f"arrays:{tmp_path / 'none.npy'}", "train", 4)
     (tmp_path / "broken.npy").write_bytes(b"not numbers")
-    with pytest.raises(ValueError, match=r"not a .npy or .npz file of numbers"):
-        load_images(f"arrays:{tmp_path / 'broken.npy'}", "train", 4)
+    whole, pictures = tmp_path / "whole.npz", tmp_path / "pictures.npz"
+    np.savez(whole, images=noise((20, 6, 6, 3)))
+    (tmp_path / "short.npz").write_bytes(whole.read_bytes()[:-40])
+    spoilt = bytearray(whole.read_bytes())
+    spoilt[1000] ^= 1
+    (tmp_path / "spoilt.npz").write_bytes(spoilt)
+    np.savez(pictures, images=np.array([noise((4, 4)), None], object))
+    for name in ("broken.npy", "short.npz", "spoilt.npz", "pictures.npz"):
+        with pytest.raises(ValueError, match=rf"{name}: not a .npy or .npz file of numbers"):
+            load_images(f"arrays:{tmp_path / name}", "train", 4)

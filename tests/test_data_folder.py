@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 
 import cv2
 import numpy as np
@@ -50,6 +51,15 @@ def test_a_new_file_hardly_moves_the_others(pictures):
     before = levels(pictures, "train")
     write(pictures / "new.png", picture(255))
     assert len(set(before) - set(levels(pictures, "train"))) <= 1
+
+
+def test_names_need_not_be_utf8(pictures):
+    write(pictures / "plain.png", picture(8))
+    try:
+        (pictures / "plain.png").rename(pictures / os.fsdecode(b"m\xff.png"))
+    except OSError:
+        pytest.skip("this file system wants names of UTF-8")
+    assert len(levels(pictures, "train") + levels(pictures, "test")) == 31
 
 
 def test_order_is_that_of_the_paths(tmp_path):

@@ -37,6 +37,10 @@ def lacking(fixed, moving):
     raise ImportError("sonar is not installed; pip install sonar")
 
 
+def broken(fixed, moving):
+    return fixed[100.5]
+
+
 def stopped(fixed, moving):
     raise KeyboardInterrupt
 
@@ -70,9 +74,13 @@ def test_timing_is_part_of_a_row(tmp_path):
 
 def test_a_method_that_refuses_a_suite_does_not_stop_the_others(tmp_path, capsys):
     out = tmp_path / "r.json"
-    methods = "--methods=tests.test_evaluate:only_32,constant"
+    methods = ",".join(f"tests.test_evaluate:{name}" for name in ("only_32", "broken"))
+    methods = f"--methods={methods},constant"
     assert run("--suites=random@16", methods, "--pairs=4", "--no_timing", f"--out={out}") == 2
-    assert "only_32 on random@16: images must be 32x32, got 16x16" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "only_32 on random@16: ValueError: images must be 32x32, got 16x16" in error
+    assert "broken on random@16: IndexError: " in error
+    assert error.count("\n") == 2
     assert [r["method"] for r in json.loads(out.read_text())["results"]] == ["constant"]
 
 
@@ -88,7 +96,7 @@ def test_a_package_that_is_missed_late_does_not_stop_the_others(tmp_path, capsys
     out = tmp_path / "r.json"
     methods = "--methods=tests.test_evaluate:lacking,constant"
     assert run("--suites=random@16", methods, "--pairs=4", "--no_timing", f"--out={out}") == 2
-    assert "lacking on random@16: sonar is not installed" in capsys.readouterr().err
+    assert "lacking on random@16: ImportError: sonar is not installed" in capsys.readouterr().err
     assert [r["method"] for r in json.loads(out.read_text())["results"]] == ["constant"]
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import jaxreg
-from jaxreg.alignment.files import Picture, describe, read_mask, read_picture
+from jaxreg.alignment.files import Picture, read_mask, read_picture
 from jaxreg.alignment.pages import split_page
 from jaxreg.alignment.table import COLUMNS, Job
 from jaxreg.alignment.working import (
@@ -27,6 +27,7 @@ from jaxreg.alignment.working import (
     make_working,
     scale_back,
 )
+from jaxreg.command_line import describe
 from jaxreg.direct import DirectOptions
 
 _READERS = 4  # threads that read files while the device works

@@ -121,14 +121,6 @@ def _reversed_channels(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
 
 
-def describe(error: Exception) -> str:
-    """An error in one line; a system's error without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        name = error.filename
-        return f"{os.fsdecode(name)}: {error.strerror}" if name is not None else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _is_jpeg(data: np.ndarray) -> bool:
     return data[:2].tobytes() == b"\xff\xd8"
 

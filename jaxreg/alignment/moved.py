@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,17 +25,24 @@ class MovedPictures:
     that of the moving file could not keep its pixels: .png, or .tif for what PNG cannot keep.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], jobs: Sequence[Job], table: str):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        jobs: Sequence[Job],
+        table: str,
+        masks: Iterable[str] = (),
+    ):
         """Check that nothing will be overwritten; nothing is made yet.
 
         Args:
           folder: may be missing, its own folder may not.
           jobs: all pairs.
           table: the file of their answers.
+          masks: files, too.
 
         Raises:
           ValueError: the folder cannot be written to, two pairs would write one file, or a picture
-            would take the place of an image to register or of the table.
+            would take the place of an image to register, of a mask or of the table.
         """
         self.folder = Path(folder)
         there = self.folder.exists()
@@ -42,7 +50,7 @@ class MovedPictures:
             raise ValueError(f"--out_moving={folder} is no folder; many pairs need one")
         check_folder(self.folder if there else self.folder.parent, folder)
         self._check_names(jobs)
-        self._check_inputs(jobs, table)
+        self._check_inputs(jobs, table, masks)
 
     def _check_names(self, jobs: Iterable[Job]) -> None:
         taken: dict[str, Job] = {}
@@ -56,7 +64,7 @@ class MovedPictures:
                     "of its own"
                 )
 
-    def _check_inputs(self, jobs: Sequence[Job], table: str) -> None:
+    def _check_inputs(self, jobs: Sequence[Job], table: str, masks: Iterable[str]) -> None:
         there = set(os.listdir(self.folder)) if self.folder.exists() else set()
         targets = [path for job in jobs for path in self._candidates(job.moving)]
         if Path(table).absolute() in {path.absolute() for path in targets}:
@@ -64,12 +72,13 @@ class MovedPictures:
         present = [path for path in targets if path.name in there]
         if not present:
             return
-        files = {split_page(name)[0] for job in jobs for name in job}
+        files = {split_page(name)[0] for name in itertools.chain(masks, *jobs)}
         inputs = {_identity(file) for file in files if os.path.exists(file)}
         for path in present:
             if _identity(path) in inputs:
                 raise ValueError(
-                    f"{path} is one of the images to register; let --out_moving be another folder"
+                    f"{path} is one of the images to register, or a mask; "
+                    "let --out_moving be another folder"
                 )
 
     def _candidates(self, moving: str) -> list[Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from jaxreg.alignment import STYLES
 from jaxreg.geometry import RigidTransform
 
-STYLES = ("checkerboard", "red-cyan")
 _LARGEST_PANEL = 1024  # longer side of one panel of an overlay, in pixels
 _SMALLEST_PANEL = 256  # smaller panels are magnified by a whole factor
 _TILES = 8  # of the checkerboard, along the shorter side

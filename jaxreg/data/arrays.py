@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -46,23 +50,35 @@ def load(path: str, split: str, size: int) -> np.ndarray:
 def _read(path: pathlib.Path, split: str) -> tuple[np.ndarray, bool]:
     if not path.is_file():
         raise FileNotFoundError(f"arrays:{path}: no such file")
+    with open(path, "rb") as file:  # NumPy would leave a damaged one open
+        with _reading(path):
+            stored = np.load(file, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored, False
+        name = _member(stored.files, split, path)
+        with _reading(path):
+            return stored[name], name == split
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
     try:
-        stored = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        yield
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"arrays:{path}: not a .npy or .npz file of numbers ({error})") from error
-    if isinstance(stored, np.ndarray):
-        return stored, False
-    with stored:
-        if split in stored.files:
-            return stored[split], True
-        if "images" in stored.files:
-            return stored["images"], False
-        if len(stored.files) == 1 and stored.files[0] not in ("train", "test"):
-            return stored[stored.files[0]], False
-        raise ValueError(
-            f"arrays:{path}: has arrays {', '.join(stored.files) or 'none'}; "
-            f"the split needs one named {split}, or a single one named images"
-        )
+
+
+def _member(names: Sequence[str], split: str, path: pathlib.Path) -> str:
+    """Which array of a file to read."""
+    for name in (split, "images"):
+        if name in names:
+            return name
+    if len(names) == 1 and names[0] not in ("train", "test"):
+        return names[0]
+    raise ValueError(
+        f"arrays:{path}: has arrays {', '.join(names) or 'none'}; "
+        f"the split needs one named {split}, or a single one named images"
+    )
 
 
 def _check(images: np.ndarray, path: str) -> None:

@@ -99,7 +99,7 @@ def _files_of_split(root: pathlib.Path, split: str) -> list[pathlib.Path]:
         raise ValueError(f"folder:{root}: one image file cannot be split into train and test")
 
     def rank(file: pathlib.Path) -> bytes:
-        return hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
+        return hashlib.sha256(os.fsencode(file.relative_to(root).as_posix())).digest()
 
     count = max(1, int(len(files) * TEST_SHARE))
     test = set(sorted(files, key=rank)[:count])
