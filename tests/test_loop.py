@@ -17,11 +17,11 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error
 from jaxreg.training import loop
 from jaxreg.training.batches import Images, draw_batch, load_training_images
-from jaxreg.training.checkpoint import CheckpointError, CheckpointStore, load_network
+from jaxreg.training.checkpoint import Best, CheckpointError, CheckpointStore, load_network
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
-from jaxreg.training.heldout import constant_predictor
-from jaxreg.training.loop import NonFiniteError, next_stop, train
+from jaxreg.training.heldout import Errors, constant_predictor
+from jaxreg.training.loop import NonFiniteError, Summary, next_stop, train
 from jaxreg.training.state import abstract_state, create_state
 from jaxreg.training.step import compile_dispatch
 from tests.training_support import (
@@ -29,6 +29,7 @@ from tests.training_support import (
     assert_same_bits,
     register_normed,
     tiny_config,
+    without_pictures,
     write_images,
 )
 
@@ -38,6 +39,7 @@ MESH = data_mesh(1)
 @pytest.fixture(autouse=True)
 def _normed(monkeypatch):
     register_normed(monkeypatch)
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +239,11 @@ def test_scene_pairs_and_disturbances_join_the_batch(source):
     zeros = (np.asarray(undisturbed.moving) == 0).all(-1).any((1, 2))
     assert not zeros[:2].any()
     assert zeros[2:].any()
+
+
+def test_a_constant_without_error_has_no_share():
+    none, some = Errors(0.0, 30.0, 3.0), Errors(0.5, 10.0, 2.0)
+    assert "(- and 33% of it)" in str(Summary(7, some, none, Best(), 1.0))
 
 
 def test_the_constant_predictor_is_the_best_constant():

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,8 @@ def free_port():
         pytest.skip(f"no port on this machine: {error}")
 
 
-def run_processes(more):
+def run_processes(more, meanwhile=lambda processes: None, statuses=(0, 0)):
+    """What two processes print, ``meanwhile`` called with both once they are started."""
     port = free_port()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command_line = [sys.executable, "-m", "jaxreg.train", *more, "--processes=2"]
@@ -54,12 +57,13 @@ def run_processes(more):
         for i in range(2)
     ]
     try:
+        meanwhile(processes)
         outputs = [p.communicate(timeout=300)[0] for p in processes]
     finally:
         for p in processes:
             p.kill()
     text = "\n".join(outputs)
-    if [p.returncode for p in processes] != [0, 0]:
+    if tuple(p.returncode for p in processes) != statuses:
         if re.search(r"gloo.*\b(not|unknown|unavailable)\b|address already in use", text, re.I):
             pytest.skip("no gloo, or the port was taken meanwhile")
         raise AssertionError(text)
@@ -67,10 +71,14 @@ def run_processes(more):
 
 
 def test_two_processes_do_as_one_and_their_checkpoint_restores_on_one(source, tmp_path):
-    first, second = run_processes(arguments(source, tmp_path / "two"))
+    begin = tmp_path / "begin"
+    assert command.main(["train", *arguments(source, begin)]) == 0
+    initial = f"--init_from={begin}"
+    first, second = run_processes([*arguments(source, tmp_path / "two"), initial])
     assert "2 cpu device(s)" in first
+    assert f"weights from {begin}" in first
     assert "held out" not in second  # one of them speaks
-    assert command.main(["train", *arguments(source, tmp_path / "one")]) == 0
+    assert command.main(["train", *arguments(source, tmp_path / "one"), initial]) == 0
     two, one = (read_metrics(tmp_path / name) for name in ("two", "one"))
     assert [row["step"] for row in two] == [str(i + 1) for i in range(STEPS)]
     for a, b in zip(two, one, strict=True):
@@ -84,6 +92,27 @@ def test_two_processes_do_as_one_and_their_checkpoint_restores_on_one(source, tm
     state, _ = store.restore(abstract_state(config, data_mesh(1)))
     store.close()
     assert int(state.step) == STEPS
+
+
+def test_a_signal_to_either_process_ends_both_with_their_state_saved(source, tmp_path):
+    def interrupt_second(processes):
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "checkpoints/2/checksums.json").exists():
+            if any(p.poll() is not None for p in processes) or time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+
+    many = ["--steps=100000", "--save_every=2", "--eval_every=100000"]
+    ended = (128 + signal.SIGTERM,) * 2
+    first, _ = run_processes([*arguments(source, tmp_path), *many], interrupt_second, ended)
+    saved = int(re.search(r"SIGTERM: saved at step (\d+)", first)[1])
+    assert 2 <= saved < 100000
+    config = read_config(tmp_path)
+    store = CheckpointStore(tmp_path, read_only=True)
+    state, _ = store.restore(abstract_state(config, data_mesh(1)))
+    store.close()
+    assert int(state.step) == saved
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.models import NETWORKS
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.models.network import Network
+from jaxreg.training import pictures
 from jaxreg.training.configs import TrainConfig
 
 TINY_LSTM = LSTMConfig(hidden=8, layers=1, output_scale=(5.0, 5.0, 180.0))
@@ -42,6 +43,12 @@ class NormedNetwork(Network):
 
 def register_normed(patch):
     patch.setitem(NETWORKS, "normed", NormedConfig)
+
+
+def without_pictures(patch):
+    """Trainings draw nothing: it takes longer than their steps."""
+    for name in ("write_examples", "write_curve"):
+        patch.setattr(pictures, name, lambda *_: None)
 
 
 def write_images(folder, size=8, count=20):

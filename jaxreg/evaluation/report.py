@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxreg.atomic import replacing
+from jaxreg.atomic import write_text
 from jaxreg.evaluation.harness import PARAMETERS, Rows
 
 _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "opencv-contrib-python", "tensorflow-datasets")
@@ -60,12 +60,6 @@ def _processor() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor()
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole or not at all: a reader never sees half of it."""
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def write_json(

@@ -106,12 +106,17 @@ class LSTMConfig:
         return LSTMNetwork(self, rngs=rngs)
 
 
-class LSTMNetwork(Network):
-    """The fixed and the moving image, flattened, as two steps of an LSTM; three outputs.
+def as_vectors(images: jax.Array) -> jax.Array:
+    """What the LSTM is given of images ``(N, S, S, 3)``: ``(N, 3072)``, row, column, channel.
 
-    Intensities 0..255 are mapped to [-2, 2], about unit variance on photographs. The flattened
-    order is row, column, channel.
+    Intensities 0..255 are mapped to [-2, 2], about unit variance on photographs.
     """
+    small = resize(images.astype(jnp.float32), INPUT_SIZE)
+    return (small.reshape(small.shape[0], -1) - 127.5) / 63.75
+
+
+class LSTMNetwork(Network):
+    """The fixed and the moving image as two steps of an LSTM; three outputs."""
 
     def __init__(self, config: LSTMConfig, *, rngs: nnx.Rngs):
         self.image_size = config.image_size
@@ -121,9 +126,5 @@ class LSTMNetwork(Network):
     def __call__(self, fixed: jax.Array, moving: jax.Array) -> RigidTransform:
         """The transforms of N pairs ``(N, image_size, image_size, 3)``, see `Network`."""
         check_images(fixed, moving, self.image_size)
-        outputs = self.lstm(self._vector(fixed), self._vector(moving))
+        outputs = self.lstm(as_vectors(fixed), as_vectors(moving))
         return transform_from_outputs(outputs, self.output_scale)
-
-    def _vector(self, images: jax.Array) -> jax.Array:
-        small = resize(images.astype(jnp.float32), INPUT_SIZE)
-        return (small.reshape(small.shape[0], -1) - 127.5) / 63.75

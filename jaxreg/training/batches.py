@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg import data as sources
-from jaxreg.disturbances import Disturbance, disturb
+from jaxreg.disturbances import UNDISTURBED, disturb
 from jaxreg.pairs import Pairs, draw_pairs
 from jaxreg.scenes import draw_scene_pairs, draw_tiles
 from jaxreg.training.configs import TrainConfig
@@ -68,6 +68,6 @@ def draw_batch(key: jax.Array, images: Images, config: TrainConfig) -> Pairs:
             draw_pairs(picture_key, pictures, count, config.max_shift, config.interpolation)
         )
     pairs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if len(parts) > 1 else parts[0]
-    if config.disturbance != Disturbance():
+    if config.disturbance != UNDISTURBED:
         pairs = disturb(disturbance_key, pairs, config.disturbance, random_strength=True)
     return pairs

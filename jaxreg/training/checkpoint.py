@@ -310,10 +310,12 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
         raise CheckpointError(f"{folder} holds no checkpoint yet: the run has not saved one")
     store = CheckpointStore(folder, read_only=True)
     try:
-        mesh = data_mesh(batch_size=1)
-        step, weights, statistics = store.restore_network(abstract_state(config, mesh))
+        # All processes restore together; then each has a network of its own.
+        mesh = data_mesh(jax.device_count() if jax.process_count() > 1 else 1)
+        step, *arrays = store.restore_network(abstract_state(config, mesh))
     finally:
         store.close()
+    weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)
     structure, _, _ = network_structure(config)
     rows = read_metrics(folder)
     seconds = float(rows[-1]["seconds"]) if rows else None

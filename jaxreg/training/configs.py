@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from jaxreg.disturbances import Disturbance
+from jaxreg.disturbances import UNDISTURBED, Disturbance
 from jaxreg.interpolation import Interpolation, check_interpolation
 from jaxreg.metrics import LAMBDA, AngleLoss
 from jaxreg.models import NETWORKS, NetworkConfig
@@ -22,7 +22,6 @@ from jaxreg.models.siamese import ResNeXtConfig
 from jaxreg.training import fields
 
 Schedule = Literal["constant", "cosine"]
-_UNDISTURBED = Disturbance()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class TrainConfig:
     eval_data: tuple[str, ...] = ()
     max_shift: float = 5.0
     interpolation: Interpolation = "linear"
-    disturbance: Disturbance = _UNDISTURBED
+    disturbance: Disturbance = UNDISTURBED
     scene_share: float = 0.0
     scene_tiles: int = 2000
     batch_size: int = 64

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -89,10 +88,7 @@ def _replace(config: Any, full: str, path: list[str], text: str, known: Iterable
     kind = typing.get_type_hints(type(config))[path[0]]
     if len(path) > 1:
         if not dataclasses.is_dataclass(old):
-            settings = _dataclass_in(kind)
-            if settings is None:
-                raise ValueError(f"unknown field {full!r}: {path[0]!r} has no fields of its own")
-            old = settings()
+            raise ValueError(f"unknown field {full!r}: {path[0]!r} has no fields of its own")
         new = _replace(old, full, path[1:], text, known)
     elif kind is NetworkConfig:
         new = network_from_dict({"network": text})
@@ -104,18 +100,12 @@ def _replace(config: Any, full: str, path: list[str], text: str, known: Iterable
 def _parsed(name: str, kind: Any, text: str) -> Any:
     """The value that ``text`` spells in the type ``kind``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() in ("none", ""):
-            return _checked(name, kind, None)
-        return _parsed(name, next(a for a in inner if a is not type(None)), text)
     if origin is tuple:
         parts = [part for part in text.split(",") if part]
         item = [inner[0]] * len(parts) if inner[-1] is Ellipsis else list(inner)
         if len(item) != len(parts):
             raise ValueError(f"{name} takes {len(item)} values with commas, got {text!r}")
         return tuple(_parsed(name, k, part) for k, part in zip(item, parts, strict=True))
-    if kind is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
     if kind in (int, float):
         try:
             return kind(text)
@@ -129,13 +119,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     if kind is NetworkConfig:
         return network_from_dict(value) if isinstance(value, dict) else value
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    settings = _dataclass_in(kind)
-    if settings is not None and isinstance(value, dict):
-        return from_dict(settings, value)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        return _checked(name, next(a for a in inner if a is not type(None)), value)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return from_dict(kind, value)
     if origin is Literal:
         if value not in inner:
             raise ValueError(f"{name} must be one of {', '.join(map(str, inner))}, got {value!r}")
@@ -150,16 +135,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def _dataclass_in(kind: Any) -> type | None:
-    """The dataclass that a type hint such as ``Disturbance | None`` allows."""
-    for option in (kind, *typing.get_args(kind)):
-        if isinstance(option, type) and dataclasses.is_dataclass(option):
-            return option
-    return None
-
-
 def _wrong_type(name: str, kind: Any, value: Any) -> ValueError:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = {int: "a whole number", float: "a number", str: "text"}
     return ValueError(f"{name} must be {words.get(kind, kind)}, got {value!r}")
 
 

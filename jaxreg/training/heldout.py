@@ -31,7 +31,7 @@ class Errors:
     Attributes:
       translation: L1 distance in pixels (Eq. 2).
       rotation: circular absolute difference in degrees (Eq. 4).
-      loss: the two weighted as in training (Eq. 5).
+      loss: the two weighted (Eq. 5), whatever the training minimises.
     """
 
     translation: float

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
+
+from jaxreg.atomic import write_text
 
 METRICS_FILE = "metrics.csv"
 COLUMNS = (
@@ -33,12 +36,11 @@ class MetricsLog:
         path = workdir / METRICS_FILE
         rows = [row for row in read_metrics(workdir) if int(row["step"]) <= step] if step else []
         self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        unfinished.replace(path)
+        kept = io.StringIO()
+        writer = csv.DictWriter(kept, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, kept.getvalue())
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jaxreg.atomic import write_text
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.training import weights
@@ -28,7 +29,7 @@ from jaxreg.training.checkpoint import (
     settle_config,
 )
 from jaxreg.training.configs import TrainConfig
-from jaxreg.training.devices import agreed, data_mesh, place
+from jaxreg.training.devices import agreed, anywhere, data_mesh, place
 from jaxreg.training.heldout import (
     Errors,
     constant_predictor,
@@ -90,9 +91,14 @@ class Summary:
     def __str__(self) -> str:
         return (
             f"after {self.step} steps: trained {self.trained}; best constant {self.constant} "
-            f"({self.trained.translation / self.constant.translation:.0%} and "
-            f"{self.trained.rotation / self.constant.rotation:.0%} of it)"
+            f"({_share(self.trained.translation, self.constant.translation)} and "
+            f"{_share(self.trained.rotation, self.constant.rotation)} of it)"
         )
+
+
+def _share(error: float, constant: float) -> str:
+    """In percent; a lone pair or a shift that is always zero leaves the constant no error."""
+    return f"{error / constant:.0%}" if constant > 0 else "-"
 
 
 def train(config: TrainConfig, workdir: str | Path) -> Summary:
@@ -306,7 +312,7 @@ class _Run:
             self._save(state)
 
     def _leave_if_asked(self, state: TrainState, arrived: list[int]) -> None:
-        if agreed(bool(arrived)):
+        if anywhere(bool(arrived)):
             number = arrived[0] if arrived else signal.SIGTERM
             self._save(state)
             raise Interrupted(
@@ -331,7 +337,7 @@ class _Run:
         write_examples(self.workdir / "examples.png", few, estimate)
         write_curve(self.workdir / "curve.png", self.workdir, summary.constant)
         text = json.dumps(dataclasses.asdict(summary), indent=2)
-        (self.workdir / SUMMARY_FILE).write_text(text + "\n")
+        write_text(self.workdir / SUMMARY_FILE, text + "\n")
         _say(f"checkpoint, metrics and pictures: {self.workdir}")
         _say(str(summary))
 

@@ -52,7 +52,10 @@ def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
 
 
 def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
-    """Training and held-out errors by step, from the metrics on disk."""
+    """Training and held-out errors by step, from the metrics on disk.
+
+    The training's loss is what it minimises, for some networks a likelihood; held out it is Eq. 5.
+    """
     rows = read_metrics(workdir)
     figure = _figure(9.0, 3.2)
     axes = figure.subplots(1, 3)
@@ -62,9 +65,9 @@ def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
             texts = [(int(row["step"]), row[f"{split}_{name}"]) for row in rows]
             points = [(step, float(text)) for step, text in texts if text]
             if points:
-                label = "training" if split == "train" else "held out"
+                label = "training" if split == "train" else "held out (Eq. 5)"
                 axis.plot(*zip(*points, strict=True), style, markersize=3, label=label)
-        axis.axhline(getattr(constant, name), color="grey", linestyle=":", label="constant")
+        axis.axhline(getattr(constant, name), color="grey", linestyle=":", label="constant (Eq. 5)")
         axis.set_title(title)
         axis.set_xlabel("step")
         if all(float(row[f"train_{name}"]) > 0 for row in rows):  # a likelihood may be negative

@@ -52,17 +52,12 @@ class TrainedNetwork:
         self.image_size = config.image_size
         self.arrays = (weights, statistics)
 
-        def transform(arrays: tuple, fixed: jax.Array, moving: jax.Array) -> RigidTransform:
-            weights, statistics = arrays
-            return network_transform(structure, weights, statistics, fixed, moving)
-
         def registration(arrays: tuple, fixed: jax.Array, moving: jax.Array) -> Registration:
             network: Network = nnx.merge(structure, *arrays)
             network.eval()
             return network.estimate(fixed, moving)
 
         # The weights are an argument: closed over, they would be copied into the program.
-        self._transform = jax.jit(transform)
         self._registration = jax.jit(registration)
 
     def __repr__(self) -> str:
@@ -72,10 +67,6 @@ class TrainedNetwork:
     def parameter_count(self) -> int:
         """How many trained numbers the network has."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.arrays[0]))
-
-    def transform(self, fixed: jax.Array, moving: jax.Array) -> RigidTransform:
-        """The bare transforms of N pairs, as `estimate` without its score."""
-        return self._transform(self.arrays, fixed, moving)
 
     def estimate(self, fixed: jax.Array, moving: jax.Array) -> Registration:
         """Register N pairs; an `jaxreg.result.Estimator`.
