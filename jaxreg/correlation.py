@@ -98,7 +98,7 @@ def _in_frame(size: int, side: int, reach: int, mirrored: bool) -> np.ndarray:
     return ((line >= 0) & (line < size)).astype(np.float32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # large where an image is much longer than wide
 def _shifted_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
     """``((2 reach + 1)^2, H W)``: the disc in the frame at all shifts (dy major)."""
     span = 2 * reach + 1

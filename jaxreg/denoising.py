@@ -27,7 +27,7 @@ def _cosines(size: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # 200 MB each at the largest
 def _bands(height: int, width: int) -> np.ndarray:
     """``(B, H W)`` one-hot radial band of each cosine, the constant one left out."""
     radius = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)

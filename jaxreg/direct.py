@@ -37,6 +37,8 @@ Kernel = Literal["auto", "linear", "spline"]
 
 _BOTH_WAYS, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
+_CANDIDATES = 3  # coarse alignments that a search proposes
+_LEVEL_STEP = 2.5  # the largest ratio of the pixel sizes of neighbouring levels
 _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
@@ -52,15 +54,11 @@ class DirectOptions:
       max_shift: largest translation searched along an axis, as a share of the shorter side.
       interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` insist.
       max_rotation: largest rotation searched, either way, in degrees.
-      candidates: coarse alignments that a search proposes.
-      level_step: largest ratio of the pixel sizes of neighbouring levels.
     """
 
     max_shift: float = 1 / 3
     interpolation: Kernel = "auto"
     max_rotation: float = 180.0
-    candidates: int = 3
-    level_step: float = 2.5
 
     def __post_init__(self):
         if not 0.0 < self.max_shift <= 0.5:
@@ -154,7 +152,9 @@ def _finish_and_judge(
     transform = jax.tree.map(functools.partial(_without_rounding, same), end.transform)
     covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
     resolved = _SPACING * np.array([*pair.fixed.shape[1::-1], 180.0], np.float32)
-    covariance += jnp.diag(jnp.square(resolved))
+    # Of a variance a million times another's, turned, rounding may leave less than nothing.
+    negative = jnp.minimum(jnp.diagonal(covariance), 0.0)
+    covariance += jnp.diag(jnp.square(resolved) - negative)
     score = correlation(end, pair.fixed.shape)
     return Registration(transform, score, doubts == 0, covariance, jnp.bool_(True), doubts)
 
@@ -186,7 +186,7 @@ def _coarse_to_fine(
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """The best alignment by Gauss-Newton, its lead over the closest rival, and its evidence."""
     grid = coarse_side(min(views.source.shape))
-    factor, coarse = _pyramid(views, grid, options)[0]
+    factor, coarse = _pyramid(views, grid)[0]
     grey = _candidates(coarse, options)
     ranked = _ranked(coarse, grey, _NEIGHBOURHOOD)
     best, rival = ranked.score
@@ -194,13 +194,13 @@ def _coarse_to_fine(
 
     def look_further(views: _Views, ranked: Ranked, grey: RigidTransform) -> tuple:
         del ranked
-        fine = _pyramid(views, round(_FURTHER * grid), options)
+        fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
 
     def follow(views: _Views, ranked: Ranked, grey: RigidTransform) -> tuple:
         del grey
-        return _follow(_pyramid(views, grid, options), ranked)
+        return _follow(_pyramid(views, grid), ranked)
 
     return cond_rarely(~decided, look_further, follow, views, ranked, grey)
 
@@ -212,7 +212,7 @@ class _Level(NamedTuple):
     views: _Views
 
 
-def _pyramid(views: _Views, coarsest: int, options: DirectOptions) -> list[_Level]:
+def _pyramid(views: _Views, coarsest: int) -> list[_Level]:
     """Levels from a shorter side of ``coarsest`` pixels to full size."""
 
     def level(factor: float) -> _Level:
@@ -220,7 +220,7 @@ def _pyramid(views: _Views, coarsest: int, options: DirectOptions) -> list[_Leve
         smaller = (downsample(source, factor), downsample(target, factor))
         return _Level(factor, _Views(*smaller, counts and counts.coarser(factor)))
 
-    return [level(f) for f in level_factors(views.source.shape, coarsest, options.level_step)]
+    return [level(f) for f in level_factors(views.source.shape, coarsest, _LEVEL_STEP)]
 
 
 def _refined(views: _Views, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
@@ -242,9 +242,7 @@ def _candidates(views: _Views, options: DirectOptions) -> RigidTransform:
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
     source, target, counts = views
-    found = search(
-        source, target, angles, reach, options.candidates, options.max_rotation, counts=counts
-    )
+    found = search(source, target, angles, reach, _CANDIDATES, options.max_rotation, counts=counts)
     return _refined(views, found.transform, iterations=4)
 
 

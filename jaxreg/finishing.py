@@ -71,7 +71,6 @@ def finish(
     moving: jax.Array,
     transform: RigidTransform,
     kernel: str = "auto",
-    iterations: int = 100,
     counts: Counts | None = None,
 ) -> Finished:
     """Refine a close alignment to the end.
@@ -83,7 +82,6 @@ def finish(
       moving: the same shape.
       transform: within a few tenths of a pixel.
       kernel: ``"auto"``, ``"linear"`` or ``"spline"``.
-      iterations: how many steps at most.
       counts: which pixels of fixed (the source) and moving do, if not all.
     """
     both, t = jax.lax.stop_gradient(((fixed, moving), transform))
@@ -107,9 +105,9 @@ def finish(
             _bilinear_explains_more,
             *(least, *jax.lax.stop_gradient(pair), start),
         )
-        end = _solve(iterations, linear, *pair, *begin)
+        end = _solve(linear, *pair, *begin)
     else:
-        end = _solve_by(*pair, *begin, linear=kernel == "linear", iterations=iterations)
+        end = _solve_by(*pair, *begin, linear=kernel == "linear")
     back, turned = _unswap(end.transform, end.covariance)
     t = jax.tree.map(pick, back, end.transform)
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
@@ -122,28 +120,25 @@ def _solve_by(
     counts: Counts | None,
     *begin: Any,
     linear: bool,
-    iterations: int,
 ) -> Finished:
     """`find_optimum` described, of the same arguments; differentiable by the images."""
     still = jax.lax.stop_gradient((source, target))
-    optimum = find_optimum(*still, counts, *begin, linear=linear, iterations=iterations)
+    optimum = find_optimum(*still, counts, *begin, linear=linear)
     return _describe(source, target, counts, optimum, linear=linear)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(iterations: int, linear: jax.Array, *arguments: Any) -> Finished:
+@jax.custom_jvp
+def _solve(linear: jax.Array, *arguments: Any) -> Finished:
     """`_solve_by` the kernel chosen; a batch that chose but one runs but one."""
-    solve = functools.partial(_solve_by, iterations=iterations)
-    return cond_where_any(linear, *_by_either_kernel(solve), *arguments)
+    return cond_where_any(linear, *_by_either_kernel(_solve_by), *arguments)
 
 
 @_solve.defjvp
-def _solve_jvp(iterations: int, primals: tuple, tangents: tuple) -> tuple:
+def _solve_jvp(primals: tuple, tangents: tuple) -> tuple:
     # `cond_where_any` has no derivative, but the optimum needs none.
     linear, source, target, counts, *begin = primals
-    find = functools.partial(find_optimum, iterations=iterations)
     still = jax.lax.stop_gradient((source, target, counts, *begin))
-    optimum = cond_where_any(linear, *_by_either_kernel(find), *still)
+    optimum = cond_where_any(linear, *_by_either_kernel(find_optimum), *still)
 
     def describe(*pair: jax.Array) -> Finished:
         return jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, counts, optimum)

@@ -52,6 +52,7 @@ WHITE, _ALIASING = 0.05, 0.02
 _TAILS, _TAILS_OF_ALIASING = 5.0, 12.0
 _FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
 _MOST_ARE_DONE = 8  # steps after which few pairs have not converged
+_MOST_STEPS = 100
 _CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
 # Chi-square (1 gain + C biases) from which a brightness change is believed, for up to three
 # channels; one more for each further one, as much as it adds by itself.
@@ -129,7 +130,6 @@ def find_optimum(
     bias: jax.Array,
     *,
     linear: bool,
-    iterations: int,
 ) -> Optimum:
     """The optimum near a start; has no derivative of its own, see `differentiable`.
 
@@ -141,7 +141,6 @@ def find_optimum(
       gain: where to begin with it.
       bias: ``(C,)``, likewise.
       linear: the kernel, bilinear or cubic spline.
-      iterations: how many steps at most.
     """
     pixels = flat(target)
     image = interpolant(source, linear)
@@ -160,8 +159,8 @@ def find_optimum(
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
     descend = functools.partial(_descend, shape=source.shape, linear=linear)
-    limits = min(_MOST_ARE_DONE, iterations), iterations
-    state = run_long_rarely(descend, lambda state: state.moved > _CONVERGED, limits, problem, state)
+    unfinished = lambda state: state.moved > _CONVERGED  # noqa: E731
+    state = run_long_rarely(descend, unfinished, (_MOST_ARE_DONE, _MOST_STEPS), problem, state)
     settled = _near(state.transform, start)
     t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), state.transform, start)
     return Optimum(t, state.gain, state.bias, system, slow, changed, settled)

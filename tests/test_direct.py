@@ -254,10 +254,13 @@ def test_a_hidden_part_is_no_harm():
 
 @jax.jit
 def jacobian(fixed, moving):
-    """Derivatives by both images of ``(tx, ty, theta)``, score and variances; and the former."""
+    """Derivatives by both images of ``(tx, ty, theta)``, score and variances; and the former.
+
+    The pair is the second of a batch, behind itself the other way round.
+    """
 
     def parameters(fixed, moving):
-        found = align(fixed, moving)
+        found = register_batch(jnp.stack([moving, fixed]), jnp.stack([fixed, moving]))[1]
         numbers = [found.transform.as_array(), found.score[None], jnp.diagonal(found.covariance)]
         return jnp.concatenate(numbers), found.transform.as_array()
 

@@ -95,6 +95,7 @@ def untrusted():
 def test_what_cannot_be_told_is_not_claimed(untrusted, name):
     result = untrusted[name]
     assert_finite(result)
+    assert (np.asarray(result.standard_errors) > 0.0).all()
     assert not result.success
     assert -1.0 - 1e-4 <= result.score <= 1.0 + 1e-4
     assert result.reasons
