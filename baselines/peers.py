@@ -99,16 +99,20 @@ def register_simpleitk(
     centre = [(fixed.shape[1] - 1) / 2, (fixed.shape[0] - 1) / 2]
     best, least = None, np.inf
     try:
-        for start in _itk_starts(sitk, images, centre, max(fixed.shape[:2]), candidates):
-            method, transform = _itk_method(sitk, centre, start, sitk.sitkBSpline)
-            method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 100, 0.5, 1e-8)
-            method.SetOptimizerScalesFromPhysicalShift()
+        starts = _itk_starts(sitk, images, centre, max(fixed.shape[:2]), candidates)
+    except RuntimeError:  # ITK's exceptions
+        return None
+    for start in starts:
+        method, transform = _itk_method(sitk, centre, start, sitk.sitkBSpline)
+        method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 100, 0.5, 1e-8)
+        method.SetOptimizerScalesFromPhysicalShift()
+        try:
             method.Execute(*images)
-            if method.GetMetricValue() < least:
-                theta, tx, ty = transform.GetParameters()
-                best, least = np.array([tx, ty, wrap(np.rad2deg(theta))]), method.GetMetricValue()
-    except RuntimeError:  # ITK's exceptions, e.g. no overlap left
-        return best
+        except RuntimeError:  # no overlap left, say
+            continue
+        if method.GetMetricValue() < least:
+            theta, tx, ty = transform.GetParameters()
+            best, least = np.array([tx, ty, wrap(np.rad2deg(theta))]), method.GetMetricValue()
     return best
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from experiments.records import RESULTS
-from jaxreg.command_line import read_flags
+from jaxreg.command_line import describe, read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -124,7 +123,7 @@ def run_group(name: str, settings: Any, probes: Sequence[Any], command: str) -> 
 
     from experiments.probes import rates
     from experiments.running import current_commit
-    from experiments.timing import interleave
+    from experiments.timing import interleave, load_average
     from jaxreg.evaluation.report import provenance
 
     cases = list(groups()[name](settings))
@@ -134,11 +133,10 @@ def run_group(name: str, settings: Any, probes: Sequence[Any], command: str) -> 
         seconds = interleave(calls, settings.rounds, settings.turn, progress=bar.update)
     found = rates(probes, seconds[: len(probes)])
     rows = [_row(c, s) for c, s in zip(cases, seconds[len(probes) :], strict=True)]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     origin = provenance(
         command=command,
         commit=current_commit(),
-        load_average=load,
+        load_average=load_average(),
         rounds=settings.rounds,
         hidden=settings.hidden,
     )
@@ -194,21 +192,32 @@ def set_floors(record: dict[str, Any]) -> None:
             row[name] = row[time] / floor if floor else None
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """What is recorded of this machine; nothing of another one."""
+def _recorded(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What is recorded of this machine; nothing of another one.
+
+    Raises:
+      ValueError: groups other than ``names``, which are timed now, are of another machine.
+    """
     from jaxreg.evaluation.report import provenance
 
     record = _read(path) if path.exists() else {"groups": {}}
     here = provenance()["hardware"]
-    others = [g for g in record["groups"].values() if g["provenance"]["hardware"] != here]
-    return {"groups": {}} if others else record
+    groups = record["groups"]
+    own = {name: g for name, g in groups.items() if g["provenance"]["hardware"] == here}
+    lost = [name for name in groups if name not in own and name not in names]
+    if lost:
+        raise ValueError(
+            f"{', '.join(lost)} in {path} were recorded on another machine: run all groups, or "
+            "give another folder as --results"
+        )
+    return record | {"groups": own}
 
 
 def _run(options: flags.FlagValues, path: Path, command: str) -> None:
     import jax
 
     from experiments.probes import make_probes
-    from jaxreg.evaluation.report import write_text
+    from jaxreg.atomic import write_text
 
     # Compile times are those of a first start.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -220,7 +229,7 @@ def _run(options: flags.FlagValues, path: Path, command: str) -> None:
     settings = _settings(options)
     side = options.side or (256 if options.quick else 2048 if _on_cpu() else 8192)
     probes = make_probes(4 if options.quick else options.megabytes, side)
-    record = _recorded(path)
+    record = _recorded(path, names)
     record["quick"] = bool(options.quick)
     for name in names:
         record["groups"][name] = run_group(name, settings, probes, command)
@@ -253,14 +262,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"benchmark_{'quick_' if options.quick else ''}{jax.default_backend()}"
         path = Path(options.results) / f"{name}.json"
         if not options.only_render:
-            # Where the results go is this machine's business.
-            kept = [a for a in arguments[1:] if not a.startswith("--results")]
-            _run(options, path, " ".join(["python -m experiments.benchmark", *kept]))
+            from experiments.running import command_line
+
+            _run(options, path, command_line("experiments.benchmark", arguments[1:]))
         elif not path.exists():
             raise ValueError(f"nothing is recorded in {path}; leave out --only_render")
         print(benchmark_report.write_report(path, _read(path)))
     except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.benchmark: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"experiments.benchmark: {describe(error)}", file=sys.stderr)
         return 2
     return 0
 

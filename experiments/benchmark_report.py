@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments import notes
 from experiments.rendering import NOTHING, markdown_table
-from jaxreg.evaluation.report import write_text
+from jaxreg.atomic import write_text
 
 _TITLES = {
     "direct": "Direct registration",
@@ -125,7 +125,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Ratios between rows of one group: ``what``, of the ``median`` and of the ``quiet`` times."""
+    """Ratios between rows: ``what``, of the ``median`` and of the ``quiet`` times."""
 
     def find(method: str, size: int | None = None, batch: int = 1) -> Row | None:
         fits = (r for r in rows if r["method"] == method and r["batch"] == batch)

@@ -23,7 +23,7 @@ from jaxreg.data import photographs
 from jaxreg.direct import align
 from jaxreg.evaluation.protocol import build_suite
 from jaxreg.models.compact import CompactConfig
-from jaxreg.models.lstm import LSTMConfig
+from jaxreg.models.lstm import LSTMConfig, as_vectors
 from jaxreg.registration import register, register_batch
 from jaxreg.scenes import draw_tiles
 from jaxreg.training.batches import Images
@@ -271,7 +271,7 @@ def lstm(settings: Settings) -> Iterator[Case]:
         return nnx.merge(graph, state).lstm(first, second)
 
     def scanned(state: Any, fixed: jax.Array, moving: jax.Array) -> jax.Array:
-        return nnx.merge(scanned_graph, state)(_vector(fixed), _vector(moving))
+        return nnx.merge(scanned_graph, state)(as_vectors(fixed), as_vectors(moving))
 
     for batch in sorted({1, *settings.batches}):
         images = batch_of(settings, 32, batch)
@@ -279,7 +279,7 @@ def lstm(settings: Settings) -> Iterator[Case]:
         for precision in precisions():
             yield _network_case("LSTM", two_step, (weights, *images), work, precision)
     pair = batch_of(settings, 32, 1)
-    vectors = [_vector(jnp.asarray(image)) for image in pair]
+    vectors = [as_vectors(jnp.asarray(image)) for image in pair]
     work = work_of(two_step, weights, *pair)
     reference = jax.jit(steps)(weights, *vectors)
     other = jax.jit(scanned)(scanned_weights, *pair)
@@ -293,11 +293,6 @@ def lstm(settings: Settings) -> Iterator[Case]:
         work = Work(work.operations, size_in_bytes((half, half_vectors)))
         arguments = (half, *half_vectors)
         yield _network_case("LSTM, half weights", steps, arguments, work, "bfloat16", note=note)
-
-
-def _vector(images: jax.Array) -> jax.Array:
-    """What the network makes of its images."""
-    return (images.reshape(images.shape[0], -1) - 127.5) / 63.75
 
 
 def _difference(value: jax.Array, reference: jax.Array) -> str:

@@ -12,6 +12,8 @@ printed beside. Written to experiments/results/tables/keypoint_contrast.md.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -20,6 +22,8 @@ from baselines import features
 from experiments import paper
 from experiments.records import RESULTS
 from experiments.rendering import markdown_table, rate, value
+from jaxreg.atomic import write_text
+from jaxreg.command_line import describe, read_flags
 from jaxreg.evaluation.protocol import SuiteData, build_suite
 
 METHODS = ("akaze", "orb", "sift")  # OpenCV's own; SURF may be another library's
@@ -69,21 +73,42 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_list("gains", gains, "Factors of contrast.", flag_values=values)
     flags.DEFINE_list("suites", list(paper.SUITES), "Suites of pairs.", flag_values=values)
     flags.DEFINE_integer("pairs", 384, "Pairs of each suite.", 1, flag_values=values)
+    flags.DEFINE_string("results", str(RESULTS), "Folder of the tables.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     return values
 
 
-def main() -> None:
-    """Print the table and write it."""
+def _gain(text: str) -> float:
+    try:
+        gain = float(text)
+    except ValueError:
+        gain = 0.0
+    if not 0.0 < gain <= 1.0:
+        raise ValueError(f"--gains must be numbers in (0, 1], got {text!r}")
+    return gain
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
     options = _flags()
-    options(sys.argv)
-    text = table(options.suites, [float(g) for g in options.gains], options.pairs)
+    try:
+        if not read_flags(options, argv, __doc__):
+            return 0
+        unknown = [name for name in options.suites if name not in paper.SUITES]
+        if unknown:
+            raise ValueError(f"--suites={unknown[0]}: there are {', '.join(paper.SUITES)}")
+        text = table(options.suites, [_gain(g) for g in options.gains], options.pairs)
+    except (flags.Error, ValueError, OSError, ImportError) as error:
+        print(f"experiments.contrast: {describe(error)}", file=sys.stderr)
+        return 2
     print(text)
     title = "# Keypoints in images of lower contrast\n\n"
     about = f"Originals of {options.pairs} pairs; every image is multiplied by the gain.\n\n"
-    folder = RESULTS / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "keypoint_contrast.md").write_text(title + about + text + "\n")
+    path = Path(options.results) / "tables" / "keypoint_contrast.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, title + about + text + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

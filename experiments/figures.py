@@ -24,7 +24,7 @@ from absl import flags
 from experiments import notes, paper, plots
 from experiments.records import RESULTS, Record, load_record, recorded_systems
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
-from jaxreg.command_line import keep_compilations, read_flags
+from jaxreg.command_line import describe, keep_compilations, read_flags
 
 NAMES = (*map(str, range(3, 12)), "direct", "cdf", "risk")
 SUITE_TITLES = {
@@ -36,7 +36,7 @@ SUITE_TITLES = {
     "scene96": "scenes 96x96",
 }
 _RISK_SUITES = ("scene32", "scene96")
-_RISK_SYSTEMS = ("compact", "compact+refine", "direct")
+_RISK_SYSTEMS = ("compact", "compact-refine", "direct")
 _QUALITATIVE = ("lstm", "fft", "direct")  # the first is the paper's
 _EXAMPLES = 6
 
@@ -71,7 +71,7 @@ def qualitative(results: Path, folder: Path, system: str) -> Path:
     try:
         data = build_suite("cifar10", _EXAMPLES, record.about["seed"])
     except (OSError, ValueError, ImportError) as error:
-        raise MissingError(f"the images of CIFAR-10: {' '.join(str(error).split())}") from error
+        raise MissingError(f"the images of CIFAR-10: {describe(error)}") from error
     label = find_system(system).label
     suffix = "" if system == _QUALITATIVE[0] else f"_{system}"
     return plots.qualitative(folder / f"figure_3{suffix}.png", data, record.rows, label)
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--figure={unknown[0]}: there are {', '.join(NAMES)}")
         written, skipped = write_figures(Path(options.results), options.figure or NAMES)
     except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.figures: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"experiments.figures: {describe(error)}", file=sys.stderr)
         return 2
     for path in written:
         print(path)

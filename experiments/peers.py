@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +26,8 @@ from absl import flags
 from experiments import notes
 from experiments.records import RESULTS
 from experiments.rendering import NOTHING, markdown_table, value
-from jaxreg.command_line import keep_compilations, read_flags
-from jaxreg.evaluation.report import write_text
+from jaxreg.atomic import write_text
+from jaxreg.command_line import describe, keep_compilations, read_flags
 from jaxreg.result import Estimator
 
 PairCall = Callable[[np.ndarray, np.ndarray], Any]
@@ -124,7 +123,7 @@ def measure(
     from tqdm import tqdm
 
     from experiments.running import current_commit
-    from experiments.timing import PairByPair, interleave
+    from experiments.timing import PairByPair, interleave, load_average
     from jaxreg.evaluation.harness import evaluate, figures
     from jaxreg.evaluation.protocol import build_suite
     from jaxreg.evaluation.report import provenance
@@ -136,7 +135,7 @@ def measure(
             rows = evaluate(estimator, data, options.batch_size, name, bar.update)
         results[name] = figures(rows)
     calls = {name: PairByPair(pair_call(name), data.fixed, data.moving) for name in estimators}
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = load_average()
     total = options.rounds * len(calls)
     with tqdm(total=total, desc=f"{suite}: time", unit="turn", disable=None) as bar:
         times = interleave(list(calls.values()), options.rounds, options.turn, 50, bar.update)
@@ -270,14 +269,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         path = Path(options.results) / "peers.json"
         if options.run:
-            # Where the results go is this machine's business.
-            kept = [a for a in arguments[1:] if not a.startswith("--results")]
-            left_out = run(options, path, " ".join(["python -m experiments.peers", *kept]))
+            from experiments.running import command_line
+
+            left_out = run(options, path, command_line("experiments.peers", arguments[1:]))
         text = render(read(path))
         write_text(path.with_suffix(".md"), text)
         print(text)
     except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.peers: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"experiments.peers: {describe(error)}", file=sys.stderr)
         return 2
     for line in left_out:
         print(f"experiments.peers: {line}", file=sys.stderr)

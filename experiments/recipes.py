@@ -22,8 +22,9 @@ from typing import Any
 from absl import flags
 
 from experiments.records import RESULTS
-from experiments.running import _nameless
-from jaxreg.command_line import keep_compilations, read_flags
+from experiments.running import nameless
+from jaxreg.atomic import write_text
+from jaxreg.command_line import describe, keep_compilations, read_flags
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.endings import ENDINGS, ending
@@ -90,7 +91,7 @@ def table(rows: dict[str, dict[str, Any]], config: TrainConfig, pairs: int) -> s
     """The Markdown table of the summaries of trainings."""
     lines = [
         f"LSTM of the paper's architecture with {config.network.hidden:,} units "  # type: ignore[attr-defined]
-        f"({_nameless(', '.join(config.data))}; {pairs:,} pairs each, seed {config.seed}); "
+        f"({nameless(', '.join(config.data))}; {pairs:,} pairs each, seed {config.seed}); "
         f"errors on {config.eval_pairs:,} held-out pairs after training. "
         f"`python -m experiments.recipes --pairs={pairs}`. One seed: differences of a few "
         "hundredths of a pixel or a degree or two mean nothing.",
@@ -156,12 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     path = Path(options.results) / "tables" / "recipes.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_text(path, text)
     return 0
 
 
 def _failed(error: object, status: int) -> int:
-    print(f"experiments.recipes: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"experiments.recipes: {describe(error)}", file=sys.stderr)
     return status
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.records import Keypoints, Record, load_record, save_keypoints, save_record
 from experiments.systems import System, method_of
+from experiments.timing import load_average
 from jaxreg.evaluation.harness import evaluate, measure_time
 from jaxreg.evaluation.protocol import SuiteData, build_suite, load_source, parse_suite
 from jaxreg.evaluation.report import provenance
@@ -89,7 +90,7 @@ def run_system(
     """Ask a system about every pair of a suite, time it, and record both."""
     pairs, images = data
     method, estimator, training = load_method(system, suite, job)
-    rows = evaluate(estimator, pairs, job.batch_size, _nameless(method), progress)
+    rows = evaluate(estimator, pairs, job.batch_size, nameless(method), progress)
     about = {
         **_origin(job),
         "pairs": len(rows.found),
@@ -131,15 +132,27 @@ def run_keypoints(system: System, suite: str, data: tuple[SuiteData, int], job: 
 def _time(estimator: Estimator, data: SuiteData) -> dict[str, Any]:
     """Seconds a pair and throughput, on what, and how busy the machine was."""
     measured = measure_time(estimator, data)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**measured, "load_average": load, "hardware": provenance()["hardware"]}
+    return {**measured, "load_average": load_average(), "hardware": provenance()["hardware"]}
 
 
 def _origin(job: Job) -> dict[str, Any]:
-    command = " ".join(["python -m experiments.tables", *sys.argv[1:]])
-    return provenance(
-        command=_nameless(command), seed=job.seed, commit=job.commit or current_commit()
-    )
+    command = command_line("experiments.tables", sys.argv[1:])
+    return provenance(command=command, seed=job.seed, commit=job.commit or current_commit())
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """A command as it is recorded: where its results go is this machine's business.
+
+    >>> command_line("experiments.peers", ["--run", "--results=/home/me/peers"])
+    'python -m experiments.peers --run'
+    """
+    kept, skip = [], False
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if not skip and name != "results":
+            kept.append(argument)
+        skip = argument in ("--results", "-results")
+    return nameless(" ".join([f"python -m {module}", *kept]))
 
 
 def current_commit() -> str:
@@ -161,10 +174,10 @@ def current_commit() -> str:
     )
 
 
-def _nameless(text: str) -> str:
+def nameless(text: str) -> str:
     """The text without the folders of absolute paths: they are this machine's business.
 
-    >>> _nameless("--checkpoints=lstm_cifar10:/home/me/runs/lstm --pairs=384")
+    >>> nameless("--checkpoints=lstm_cifar10:/home/me/runs/lstm --pairs=384")
     '--checkpoints=lstm_cifar10:lstm --pairs=384'
     """
     return re.sub(r"(?<![\w.~-])/(?:[^/\s,:=]+/)+", "", text)
@@ -182,9 +195,9 @@ def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
     images: dict[str, int | None] = {}
     for source in config.data:
         try:
-            images[_nameless(source)] = len(load_images(source, "train", config.image_size))
+            images[nameless(source)] = len(load_images(source, "train", config.image_size))
         except (OSError, ValueError):
-            images[_nameless(source)] = None  # recorded where the training set is not at hand
+            images[nameless(source)] = None  # recorded where the training set is not at hand
     return {
         "configuration": config_name,
         "network": network,
@@ -196,6 +209,6 @@ def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
         "pairs_planned": named.steps * named.batch_size,
         "seconds": trained.seconds,
         "images": images,
-        "init_from": _nameless(config.init_from),
+        "init_from": nameless(config.init_from),
         "init_planned": named.init_from,
     }

@@ -54,6 +54,7 @@ FURTHER_SYSTEMS = (
     System("lstm256", "LSTM, 256 units", {32: "lstm256_cifar10"}),
     System("lstm512", "LSTM, 512 units", {32: "lstm512_cifar10"}),
     System("compact", "compact network", {32: "compact32", 96: "compact96"}),
+    System("compact-refine", "compact network, refined", method="compact+refine"),
     System("direct", "direct (jaxreg)"),
 )
 _BY_NAME = {system.name: system for system in PAPER_SYSTEMS + FURTHER_SYSTEMS}

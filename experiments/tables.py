@@ -25,7 +25,8 @@ from absl import flags
 from experiments import paper, rendering
 from experiments.records import RESULTS
 from experiments.systems import FEATURES, find_system, parse_folders
-from jaxreg.command_line import keep_compilations, read_flags
+from jaxreg.atomic import write_text
+from jaxreg.command_line import describe, keep_compilations, read_flags
 
 
 def _flags() -> flags.FlagValues:
@@ -82,7 +83,11 @@ def _run(options: flags.FlagValues) -> list[str]:
     )
     failures = []
     for suite in options.suites:
-        data = running.load_suite(job, suite)
+        try:
+            data = running.load_suite(job, suite)
+        except (ValueError, OSError, ImportError) as error:  # its images are not at hand
+            failures.append(f"{suite}: {describe(error)}")
+            continue
         for name in options.run:
             bar = tqdm(total=options.pairs, unit="pair", desc=f"{suite}: {name}", disable=None)
             with bar:
@@ -95,7 +100,7 @@ def _run(options: flags.FlagValues) -> list[str]:
                     else:
                         running.run_system(find_system(name), suite, data, job, bar.update)
                 except (ValueError, ImportError) as error:  # no checkpoint yet, or no package
-                    failures.append(f"{name} on {suite}: {' '.join(str(error).split())}")
+                    failures.append(f"{name} on {suite}: {describe(error)}")
     return failures
 
 
@@ -110,10 +115,10 @@ def write_tables(results: Path, numbers: Sequence[int]) -> str:
     texts = []
     for number in numbers:
         made = rendering.render(results, paper.TABLES[number])
-        (folder / f"table_{number}.md").write_text(made.markdown)
-        (folder / f"table_{number}.csv").write_text(made.csv)
+        write_text(folder / f"table_{number}.md", made.markdown)
+        write_text(folder / f"table_{number}.csv", made.csv)
         texts.append(made.markdown)
-    (folder / "provenance.md").write_text(rendering.provenance_table(results))
+    write_text(folder / "provenance.md", rendering.provenance_table(results))
     return "\n".join(texts)
 
 
@@ -128,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         numbers = [int(t) for t in options.table] or list(paper.TABLES)
         print(write_tables(Path(options.results), numbers))
     except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.tables: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"experiments.tables: {describe(error)}", file=sys.stderr)
         return 2
     for failure in failures:
         print(f"experiments.tables: {failure}", file=sys.stderr)

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from experiments import figures, plots
 from experiments.records import save_record
+from experiments.systems import find_system
 from jaxreg.evaluation import protocol
 from tests.test_tables import TRAINING, record
 
@@ -64,7 +65,10 @@ def test_risk_curves(tmp_path):
     written, skipped = figures.write_figures(tmp_path, ["risk"])
     assert [path.name for path in written] == ["risk_scene32.png"]
     assert "--run=compact --suites=scene96" in skipped[0]
-    drawn(written[0])
+    alone = drawn(written[0])
+    save_record(tmp_path, find_system("compact+refine").name, made)
+    (path,), _ = figures.write_figures(tmp_path, ["risk"])
+    assert not np.array_equal(drawn(path), alone)
 
 
 def test_qualitative_rows(tmp_path, monkeypatch):

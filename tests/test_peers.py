@@ -70,6 +70,19 @@ def test_the_same_call_gives_the_same_answer(name):
     np.testing.assert_array_equal(first.transform.as_array(), again.transform.as_array())
 
 
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_start_that_simpleitk_gives_up_costs_no_other_one(monkeypatch, failing):
+    sitk = pytest.importorskip("SimpleITK", reason="pip install 'jaxreg[peers]' brings it")
+    starts = [(0.0, 0.0, 0.0), (0.5, 1.0, 1.0), (-0.5, 1.0, 1.0)]
+    starts[failing] = (0.0, 500.0, 500.0)  # no overlap
+    monkeypatch.setattr(peers, "_itk_starts", lambda *_: starts)
+    image = picture()
+    truth = np.array([1.0, -0.5, np.rad2deg(starts[(failing + 1) % 3][0]) + 3.0])
+    moving = np.asarray(warp(image, RigidTransform(*truth)))
+    found = peers.register_simpleitk(sitk, image, moving)
+    np.testing.assert_allclose(found, truth, atol=REACH["simpleitk"][1])
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_takes_oblong_images(name):
     image = jnp.asarray(picture(48, seed=6)[:32])

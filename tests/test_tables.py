@@ -264,6 +264,21 @@ def test_the_command_recomputes_rows(tmp_path, capsys):
     ]
 
 
+def test_a_suite_whose_images_are_missing_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    def missing(suite):
+        raise FileNotFoundError("stl10 is not prepared")
+
+    there = running.load_source
+    monkeypatch.setattr(
+        running, "load_source", lambda suite: (missing if suite.name == "stl10" else there)(suite)
+    )
+    arguments = [f"--results={tmp_path}", "--suites=stl10,random32", "--pairs=8", "--no_timing"]
+    assert tables.main(["tables", "--run=constant", "--table=2", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert error == "experiments.tables: stl10: stl10 is not prepared\n"
+    assert line(out, "constant")
+
+
 def test_a_networks_row_comes_from_its_checkpoint(tmp_path, capsys):
     config = tiny_config("random", network=TINY_LSTM, average_decay=0.0)
     folder = tmp_path / "run"
