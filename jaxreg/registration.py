@@ -68,8 +68,8 @@ def register(
         need not be told from a symmetric image's other answers. For ``"direct"`` alone.
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
-      fixed_mask: ``(H, W)``, False or zero where a pixel of fixed does not count: dust, text, dead
-        pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
+      fixed_mask: ``(H, W)``, False, or not above zero, where a pixel of fixed does not count: dust,
+        text, dead pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
       moving_mask: likewise of moving.
 
     Returns:
@@ -83,7 +83,7 @@ def register(
     differentiable with respect to the images.
 
     >>> import jaxreg
-    >>> fixed = jax.random.uniform(jax.random.key(0), (32, 32))
+    >>> fixed = jax.random.uniform(jax.random.key(0), (128, 95))
     >>> truth = jaxreg.RigidTransform(2.25, -1.5, 100.0)
     >>> r = register(fixed, jaxreg.warp(fixed, truth))
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
@@ -136,10 +136,10 @@ def register_batch(
 
     Raises:
       ValueError: the images or a setting are unfit; the argument is named. Methods other than
-        those that come with jaxreg refuse a stack with NaN or infinity in it.
+        ``"direct"`` and the compact ones refuse a stack with NaN or infinity in it.
 
     >>> import jaxreg
-    >>> reference = jax.random.uniform(jax.random.key(0), (32, 32))
+    >>> reference = jax.random.uniform(jax.random.key(0), (32, 32, 3))
     >>> drift = jaxreg.RigidTransform.from_array([[1.0, 0.5, 0.0], [2.0, 1.0, 3.0]])
     >>> frames = jnp.stack([jaxreg.warp(reference, t) for t in drift])
     >>> rs = register_batch(reference, frames)

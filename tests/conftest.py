@@ -16,6 +16,8 @@ def pytest_configure(config):
     """Before jax is imported, and before workers start, which inherit it."""
     if _CACHE not in os.environ:
         config.stash[_OWN] = os.environ[_CACHE] = tempfile.mkdtemp(prefix="jaxreg-tests-")
+    # Small programs too, for they are many; but the smallest are made sooner than found.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def pytest_unconfigure(config):

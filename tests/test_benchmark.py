@@ -13,8 +13,10 @@ from experiments import benchmark, benchmark_report, cases, naive
 from experiments.floor import Rates, Work, count_operations, work_of
 from experiments.timing import PairByPair, host_memory, interleave
 from jaxreg.evaluation.protocol import build_suite
+from jaxreg.evaluation.report import provenance
 from jaxreg.geometry import RigidTransform
 from jaxreg.methods import constant
+from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.result import Registration
 from tests.tolerances import FLOAT32_NETWORK
@@ -117,6 +119,10 @@ def one_pair(fixed, moving):
     return Registration(RigidTransform(zero, zero, zero), zero, zero > 1)
 
 
+def small_compact(size):
+    return CompactConfig(size, width=8, layers=1, features=4, angles=24, hidden=16, steps=1)
+
+
 @pytest.fixture
 def quick_direct(monkeypatch):
     """The direct method takes long to compile; here another takes its place."""
@@ -124,6 +130,7 @@ def quick_direct(monkeypatch):
     monkeypatch.setattr(cases, "register", one_pair)
     monkeypatch.setattr(cases, "register_batch", constant)
     monkeypatch.setattr(cases, "image_pairs", lambda size, count: pictures(size, count))
+    monkeypatch.setattr(cases, "CompactConfig", small_compact)
 
 
 def pictures(size, count):
@@ -175,6 +182,22 @@ def test_what_cannot_be_done_is_said(flag, said, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_records_of_another_machine_are_not_lost_to_a_part_of_a_run(tmp_path):
+    path, here = tmp_path / "record.json", provenance()["hardware"]
+    there = here | {"processor": "abacus"}
+
+    def record(**machines):
+        groups = {name: {"provenance": {"hardware": h}} for name, h in machines.items()}
+        path.write_text(json.dumps({"groups": groups}))
+
+    record(lstm=here, sweep=here)
+    assert set(benchmark._recorded(path, ["lstm"])["groups"]) == {"lstm", "sweep"}
+    record(lstm=there, sweep=here)
+    assert set(benchmark._recorded(path, ["lstm"])["groups"]) == {"sweep"}
+    with pytest.raises(ValueError, match=r"lstm in .* were recorded on another machine"):
+        benchmark._recorded(path, ["sweep"])
 
 
 def test_ratios_compare_rows_of_one_size():

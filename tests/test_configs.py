@@ -20,8 +20,6 @@ SMALL = TrainConfig(network=LSTMConfig(hidden=8))
 def test_named_configurations_build_and_survive_json(name):
     config = CONFIGS[name]
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    state = abstract_state(config, data_mesh(1))  # shapes alone: the largest have a gigabyte
-    assert jax.tree.leaves(state.weights)
     assert config.eval_pairs > 0
 
 

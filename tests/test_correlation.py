@@ -11,7 +11,7 @@ from jaxreg.masking import Counts
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 
-SHAPES = [(16, 16), (16, 19), (18, 15)]
+SHAPES = [(16, 16), (16, 19), (18, 15), (14, 20)]
 
 
 def brute_force(turned, disc, moving, seen, dx, dy):

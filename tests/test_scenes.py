@@ -19,6 +19,9 @@ from jaxreg.scenes import (
 from jaxreg.warping import overlap, warp
 from tests.tolerances import FLOAT32_INTENSITY
 
+# One of each, so that a size is compiled once.
+render = jax.jit(render_view, static_argnums=2)
+make_pairs = jax.jit(scene_pairs, static_argnums=2)
 SIZE = 16
 SHIFT = 2.5
 SIDE = tile_side(SIZE, SHIFT)
@@ -50,7 +53,7 @@ def scipy_view(tile, tx, ty, theta, size=SIZE):
 def test_both_views_agree_with_scipy(parameters):
     tile = photograph()
     t = RigidTransform.from_array(np.float32([parameters]))
-    pairs = jax.jit(scene_pairs, static_argnums=2)(tile[None], t, SIZE)
+    pairs = make_pairs(tile[None], t, SIZE)
     np.testing.assert_allclose(pairs.fixed[0], scipy_view(tile, 0, 0, 0), atol=FLOAT32_INTENSITY)
     np.testing.assert_allclose(
         pairs.moving[0], scipy_view(tile, *parameters), atol=FLOAT32_INTENSITY
@@ -60,12 +63,12 @@ def test_both_views_agree_with_scipy(parameters):
 @pytest.mark.parametrize("size", [15, 16])
 def test_quarter_turns_and_whole_pixels_move_pixels_onto_pixels(size):
     coefficients = spline_coefficients(jnp.asarray(photograph(), jnp.float32))
-    fixed = render_view(coefficients, RigidTransform.identity(), size)
+    fixed = render(coefficients, RigidTransform.identity(), size)
     np.testing.assert_allclose(fixed_view(coefficients, size), fixed, atol=FLOAT32_INTENSITY)
-    turned = render_view(coefficients, RigidTransform(0.0, 0.0, 90.0), size)
+    turned = render(coefficients, RigidTransform.from_array([0.0, 0.0, 90.0]), size)
     np.testing.assert_allclose(turned, np.rot90(fixed, -1), atol=FLOAT32_INTENSITY)
     # Content moves by T: two right and one up; new scene enters at the left and below.
-    shifted = render_view(coefficients, RigidTransform(2.0, -1.0, 0.0), size)
+    shifted = render(coefficients, RigidTransform.from_array([2.0, -1.0, 0.0]), size)
     np.testing.assert_allclose(shifted[:-1, 2:], fixed[1:, :-2], atol=FLOAT32_INTENSITY)
     assert float(shifted[:, :2].min()) > 0
 
@@ -88,9 +91,9 @@ def test_a_tile_holds_every_view():
     corners = RigidTransform(*np.float32([[-2.5, 2.5, 2.5], [2.5, 2.5, -2.5], [45, -45, 135]]))
     # Coefficients made once, from the wide photograph, then cut: only the reads can differ.
     coefficients = spline_coefficients(jnp.asarray(wide, jnp.float32))
-    render = jax.vmap(render_view, in_axes=(None, 0, None))
-    cut = render(coefficients[40:-40, 40:-40], corners, SIZE)
-    np.testing.assert_allclose(cut, render(coefficients, corners, SIZE), atol=FLOAT32_INTENSITY)
+    views = jax.jit(jax.vmap(render_view, in_axes=(None, 0, None)), static_argnums=2)
+    cut = views(coefficients[40:-40, 40:-40], corners, SIZE)
+    np.testing.assert_allclose(cut, views(coefficients, corners, SIZE), atol=FLOAT32_INTENSITY)
 
 
 def test_drawn_pairs_repeat_with_their_key_and_work_under_jit():
