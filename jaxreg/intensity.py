@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import dots, over_channels, over_pixels
+from jaxreg.products import dots, over_pixels
 from jaxreg.refinement import OUTLIER, settled_weight
 
 
@@ -48,7 +48,7 @@ def weigh(
       outlier: how many scales of the residual are one, see `robust_weight`.
     """
     residual = target - gain * value - bias
-    square = over_channels(jnp.square(residual))
+    square = jnp.square(residual).mean(-1)
     # Weights count as constants: a residual of zero has no slope to derive them by.
     weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier))
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)

@@ -33,7 +33,7 @@ from jaxreg.normal_equations import (
     of_model,
     secant,
 )
-from jaxreg.products import apply_separable, dots, over_channels, product
+from jaxreg.products import apply_separable, dots, product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import clip_step, solve
 from jaxreg.resampling import Points, interpolant, moved_by, noise_gain, pull, slopes, source_points
@@ -341,7 +341,7 @@ def _brightness_changed(
     residual = target - value
     drop = moments(left[:3], fit.weight, residual)
     gained = product(drop, solve(normal[:3, :3], drop))
-    energy = lambda v: dots(fit.weight, over_channels(jnp.square(v))) * v.shape[-1]  # noqa: E731
+    energy = lambda v: dots(fit.weight, jnp.square(v).sum(-1))  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)

@@ -35,7 +35,10 @@ def dots(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def over_channels(image: jax.Array) -> jax.Array:
-    """``image.mean(-1)`` of ``(..., C)``, channel by channel."""
+    """``image.mean(-1)`` of ``(..., C)``, channel by channel.
+
+    Only of what is cheap: where several things are made of the sum, each works it out anew.
+    """
     if image.size < _MANY:
         return image.mean(-1)
     total = image[..., 0]
