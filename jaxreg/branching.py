@@ -104,6 +104,30 @@ def run_long_rarely(
     return _batched_by(batch, last, constants, state)
 
 
+def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
+    """``function`` of the operands, one by one as a computation of its own; vmapped as it is.
+
+    XLA on CPUs fuses what is cheap by the element with all that is made of it, each of which then
+    works it out anew; but nothing with what is in a branch.
+
+    Args:
+      true: scalar bool that is, though no compiler can tell.
+      function: from the operands to a pytree of arrays; may close over no value being traced.
+      *operands: pytrees of arrays, without derivatives: reverse mode is not supported.
+
+    >>> square = lambda v: apart(v > 0.0, jnp.square, v)
+    >>> jax.vmap(square)(jnp.arange(1.0, 4.0))
+    Array([1., 4., 9.], dtype=float32)
+    """
+    shapes = jax.eval_shape(function, *operands)
+    nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+
+    def batch(_: jax.Array, *operands: object) -> T:
+        return jax.vmap(function)(*operands)
+
+    return _batched_by(batch, functools.partial(_cond, function, nothing), true, *operands)
+
+
 def _cond(
     on_true: Callable[..., T], on_false: Callable[..., T], pred: jax.Array, *operands: object
 ) -> T:

@@ -203,7 +203,7 @@ def _trial(
     points = points._replace(x=some(points.x), y=some(points.y), inside=some(points.inside))
     v, u = (some(g, channels) for g in jnp.gradient(target, axis=(0, 1)))
     slope = moved_by(u, v, lever).reshape(3, -1)
-    value = pull(interpolant(source, linear), points, linear)
+    value = pull(interpolant(source, linear), points, linear, once=True)
     fit = fit_intensity(value, some(target, channels), points.inside)
     normal = normal_matrix(slope, slope, fit.weight)
     drop = moments(slope, fit.weight, fit.residual)

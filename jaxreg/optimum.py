@@ -145,7 +145,7 @@ def find_optimum(
     pixels = flat(target)
     image = interpolant(source, linear)
     points = source_points(source.shape, start, _margin(linear), counts)
-    value = pull(image, points, linear)
+    value = pull(image, points, linear, once=True)
     fit = fit_intensity(value, pixels, points.inside, gain, bias)
     left, right, slow = _instruments(source, target, points, value, fit, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
@@ -226,7 +226,8 @@ def _descend(
     def step(state: _State) -> _State:
         t, gain, bias = state.transform, state.gain, state.bias
         points = source_points(shape, t, _margin(linear), counts)
-        fit = weigh(pull(image, points, linear), target, points.inside, gain, bias, outlier)
+        value = pull(image, points, linear, once=True)
+        fit = weigh(value, target, points.inside, gain, bias, outlier)
         found = moments(system.instruments, fit.weight, fit.residual)
         inverse = secant(state.inverse, scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
@@ -293,8 +294,8 @@ def _instruments(
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
         image = interpolant(a, linear)
         v, u = (flat(g) for g in spline_gradient(b))
-        slope = 0.5 * (slopes(image, points, linear) + moved_by(u, v, points.lever))
-        level = 0.5 * (pull(image, points, linear) + flat(b))
+        slope = 0.5 * (slopes(image, points, linear, once=True) + moved_by(u, v, points.lever))
+        level = 0.5 * (pull(image, points, linear, once=True) + flat(b))
         return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])
 
     smooth = columns(smooth_source, smooth_target)

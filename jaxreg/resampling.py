@@ -7,11 +7,13 @@ derivatives are had for the price of another call.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients
 from jaxreg.masking import Counts
@@ -100,7 +102,11 @@ def _spline_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[
 
 
 def pull(
-    image: jax.Array, points: Points, linear: bool, along: Literal["", "x", "y"] = ""
+    image: jax.Array,
+    points: Points,
+    linear: bool,
+    along: Literal["", "x", "y"] = "",
+    once: bool = False,
 ) -> jax.Array:
     """Values of a source at points, or its derivative along one of its axes.
 
@@ -109,10 +115,18 @@ def pull(
       points: P of them.
       linear: the kernel.
       along: the axis of the derivative, if any.
+      once: work the values out once, however much is made of them; then they have no derivative.
 
     Returns:
       ``(P, C)``, or ``(P,)``.
     """
+    values = functools.partial(_values, linear=linear, along=along)
+    if once:
+        return apart(points.cos > -2.0, values, image, points)
+    return values(image, points)
+
+
+def _values(image: jax.Array, points: Points, *, linear: bool, along: str) -> jax.Array:
     rim = 0 if linear else 2
     taps = _linear_taps if linear else _spline_taps
     stride = image.shape[1]
@@ -142,9 +156,9 @@ def sampled(
     return pull(source, points, linear=True), points.inside
 
 
-def slopes(image: jax.Array, points: Points, linear: bool) -> jax.Array:
+def slopes(image: jax.Array, points: Points, linear: bool, once: bool = False) -> jax.Array:
     """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
-    along = jnp.stack([pull(image, points, linear, "x"), pull(image, points, linear, "y")])
+    along = jnp.stack([pull(image, points, linear, axis, once) for axis in ("x", "y")])
     # Along the target's axes. Moving T one way moves the source the other way under the grid. As a
     # product it is worked out once; a plain sum would be again for each of its three uses.
     turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
