@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg import branching
-from jaxreg.branching import cond_rarely, cond_where_any, run_long_rarely
+from jaxreg.branching import apart, cond_rarely, cond_where_any, run_long_rarely
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +111,16 @@ def test_a_predicate_or_an_operand_that_all_share():
     np.testing.assert_array_equal(shared, -x)
     one = lambda flag: cond_rarely(flag, lambda v: v.sum(), lambda v: v[0], x)  # noqa: E731
     np.testing.assert_array_equal(jax.vmap(one)(x > 2), [0, 0, 0, 10, 10])
+
+
+def test_what_runs_apart_is_a_branch_of_its_own_but_not_in_a_batch():
+    def one(x, scale):
+        return apart(x[0] > -1.0, lambda x, scale: {"y": scale * jnp.sin(x)}, x, scale)["y"]
+
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 3)), jnp.float32)
+    batch = jax.vmap(one, in_axes=(0, None))
+    np.testing.assert_allclose(jax.jit(batch)(x, 2.0), 2.0 * np.sin(x), rtol=1e-6)
+    np.testing.assert_allclose([one(v, 2.0) for v in x], 2.0 * np.sin(x), rtol=1e-6)
+    assert "conditional" in jax.jit(one).lower(x[0], 2.0).compile().as_text()
+    for word in ("cond", "select"):
+        assert word not in str(jax.make_jaxpr(batch)(x, 2.0))

@@ -49,6 +49,18 @@ def test_slopes_are_the_derivative_of_warp(kernel):
     )
 
 
+@pytest.mark.parametrize("linear", [True, False])
+def test_what_is_worked_out_once_is_the_same(linear):
+    image = jnp.asarray(texture((9, 12, 2)))
+    points = source_points(image.shape, RigidTransform(1.3, -0.7, 30.0))
+    for function in (pull, slopes):
+        often, once = (
+            function(interpolant(image, linear), points, linear, once=once)
+            for once in (False, True)
+        )
+        np.testing.assert_allclose(once, often, atol=FLOAT32_INTENSITY)
+
+
 def test_the_rim_counts_less_with_a_margin():
     inside = np.asarray(source_points(SHAPE, RigidTransform.identity(), 2.0).inside)
     np.testing.assert_allclose(inside.reshape(24, 20)[12, :4], [0.0, 0.5, 1.0, 1.0], atol=2e-3)
