@@ -329,8 +329,8 @@ def build_suite(
     """Make the pairs of a suite.
 
     The same seed gives the same images and transforms whatever disturbs them, and a smaller number
-    of pairs the first ones of a larger. Images come from the test split, none twice while there
-    are others.
+    of pairs the first ones of a larger (but for ``unrelated``, whose first image goes with the
+    last pair's). Images come from the test split, none twice while there are others.
 
     Args:
       suite: what to make, or how it is written.
