@@ -142,6 +142,11 @@ def each_pair(one: OnePair, *stacks: Any) -> Registration:
     return jax.vmap(one)(*stacks)
 
 
+def _in_program(*stacks: jax.Array | np.ndarray) -> bool:
+    """Whether a program is being traced; under jit all that is made is, whatever takes part."""
+    return are_traced(*stacks, jnp.zeros(()))
+
+
 def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     """Apply a function of one pair to many; memory is bounded however many there are.
 
@@ -157,8 +162,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     Returns:
       A `Registration` whose fields have a leading axis N.
     """
-    # Under jit all that is made is traced, whether the stacks take part or not.
-    if are_traced(*stacks, jnp.zeros(())):
+    if _in_program(*stacks):
         return each_pair(one, *(jnp.asarray(images, jnp.float32) for images in stacks))
     count, devices, on_cpu = len(stacks[0]), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
@@ -246,7 +250,7 @@ def map_batches(
       A `Registration` whose fields have a leading axis N.
     """
     count = len(fixed)
-    if are_traced(fixed, moving, jnp.zeros(())):  # as in `map_pairs`
+    if _in_program(fixed, moving):
         return _traced_batches(estimator, fixed, moving)
 
     def part(start: int) -> Registration:

@@ -1,5 +1,6 @@
 """Counting work, timing in turn, the naive versions, and a dry run of the benchmark."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,10 +17,10 @@ from jaxreg.evaluation.protocol import build_suite
 from jaxreg.evaluation.report import provenance
 from jaxreg.geometry import RigidTransform
 from jaxreg.methods import constant
-from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.result import Registration
 from tests.tolerances import FLOAT32_NETWORK
+from tests.training_support import TINY_COMPACT
 
 
 def operations(function, *arguments):
@@ -120,7 +121,7 @@ def one_pair(fixed, moving):
 
 
 def small_compact(size):
-    return CompactConfig(size, width=8, layers=1, features=4, angles=24, hidden=16, steps=1)
+    return dataclasses.replace(TINY_COMPACT, image_size=size)
 
 
 @pytest.fixture

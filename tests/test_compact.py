@@ -29,8 +29,7 @@ from jaxreg.models.volume import (
 from jaxreg.pairs import draw_pairs, warp_pairs
 from jaxreg.warping import warp
 from tests.tolerances import FLOAT32_INTENSITY, FLOAT32_NETWORK
-
-SMALL = CompactConfig(width=8, layers=1, features=4, angles=24, hidden=16, steps=1)
+from tests.training_support import TINY_COMPACT
 
 
 def pictures(count, size=32, sigma=1.5, seed=0):
@@ -164,8 +163,8 @@ def test_is_small_and_takes_other_sizes():
     network = CompactConfig().build(nnx.Rngs(0))
     weights = jax.tree.leaves(nnx.state(network, nnx.Param))
     assert sum(w.size for w in weights) < 50_000
-    large = dataclasses.replace(SMALL, image_size=96).build(nnx.Rngs(0))
-    small = SMALL.build(nnx.Rngs(0))
+    large = dataclasses.replace(TINY_COMPACT, image_size=96).build(nnx.Rngs(0))
+    small = TINY_COMPACT.build(nnx.Rngs(0))
     images = pictures(4, 96, 4.5)
     fixed, moving = images, images[:, ::-1]
     t32, c32, p32 = predict(small, shrink(fixed), shrink(moving))
@@ -187,7 +186,7 @@ def test_shrinking_keeps_ramps_and_means():
 
 
 def test_gain_and_bias_change_nothing():
-    network = SMALL.build(nnx.Rngs(0))
+    network = TINY_COMPACT.build(nnx.Rngs(0))
     pairs = draw_pairs(jax.random.key(0), jnp.asarray(pictures(4), jnp.uint8), 4, 5.0)
     plain, *_ = predict(network, pairs.fixed, pairs.moving)
     lit, *_ = predict(network, pairs.fixed, 0.8 * pairs.moving + 12.0)
@@ -195,7 +194,7 @@ def test_gain_and_bias_change_nothing():
 
 
 def test_batches_are_one_by_one_and_finite():
-    network = SMALL.build(nnx.Rngs(0))
+    network = TINY_COMPACT.build(nnx.Rngs(0))
     images = np.concatenate([pictures(2), np.full((1, 32, 32, 3), 128.0, np.float32)])
     images = np.concatenate([images, np.zeros((1, 32, 32, 3), np.float32)])
     transform, covariance, certainty = predict(network, images, images[::-1])
@@ -209,7 +208,7 @@ def test_batches_are_one_by_one_and_finite():
 
 
 def test_learns_to_register_in_seconds():
-    network = SMALL.build(nnx.Rngs(0))
+    network = TINY_COMPACT.build(nnx.Rngs(0))
     graph, weights, rest = nnx.split(network, nnx.Param, ...)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
     images = jnp.asarray(pictures(64), jnp.uint8)
@@ -244,7 +243,7 @@ def test_learns_to_register_in_seconds():
 
 
 def test_loss_judges_its_own_estimate():
-    network = SMALL.build(nnx.Rngs(0))
+    network = TINY_COMPACT.build(nnx.Rngs(0))
     pairs = draw_pairs(jax.random.key(3), jnp.asarray(pictures(6), jnp.uint8), 6, 5.0)
     value, estimate = jax.eval_shape(network.loss, pairs)
     assert value.shape == ()
@@ -252,7 +251,7 @@ def test_loss_judges_its_own_estimate():
 
 
 def test_configuration_survives_json():
-    config = dataclasses.replace(SMALL, image_size=96)
+    config = dataclasses.replace(TINY_COMPACT, image_size=96)
     assert network_to_dict(config)["network"] == "compact"
     assert network_from_dict(network_to_dict(config)) == config
 
@@ -274,6 +273,6 @@ def test_bad_settings_are_named(field, value, message):
 
 
 def test_bad_images_are_named():
-    network = SMALL.build(nnx.Rngs(0))
+    network = TINY_COMPACT.build(nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"moving must be \(N, 32, 32, 3\)"):
         network(jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 32, 32)))

@@ -25,14 +25,14 @@ from jaxreg.training.state import (
     network_structure,
 )
 from jaxreg.training.step import compile_dispatch, train_step
-from tests.training_support import assert_same_bits, smallest_run, write_images
+from tests.training_support import TINY_COMPACT, assert_same_bits, smallest_run, write_images
 
 REPOSITORY = Path(__file__).parent.parent
 # Small networks of each kind, to take a step with a configuration made for a large one.
 REDUCED = {
     "lstm": {"hidden": 8, "layers": 1},
     "resnext": {"hidden": 8, "layers": 1, "blocks": (1, 1, 1, 1)},
-    "compact": {"width": 8, "layers": 1, "features": 4, "angles": 24, "hidden": 16, "steps": 1},
+    "compact": dataclasses.asdict(TINY_COMPACT),
 }
 
 

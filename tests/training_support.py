@@ -9,11 +9,13 @@ from flax import nnx
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.models import NETWORKS
+from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.models.network import Network
 from jaxreg.training import pictures
 from jaxreg.training.configs import TrainConfig
 
+TINY_COMPACT = CompactConfig(width=8, layers=1, features=4, angles=24, hidden=16, steps=1)
 TINY_LSTM = LSTMConfig(hidden=8, layers=1, output_scale=(5.0, 5.0, 180.0))
 
 

@@ -30,7 +30,7 @@ class MovedPictures:
         folder: str | os.PathLike[str],
         jobs: Sequence[Job],
         table: str,
-        masks: Iterable[str] = (),
+        masks: Iterable[str],
     ):
         """Check that nothing will be overwritten; nothing is made yet.
 
