@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
-from jaxreg.intensity import Fit, fit_intensity
+from jaxreg.intensity import Fit, fit_intensity, steepness
 from jaxreg.masking import Counts
 from jaxreg.normal_equations import System, moments, normal_matrix
 from jaxreg.optimum import WHITE, Optimum, agreement, differentiable, find_optimum, flat
@@ -31,7 +31,7 @@ T = TypeVar("T")
 # A residual that no kernel explains is no white noise, and the estimate's variance larger than it
 # tells: by as much as neighbours share, within these bounds. Measured on scenes of the training
 # photographs.
-_INFLATION = 1.5, 2.5
+_INFLATION = 1.0, 2.5
 # Likewise by the bilinear kernel: from where neighbours are more alike than it makes white noise,
 # how fast, and from where on they are what hides a part of a view, which the weights deal with.
 # Measured on training images: blurred, as JPEG files, partly hidden.
@@ -204,7 +204,9 @@ def _trial(
     v, u = (some(g, channels) for g in jnp.gradient(target, axis=(0, 1)))
     slope = moved_by(u, v, lever).reshape(3, -1)
     value = pull(interpolant(source, linear), points, linear, once=True)
-    fit = fit_intensity(value, some(target, channels), points.inside)
+    bands = -1, height if isinstance(rows, slice) else 2, width, channels
+    steep = steepness(value.reshape(bands), target[rows].reshape(bands))
+    fit = fit_intensity(value, some(target, channels), points.inside, steep=steep)
     normal = normal_matrix(slope, slope, fit.weight)
     drop = moments(slope, fit.weight, fit.residual)
     step = solve(normal, drop)
@@ -213,9 +215,8 @@ def _trial(
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
     kept = jnp.square(fit.gain) * noise_gain(points, linear)
     rest = fit.weight[:, None] * (fit.residual - product(step, slope).reshape(value.shape))
-    together = height if isinstance(rows, slice) else 2
-    alike = _alike(rest.reshape(-1, together, width, channels))
-    return _Trial(variance / (kept + 1.0) / fit.gain, alike, fit.gain, fit.bias)
+    alike = _alike(rest.reshape(bands))
+    return _Trial(variance / (kept + 1.0), alike, fit.gain, fit.bias)
 
 
 def _alike(bands: jax.Array) -> jax.Array:
@@ -251,7 +252,8 @@ def _describe(
 def _covariance(system: System, fit: Fit) -> jax.Array:
     """Of the estimate: ``N^-1 (Z' S Z) N^-T``, S the variance of the residual."""
     influence = product(system.inverse[:3], system.instruments)
-    return fit.variance * normal_matrix(influence, influence, fit.weight)
+    square = jnp.square(fit.weight) * jnp.square(fit.residual).mean(-1)
+    return normal_matrix(influence, influence, square)
 
 
 def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, jax.Array]:

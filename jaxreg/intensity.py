@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ def weigh(
     gain: jax.typing.ArrayLike,
     bias: jax.typing.ArrayLike,
     outlier: jax.typing.ArrayLike = OUTLIER,
+    steep: jax.Array | None = None,
 ) -> Fit:
     """Residuals for a given gain and bias, and their robust weights.
 
@@ -46,11 +48,12 @@ def weigh(
       gain: grey values of the target for one of the source.
       bias: ``(C,)``, or one for all channels.
       outlier: how many scales of the residual are one, see `robust_weight`.
+      steep: ``(P,)`` `steepness`, if the scale is to grow with it.
     """
     residual = target - gain * value - bias
     square = jnp.square(residual).mean(-1)
     # Weights count as constants: a residual of zero has no slope to derive them by.
-    weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier))
+    weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier, steep))
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
     return Fit(jnp.asarray(gain), jnp.asarray(bias), residual, weight, variance)
 
@@ -61,6 +64,7 @@ def fit_intensity(
     inside: jax.Array,
     gain: jax.typing.ArrayLike = 1.0,
     bias: jax.typing.ArrayLike = 0.0,
+    steep: jax.Array | None = None,
 ) -> Fit:
     """Fit gain and bias where images agree.
 
@@ -73,8 +77,9 @@ def fit_intensity(
       inside: ``(P,)`` weight of the overlap.
       gain: about what will be found.
       bias: likewise; ``(C,)``, or one for all channels.
+      steep: see `weigh`.
     """
-    weight = weigh(value, target, inside, gain, bias).weight
+    weight = weigh(value, target, inside, gain, bias, steep=steep).weight
     count = jnp.maximum(weight.sum(), 1.0)
     mean_value, mean_target = (over_pixels(v, weight) / count for v in (value, target))
     source = value - mean_value
@@ -84,4 +89,27 @@ def fit_intensity(
     # A gain near or below zero means that the images are not aligned: hold it where the residual
     # still says which way to go.
     gain = jnp.clip(gain, 0.1, 10.0)
-    return weigh(value, target, inside, gain, mean_target - gain * mean_value)
+    return weigh(value, target, inside, gain, mean_target - gain * mean_value, steep=steep)
+
+
+def steepness(*images: jax.Array) -> jax.Array:
+    """How steep aligned images are about each pixel, the least steep of them; ``(P,)``.
+
+    The root mean square of the slopes there and at the eight neighbours, a constant to derivatives.
+    What a close alignment leaves, by aliasing, by another's kernel, by the way still to go, grows
+    with that. Of an image that is flat but for a few edges, a scale that is the same everywhere
+    would take those for outliers, and they say all there is to say.
+
+    Args:
+      *images: ``(H, W, C)``, or bands of rows ``(B, R, W, C)``, two rows or more.
+    """
+
+    def energy(image: jax.Array) -> jax.Array:
+        down, right = jnp.gradient(image, axis=(-3, -2))
+        square = (jnp.square(down) + jnp.square(right)).mean(-1)
+        square = jnp.pad(square, [(0, 0)] * (square.ndim - 2) + [(1, 1)] * 2, mode="edge")
+        rows = square[..., :-2, :] + square[..., 1:-1, :] + square[..., 2:, :]
+        return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9.0
+
+    least = functools.reduce(jnp.minimum, map(energy, images))
+    return jax.lax.stop_gradient(jnp.sqrt(least)).reshape(-1)

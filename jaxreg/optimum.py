@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxreg.branching import run_long_rarely
 from jaxreg.denoising import cosine_blur, wiener
 from jaxreg.geometry import RigidTransform
-from jaxreg.intensity import Fit, fit_intensity, weigh
+from jaxreg.intensity import Fit, fit_intensity, steepness, weigh
 from jaxreg.interpolation import spline_gradient
 from jaxreg.masking import Counts
 from jaxreg.normal_equations import (
@@ -41,7 +41,7 @@ from jaxreg.resampling import Points, interpolant, moved_by, noise_gain, pull, s
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by up to this many px, and the source's rim is left out.
 # Chosen on scene pairs of the training photographs, as are the two shares below.
-_ALIASING_BLUR = 1.2
+_ALIASING_BLUR = 1.5
 _ALIASING_RIM = 1.0
 # A blur by so many px leaves about 5% of the power of white noise; 2% and less of aliasing's, which
 # lies in the finest detail; and more than half of the power of what hides a part of a view.
@@ -89,6 +89,7 @@ class _Problem(NamedTuple):
       system: what takes moments to steps.
       scale: ``(U,)``, what makes steps comparable.
       outlier: scalar, how many scales of the residual are one.
+      steep: ``(P,)`` `steepness`, by which that scale grows.
     """
 
     image: jax.Array
@@ -97,6 +98,7 @@ class _Problem(NamedTuple):
     system: System
     scale: jax.Array
     outlier: jax.Array
+    steep: jax.Array
 
 
 class _State(NamedTuple):
@@ -146,7 +148,8 @@ def find_optimum(
     image = interpolant(source, linear)
     points = source_points(source.shape, start, _margin(linear), counts)
     value = pull(image, points, linear, once=True)
-    fit = fit_intensity(value, pixels, points.inside, gain, bias)
+    steep = steepness(value.reshape(target.shape), target)
+    fit = fit_intensity(value, pixels, points.inside, gain, bias, steep)
     left, right, slow = _instruments(source, target, points, value, fit, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
     changed = _brightness_changed(left, normal, value, pixels, fit)
@@ -154,7 +157,8 @@ def find_optimum(
     gain = jnp.where(changed, fit.gain, 1.0)
     bias = jnp.where(changed, fit.bias, 0.0)
 
-    problem = _Problem(image, pixels, counts, system, jnp.abs(jnp.diagonal(normal)), _outlier(slow))
+    scale = jnp.abs(jnp.diagonal(normal))
+    problem = _Problem(image, pixels, counts, system, scale, _outlier(slow), steep)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
@@ -172,7 +176,8 @@ def agreement(
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
     points = source_points(source.shape, end.transform, _margin(linear), counts)
     value = pull(interpolant(source, linear), points, linear)
-    fit = weigh(value, flat(target), points.inside, end.gain, end.bias, _outlier(end.slow))
+    steep = steepness(value.reshape(target.shape), target)
+    fit = weigh(value, flat(target), points.inside, end.gain, end.bias, _outlier(end.slow), steep)
     return points, value, fit
 
 
@@ -221,13 +226,13 @@ def _descend(
       linear: the kernel.
       limit: how many steps at most, those before included.
     """
-    image, target, counts, system, scale, outlier = problem
+    image, target, counts, system, scale, outlier, steep = problem
 
     def step(state: _State) -> _State:
         t, gain, bias = state.transform, state.gain, state.bias
         points = source_points(shape, t, _margin(linear), counts)
         value = pull(image, points, linear, once=True)
-        fit = weigh(value, target, points.inside, gain, bias, outlier)
+        fit = weigh(value, target, points.inside, gain, bias, outlier, steep)
         found = moments(system.instruments, fit.weight, fit.residual)
         inverse = secant(state.inverse, scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.

@@ -43,7 +43,10 @@ class _Target(NamedTuple):
 
 
 def robust_weight(
-    square: jax.Array, inside: jax.Array, outlier: jax.typing.ArrayLike = OUTLIER
+    square: jax.Array,
+    inside: jax.Array,
+    outlier: jax.typing.ArrayLike = OUTLIER,
+    steep: jax.Array | None = None,
 ) -> jax.Array:
     """Weight of each pixel by its squared residual, both ``(..., P)``: 1, falling off for outliers.
 
@@ -54,17 +57,41 @@ def robust_weight(
       square: squared residuals.
       inside: weight of each pixel in the scale.
       outlier: how many scales are one.
+      steep: ``(P,)``, how steep the images are, if the scale is to grow with that; then no leading
+        axes.
     """
-    scale = dots(inside, jnp.sqrt(square)) / jnp.maximum(inside.sum(-1), 1.0)
-    limit = jnp.square(outlier * scale)[..., None] + 1e-12
+    size = jnp.sqrt(square)
+    if steep is None:
+        scale = (dots(inside, size) / jnp.maximum(inside.sum(-1), 1.0))[..., None]
+    else:
+        scale = _scale_by_steepness(size, inside, steep)
+    limit = jnp.square(outlier * scale) + 1e-12
     return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
 
 
+def _scale_by_steepness(size: jax.Array, weight: jax.Array, steep: jax.Array) -> jax.Array:
+    """The straight line ``(P,)`` that fits absolute residuals best, neither falling nor negative.
+
+    What hides a part of a view is no steeper than the rest: there the line is level.
+    """
+    powers = jnp.stack([jnp.ones_like(steep), steep, jnp.square(steep)])
+    count, first, second = product(powers, weight)
+    total, along = product(powers[:2], weight * size)
+    slope = count * along - first * total
+    slope /= jnp.maximum(count * second - jnp.square(first), 1e-12)
+    slope = jnp.clip(slope, 0.0, total / jnp.maximum(first, 1e-12))
+    return (total - slope * first) / jnp.maximum(count, 1.0) + slope * steep
+
+
 def settled_weight(
-    square: jax.Array, inside: jax.Array, outlier: jax.typing.ArrayLike = OUTLIER
+    square: jax.Array,
+    inside: jax.Array,
+    outlier: jax.typing.ArrayLike = OUTLIER,
+    steep: jax.Array | None = None,
 ) -> jax.Array:
     """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it."""
-    return robust_weight(square, inside * robust_weight(square, inside), outlier)
+    kept = inside * robust_weight(square, inside, steep=steep)
+    return robust_weight(square, kept, outlier, steep)
 
 
 def clip_step(step: jax.Array) -> jax.Array:

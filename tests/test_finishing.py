@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxreg.finishing import _bilinear_explains_more, _trial, finish
 from jaxreg.geometry import RigidTransform
-from jaxreg.intensity import fit_intensity
+from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.normal_equations import guarded, inverted
 from jaxreg.optimum import _aliased, _outlier, _slow_share
 from jaxreg.warping import warp
@@ -133,3 +133,23 @@ def test_second_derivatives_are_those_of_the_first():
     assert np.isfinite([slope, bend]).all()
     assert slope != 0.0
     jax.make_jaxpr(jax.grad(jax.grad(shift)))(0.0)
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_the_fainter_image_is_no_better_source_than_the_brighter_one(gain):
+    """With as much noise in both, either direction explains a pair as well, whatever its gain."""
+    rng = np.random.default_rng(0)
+    fixed = texture((32, 32, 3), sigma=3.0) / 60
+    moving = gain * fixed + 0.1 * rng.normal(size=fixed.shape)
+    fixed = fixed + 0.1 * rng.normal(size=fixed.shape)
+    images, still = [jnp.float32(fixed), jnp.float32(moving)], RigidTransform.identity()
+    ways = [_trial(*pair, None, still, linear=True) for pair in (images, images[::-1])]
+    assert float(ways[0].mismatch) == pytest.approx(float(ways[1].mismatch), rel=0.15)
+
+
+def test_steepness_is_that_of_the_least_steep_image():
+    ramp = jnp.broadcast_to(3.0 * jnp.arange(12.0)[:, None, None], (12, 10, 2))
+    np.testing.assert_allclose(steepness(ramp, 2 * ramp), 3.0)
+    np.testing.assert_allclose(steepness(ramp, jnp.zeros_like(ramp)), 0.0)
+    bands = steepness(ramp.reshape(6, 2, 10, 2))
+    np.testing.assert_allclose(bands, 3.0)

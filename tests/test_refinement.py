@@ -54,6 +54,23 @@ def test_outliers_lose_their_weight():
     assert weight[:, 40:].mean() > 0.98
 
 
+def test_outliers_are_told_by_how_steep_the_images_are():
+    """What grows with it is none; what lies where both are flat is, as without."""
+    rng = np.random.default_rng(0)
+    steep = jnp.asarray(np.where(np.arange(400) < 20, 2.0, 0.01), jnp.float32)
+    residual = 0.1 * np.asarray(steep) * rng.normal(size=400)
+    inside = jnp.ones(400)
+    edges = robust_weight(jnp.square(jnp.float32(residual)), inside, steep=steep)
+    assert edges[:20].mean() > 0.95
+    assert robust_weight(jnp.square(jnp.float32(residual)), inside)[:20].mean() < 0.2
+    residual[100:140] = 3.0
+    hidden = jnp.square(jnp.float32(residual))
+    np.testing.assert_allclose(
+        robust_weight(hidden, inside, steep=steep), robust_weight(hidden, inside), rtol=1e-5
+    )
+    assert robust_weight(hidden, inside, 1.0, steep)[100:140].max() < 0.1
+
+
 def test_steps_are_shortened_not_turned():
     np.testing.assert_allclose(clip_step(jnp.array([4.0, 2.0, 3.0])), [1.0, 0.5, 0.75])
     steps = clip_step(jnp.array([[0.5, 0.1, -12.0], [0.5, 0.1, 1.0]]))
