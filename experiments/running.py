@@ -130,9 +130,11 @@ def run_keypoints(system: System, suite: str, data: tuple[SuiteData, int], job: 
 
 
 def _time(estimator: Estimator, data: SuiteData) -> dict[str, Any]:
-    """Seconds a pair and throughput, on what, and how busy the machine was."""
+    """Seconds a pair and throughput, of which code, when, on what, and how busy that was."""
     measured = measure_time(estimator, data)
-    return {**measured, "load_average": load_average(), "hardware": provenance()["hardware"]}
+    origin = provenance()
+    where = {name: origin[name] for name in ("date", "hardware")}
+    return {**measured, **where, "commit": current_commit(), "load_average": load_average()}
 
 
 def _origin(job: Job) -> dict[str, Any]:
@@ -186,8 +188,8 @@ def nameless(text: str) -> str:
 def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
     """How far a network was trained, and on what."""
     from jaxreg.data import load_images
-    from jaxreg.models import network_to_dict
     from jaxreg.training.configs import CONFIGS
+    from jaxreg.training.fields import network_to_dict
 
     config, named = trained.config, CONFIGS.get(config_name, trained.config)
     network = network_to_dict(config.network)

@@ -242,31 +242,27 @@ def map_batches(
     """Apply an estimator, a function of batches, to many pairs; memory is bounded likewise.
 
     Args:
-      estimator: given at most 64 pairs at a time, float32.
+      estimator: given 64 pairs at a time, or less by powers of two, float32.
       fixed: ``(N, H, W, C)``, any real dtype.
       moving: the same shape.
 
     Returns:
       A `Registration` whose fields have a leading axis N.
     """
+    stacks = fixed, moving
+    if _in_program(*stacks):
+        return _traced_batches(estimator, *stacks)
     count = len(fixed)
-    if _in_program(fixed, moving):
-        return _traced_batches(estimator, fixed, moving)
+    # Powers of two: few compilations, of an estimator that is compiled.
+    size = min(_BATCH, 1 << max(count - 1, 0).bit_length())
 
     def part(start: int) -> Registration:
-        stop = start + _BATCH
-        return estimator(*(jnp.asarray(i[start:stop], jnp.float32) for i in (fixed, moving)))
+        some = (_filled_up(images[start : start + size], size) for images in stacks)
+        answers = estimator(*map(jnp.asarray, some))
+        return jax.tree.map(lambda v: np.asarray(v)[: count - start], answers)
 
-    if count <= _BATCH:
-        return part(0)
-    results = []
-    for start in range(0, count, _BATCH):
-        # The last part reaches back rather than being short: one shape, one compilation.
-        begin = min(start, count - _BATCH)
-        results.append(
-            jax.tree.map(lambda v, skip=start - begin: np.asarray(v)[skip:], part(begin))
-        )
-    return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *results)
+    parts = [part(start) for start in range(0, max(count, 1), size)]
+    return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
 
 
 def _traced_batches(
@@ -275,6 +271,9 @@ def _traced_batches(
     """`map_batches` in a program that is being traced, which holds the estimator twice at most."""
     stacks = [jnp.asarray(images, jnp.float32) for images in (fixed, moving)]
     blocks, rest = divmod(len(fixed), _BATCH)
+    if not len(fixed):
+        nothing = estimator(*(jnp.asarray(_filled_up(images, 1)) for images in stacks))
+        return jax.tree.map(lambda v: v[:0], nothing)
     if not blocks:
         return estimator(*stacks)
     split = [images[: blocks * _BATCH].reshape(-1, _BATCH, *images.shape[1:]) for images in stacks]

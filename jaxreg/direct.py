@@ -29,9 +29,9 @@ from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
 from jaxreg.ranking import Ranked, best_and_rival, local_evidence
 from jaxreg.refinement import gauss_newton
-from jaxreg.result import Doubt, Registration
+from jaxreg.result import Doubt, Registration, raised
 from jaxreg.sliding import slide
-from jaxreg.trust import correlation, doubts_about, raised
+from jaxreg.trust import correlation, doubts_about
 
 Kernel = Literal["auto", "linear", "spline"]
 
@@ -43,6 +43,7 @@ _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the 
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than that, in sides
+_UNKNOWN = 1e6  # px^2 and degrees^2: the largest variance there is
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
@@ -150,7 +151,11 @@ def _finish_and_judge(
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     same = (pair.fixed == pair.moving).all()
     transform = jax.tree.map(functools.partial(_without_rounding, same), end.transform)
-    covariance = jnp.nan_to_num(jnp.clip(end.covariance, -1e6, 1e6), nan=1e6)
+    # Nobody knows what the images leave open, nor how it would change with them.
+    known = (doubts & Doubt.FEATURELESS) == 0
+    transform = jax.tree.map(lambda v: jnp.where(known, v, jax.lax.stop_gradient(v)), transform)
+    covariance = jnp.where(known, end.covariance, _UNKNOWN * jnp.eye(3, dtype=jnp.float32))
+    covariance = jnp.nan_to_num(jnp.clip(covariance, -_UNKNOWN, _UNKNOWN), nan=_UNKNOWN)
     resolved = _SPACING * np.array([*pair.fixed.shape[1::-1], 180.0], np.float32)
     # Of a variance a million times another's, turned, rounding may leave less than nothing.
     negative = jnp.minimum(jnp.diagonal(covariance), 0.0)

@@ -115,8 +115,12 @@ class RigidTransform:
 
     @classmethod
     def from_array(cls, parameters: ArrayLike) -> RigidTransform:
-        """From an array whose last axis holds ``(tx, ty, theta)``."""
-        parameters = jnp.asarray(parameters)
+        """From an array of any real dtype whose last axis holds ``(tx, ty, theta)``.
+
+        Raises:
+          ValueError: it has another shape.
+        """
+        parameters = jnp.asarray(parameters, jnp.float32)
         if parameters.ndim == 0 or parameters.shape[-1] != 3:
             raise ValueError(
                 f"parameters must end in an axis of 3 (tx, ty, theta), got shape {parameters.shape}"
@@ -172,21 +176,23 @@ class RigidTransform:
 
     def inverse(self) -> RigidTransform:
         """The transform that undoes this one."""
-        cos, sin = cos_sin_degrees(self.theta)
-        tx, ty = jnp.asarray(self.tx), jnp.asarray(self.ty)
-        return RigidTransform(
-            -cos * tx - sin * ty, sin * tx - cos * ty, wrap_degrees(-jnp.asarray(self.theta))
-        )
+        tx, ty, theta = self._float32()
+        cos, sin = cos_sin_degrees(theta)
+        return RigidTransform(-cos * tx - sin * ty, sin * tx - cos * ty, wrap_degrees(-theta))
 
     def compose(self, first: RigidTransform) -> RigidTransform:
         """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``."""
         cos, sin = cos_sin_degrees(self.theta)
-        tx, ty = jnp.asarray(first.tx), jnp.asarray(first.ty)
+        tx, ty, theta = self._float32()
+        x, y, angle = first._float32()
         return RigidTransform(
-            cos * tx - sin * ty + self.tx,
-            sin * tx + cos * ty + self.ty,
-            wrap_degrees(jnp.asarray(self.theta) + jnp.asarray(first.theta)),
+            cos * x - sin * y + tx, sin * x + cos * y + ty, wrap_degrees(theta + angle)
         )
+
+    def _float32(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The parameters as they are computed with: small integers would overflow."""
+        tx, ty, theta = (jnp.asarray(v, jnp.float32) for v in (self.tx, self.ty, self.theta))
+        return tx, ty, theta
 
     def apply(self, points: ArrayLike, shape: Shape) -> jax.Array:
         """Where points of the fixed image lie in the moving one.
@@ -202,8 +208,8 @@ class RigidTransform:
         """
         points = jnp.asarray(points, jnp.float32)
         cx, cy = image_centre(shape)
-        cos, sin = cos_sin_degrees(self.theta)
-        tx, ty = jnp.asarray(self.tx), jnp.asarray(self.ty)
+        tx, ty, theta = self._float32()
+        cos, sin = cos_sin_degrees(theta)
         if cos.ndim and points.ndim > 1:  # line the batch up against the axis of points
             cos, sin, tx, ty = (v[..., None] for v in (cos, sin, tx, ty))
         x, y = points[..., 0] - cx, points[..., 1] - cy

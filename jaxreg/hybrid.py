@@ -9,8 +9,7 @@ import jax
 from jaxreg.batching import each_pair
 from jaxreg.direct import align_from
 from jaxreg.learned import compact
-from jaxreg.result import Doubt, Registration
-from jaxreg.trust import raised
+from jaxreg.result import Doubt, Registration, raised
 
 
 @jax.jit

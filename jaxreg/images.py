@@ -74,7 +74,7 @@ def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
         _check_finite(images, name)
         if are_traced(images) or not images.size:
             continue
-        if images.dtype in (bool, np.uint8):
+        if images.dtype == np.uint8:
             continue
         least, most = map(float, _extremes(images))
         centred = least < -0.5 * abs(most)  # noise alone does not take an image so far below zero
@@ -99,7 +99,7 @@ def _check_shape(shape: tuple[int, ...], name: str, batched: bool) -> None:
         if max(height, width) > LARGEST:
             hint = "; downsample it first"
         elif batched and width <= 4:
-            hint = "; for one pair call jaxreg.register"
+            hint = "; for one pair call jaxreg.register, of a stack make both grey or both colour"
         elif height <= 4 and min(width, channels) >= SMALLEST:
             hint = "; channels go last: np.moveaxis(image, -3, -1)"
         raise ValueError(
@@ -198,6 +198,8 @@ def check_stacks(
       ValueError: shape, size or dtype is unfit; the argument is named.
     """
     pair = [_as_array(images) for images in (fixed, moving)]
+    if pair[0].ndim != pair[1].ndim and pair[0].shape[:3] == pair[1].shape[:3]:
+        _check_same(pair[0], pair[1], batched=True)
     for image, other, name in zip(pair, pair[::-1], _NAMES, strict=True):
         _check_dtype(image, name)
         _check_shape(image.shape, name, batched=image.ndim != other.ndim - 1)

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration, raised
 from jaxreg.training.trained import TrainedNetwork
 from jaxreg.training.weights import load
 
@@ -32,8 +32,15 @@ def compact(fixed: jax.Array, moving: jax.Array) -> Registration:
     network = _network(fixed.shape)
     finite = jnp.isfinite(fixed).all((1, 2, 3)) & jnp.isfinite(moving).all((1, 2, 3))
     keep = finite[:, None, None, None]
-    answer = network.estimate(*(_grey_levels(jnp.where(keep, i, 0.0)) for i in (fixed, moving)))
-    return dataclasses.replace(answer, success=answer.success & finite)
+    fixed, moving = (jnp.where(keep, images, 0.0) for images in (fixed, moving))
+    # What a flat image is turned into has no derivative, nor has the answer to such a pair.
+    flat = (_is_flat(fixed) | _is_flat(moving))[:, None, None, None]
+    fixed, moving = (jnp.where(flat, jax.lax.stop_gradient(i), i) for i in (fixed, moving))
+    answer = network.estimate(_grey_levels(fixed), _grey_levels(moving))
+    doubts = raised(Doubt.NOT_FINITE, ~finite) | raised(
+        Doubt.UNSURE, jnp.logical_not(answer.success)
+    )
+    return dataclasses.replace(answer, success=doubts == 0, doubts=doubts)
 
 
 def _network(shape: tuple[int, ...]) -> TrainedNetwork:
@@ -53,6 +60,11 @@ def _network(shape: tuple[int, ...]) -> TrainedNetwork:
 
 
 _shipped = functools.cache(load)
+
+
+def _is_flat(images: jax.Array) -> jax.Array:
+    """``(N,)``, whether an image has one value all over."""
+    return images.max((1, 2, 3)) == images.min((1, 2, 3))
 
 
 def _grey_levels(images: jax.Array) -> jax.Array:

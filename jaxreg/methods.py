@@ -1,8 +1,9 @@
 """Finding a method of registration by name.
 
 A name is, in this order: a built-in method; a plug-in, which any installed package may add in the
-entry-point group ``jaxreg.methods``; the checkpoint folder of a trained network, or the file that
-``python -m jaxreg.export`` made of it; or a user's own estimator as ``module:function``.
+entry-point group ``jaxreg.methods``; a network that comes with the package, the checkpoint folder
+of a trained one, or the file that ``python -m jaxreg.export`` made of it; or a user's own estimator
+as ``module:function``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ BUILT_IN = {
     "constant": "jaxreg.methods:constant",
     "direct": "jaxreg.registration:direct_estimator",
 }
+_SHIPPED = os.path.join(os.path.dirname(__file__), "weights")
 
 
 @jax.jit
@@ -61,12 +63,12 @@ def _import(name: str, location: str) -> Any:
     return found
 
 
-def find_method(name: str) -> Estimator:
+def find_method(name: str | os.PathLike[str]) -> Estimator:
     """The estimator with a name.
 
     Args:
-      name: a built-in method or plug-in (`method_names`), a checkpoint folder, or
-        ``module:function``.
+      name: a built-in method or plug-in (`method_names`), a network that comes with the package, a
+        checkpoint folder, a ``.safetensors`` file of `jaxreg.export`, or ``module:function``.
 
     Returns:
       A function from batches of fixed and moving images, float32 ``(N, H, W, C)`` with intensities
@@ -78,12 +80,14 @@ def find_method(name: str) -> Estimator:
     >>> find_method("constant") is constant
     True
     """
+    name = os.fspath(name)
+    network = _network(name)
     if name in BUILT_IN:
         estimator = _import(name, BUILT_IN[name])
     elif name in _plug_ins():
         estimator = _import(name, _plug_ins()[name])
-    elif os.path.isdir(name) or (name.endswith(".safetensors") and os.path.isfile(name)):
-        estimator = _trained(os.path.realpath(name), _last_change(name))
+    elif network:
+        estimator = _trained(os.path.realpath(network), _last_change(network))
     elif ":" in name and all(part.isidentifier() for part in name.replace(":", ".").split(".")):
         estimator = _import(name, name)
     else:
@@ -91,11 +95,20 @@ def find_method(name: str) -> Estimator:
         near = " or ".join(difflib.get_close_matches(name, names, 3))
         raise ValueError(
             f"unknown method {name!r}{f', did you mean {near}?' if near else '.'} "
-            f"There are {', '.join(names)}, checkpoint folders, and module:function"
+            f"There are {', '.join(names)}, jaxreg.load's networks, and module:function"
         )
     if not callable(estimator):
         raise ValueError(f"method {name!r} is a {type(estimator).__name__}, not a function")
     return estimator
+
+
+def _network(name: str) -> str | None:
+    """The file or folder of a trained network, if that is what a name stands for."""
+    shipped = os.path.join(_SHIPPED, f"{name}.safetensors")
+    if os.path.dirname(name) == "" and os.path.isfile(shipped):
+        return shipped
+    is_file = name.endswith(".safetensors") and os.path.isfile(name)
+    return name if is_file or os.path.isdir(name) else None
 
 
 def _last_change(path: str) -> int:
@@ -116,4 +129,4 @@ def _trained(folder: str, changed: int) -> Estimator:
 
         return load(folder).estimate
     except (ImportError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"method {folder!r} is not a usable checkpoint folder: {error}") from error
+        raise ValueError(f"method {folder!r} is no usable trained network: {error}") from error

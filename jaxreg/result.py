@@ -15,7 +15,21 @@ from jaxreg.geometry import Real, RigidTransform
 
 
 class Doubt(enum.IntFlag):
-    """Why an answer should not be trusted; the bits of `Registration.doubts`."""
+    """Why an answer should not be trusted; the bits of `Registration.doubts`.
+
+    Attributes:
+      NOT_FINITE: an image holds NaN or infinite values.
+      LOST: no optimum was found near where the search ended.
+      IMPRECISE: the standard errors are large.
+      DISAGREEING: the fine detail of the two images does not agree.
+      AMBIGUOUS: another alignment fits nearly as well.
+      SLIPPERY: shifted by a few pixels it fits nearly as well.
+      FEATURELESS: an image leaves a direction open.
+      UNSURE: the network is not sure.
+
+    >>> Doubt.LOST in Doubt(6), Doubt.NOT_FINITE in Doubt(6)
+    (True, False)
+    """
 
     NOT_FINITE = enum.auto()
     LOST = enum.auto()
@@ -37,6 +51,11 @@ _IN_WORDS = {  # causes before effects
     Doubt.LOST: "no optimum was found near where the search ended",
     Doubt.UNSURE: "the network is not sure",
 }
+
+
+def raised(doubt: Doubt, holds: jax.Array) -> jax.Array:
+    """The bit of a doubt where it holds, else 0; int32."""
+    return jnp.where(holds, jnp.int32(doubt), jnp.int32(0))
 
 
 @jax.tree_util.register_dataclass

@@ -17,7 +17,7 @@ from jaxreg.finishing import Finished
 from jaxreg.masking import Counts
 from jaxreg.products import mix, over_channels, product, separable
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.result import Doubt
+from jaxreg.result import Doubt, raised
 from jaxreg.similarity import masked_ncc
 
 # Chosen on pairs of training images with noise 10 and 20 and on
@@ -88,11 +88,6 @@ def doubts_about(
         Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
     }
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
-
-
-def raised(doubt: Doubt, holds: jax.Array) -> jax.Array:
-    """The bit of a doubt where it holds, else 0; int32."""
-    return jnp.where(holds, jnp.int32(doubt), jnp.int32(0))
 
 
 def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:

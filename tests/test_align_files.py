@@ -1,6 +1,7 @@
 """Files in and out of `python -m jaxreg.align`: bit depth, pages, orientation, limits."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -103,3 +104,15 @@ def test_images_past_the_limit_are_refused(tmp_path, monkeypatch, capsys, calls)
     monkeypatch.setattr(files, "LARGEST_AREA", 1000)
     assert run(*pair) == 2
     assert "48x40, over the limit" in capsys.readouterr().err
+
+
+def test_links_stay_links_and_devices_devices(tmp_path):
+    path, link, pipe = (tmp_path / name for name in ("o.png", "link.png", "pipe.png"))
+    link.symlink_to(path.name)
+    write_picture(link, scene())
+    assert link.is_symlink()
+    np.testing.assert_array_equal(read_picture(path).pixels, scene())
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"pipe.png is no regular file"):
+        write_picture(pipe, scene())
+    assert pipe.is_fifo()

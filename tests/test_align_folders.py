@@ -1,6 +1,7 @@
 """The command on folders: tables that can be taken up again."""
 
 import csv
+import os
 import shutil
 
 import cv2
@@ -46,9 +47,7 @@ def test_folders_go_into_a_table(tmp_path, capsys, calls):
     assert all(row["fixed"][-5] == row["moving"][-5] for row in rows)
     assert {row["tx"] for row in rows} == {"3"}
     assert {row["se_theta"] for row in rows} == {"0.3"}
-    assert run(*pair, f"--out={tmp_path / 'other.csv'}", "--method=constant", "--batch_size=4") == 0
-    # Other methods are compiled for every number: three pairs are filled up to four.
-    assert [shape[0] for shape, _ in calls] == [4, 3, 4, 4]
+    assert [shape[0] for shape, _ in calls] == [4, 3]
     printed = capsys.readouterr()
     assert "7 of 7 pairs registered with success" in printed.out
     assert "no partner for" in printed.err
@@ -102,11 +101,29 @@ def test_a_stopped_run_is_taken_up_again(tmp_path, capsys, calls, monkeypatch, c
 def test_a_list_of_pairs(tmp_path, calls):
     save_pair(tmp_path)
     listed, out = tmp_path / "list.csv", tmp_path / "t.csv"
-    listed.write_text("fixed,moving\nfixed.png,moving.png\n\nmoving.png, fixed.png\n")
+    listed.write_text("Fixed,Moving\nfixed.png,moving.png\n\nmoving.png, fixed.png\n")
     assert run(f"--pairs={listed}", f"--out={out}") == 0
     assert [row["fixed"] for row in table(out)] == [
         str(tmp_path / name) for name in ("fixed.png", "moving.png")
     ]
+
+
+def test_another_spelling_of_a_folder_is_the_same_run(tmp_path, calls, monkeypatch):
+    folders(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run("--fixed_dir=a", "--moving_dir=./b/", "--out=t.csv") == 0
+    calls.clear()
+    assert run("--fixed_dir=./a", "--moving_dir=b", "--out=./t.csv") == 0
+    assert calls == []
+    assert len(table(tmp_path / "t.csv")) == 7
+
+
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path, capsys, calls):
+    pair, pipe = folders(tmp_path), tmp_path / "t.csv"
+    os.mkfifo(pipe)
+    assert run(*pair, f"--out={pipe}") == 2
+    assert "t.csv is no regular file" in capsys.readouterr().err
+    assert pipe.is_fifo()
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path, capsys, calls):

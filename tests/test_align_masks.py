@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxreg
-from jaxreg.alignment.files import read_mask, write_picture
+from jaxreg.alignment.files import read_mask, read_picture, write_picture
 from tests.align_support import run, save_pair, scene, stand_in
 
 SHAPE = (40, 48)
@@ -142,3 +142,20 @@ def test_dead_pixels_do_not_darken_or_blind_a_downsampled_image(tmp_path, calls)
     assert call["moving_mask"].mean() > 0.95
     difference = np.abs(call["moving"] - call["fixed"])[call["moving_mask"]]
     assert difference.mean() < 2.0
+
+
+def test_what_is_masked_need_not_be_finite(tmp_path, calls, capsys):
+    mask = save_mask(tmp_path / "mask.png")
+    pair, out = [tmp_path / name for name in ("a.tif", "b.tif")], tmp_path / "out.tif"
+    picture = scene(dtype=np.float32)
+    for path in pair:
+        write_picture(path, np.where(mask[..., None], picture, np.nan).astype(np.float32))
+    masks = [f"--{name}_mask={tmp_path / 'mask.png'}" for name in ("fixed", "moving")]
+    assert run(*pair, masks[0]) == 2
+    assert "b.tif has NaN or infinite pixels; fill, crop or mask" in capsys.readouterr().err
+    assert run(*pair, *masks, f"--out={out}", f"--overlay={tmp_path / 'over.png'}") == 0
+    (call,) = calls
+    assert np.isfinite(call["fixed"]).all()
+    assert np.isfinite(call["moving"]).all()
+    kept = np.isfinite(read_picture(out).pixels).mean()
+    assert 0.6 < kept < 1.0

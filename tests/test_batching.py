@@ -112,3 +112,17 @@ def test_pairs_are_spread_over_several_devices():
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_estimators_are_asked_for_few_different_numbers():
+    asked = set()
+
+    def estimator(fixed, moving):
+        asked.add(len(fixed))
+        return jax.vmap(first_pixels)(fixed, moving)
+
+    for count in (0, 1, 5, 7, 8, 60, 64, 65, 130):
+        images = numbered(count)
+        answer = batching.map_batches(estimator, images, images + 1)
+        np.testing.assert_array_equal(answer.transform.ty, np.arange(count) + 1)
+    assert asked == {1, 8, 64}

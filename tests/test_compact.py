@@ -13,7 +13,6 @@ from flax import nnx
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
-from jaxreg.models import network_from_dict, network_to_dict
 from jaxreg.models.compact import CompactConfig, shrink
 from jaxreg.models.polish import blur, inverse, polish
 from jaxreg.models.volume import (
@@ -27,6 +26,7 @@ from jaxreg.models.volume import (
     windows,
 )
 from jaxreg.pairs import draw_pairs, warp_pairs
+from jaxreg.training.fields import network_from_dict, network_to_dict
 from jaxreg.warping import warp
 from tests.tolerances import FLOAT32_INTENSITY, FLOAT32_NETWORK
 from tests.training_support import TINY_COMPACT

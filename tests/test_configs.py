@@ -73,6 +73,7 @@ def test_another_network_by_name():
         ("--interpolation=nearest", "interpolation must be one of linear"),
         ("--network.output_scale=5,5", "takes 3 values"),
         ("--network=lstn", "network must be one of lstm"),
+        ("--seed=99999999999999999999", "seed must be below"),
         ("--data=", "data must name at least one"),
         ("--batch_size", "expected --field=value, got '--batch_size'"),
         ("batch_size=3", "expected --field=value"),
@@ -90,6 +91,7 @@ def test_bad_overrides_are_named(argument, message):
         ({"batch_size": True}, "batch_size must be a whole number, got True"),
         ({"depth": 3}, "unknown field 'depth'"),
         ({"network": {"network": "lstm", "depth": 3}}, "depth"),
+        ({"network": {"network": "lstm", "hidden": "512"}}, "hidden must be a whole number"),
     ],
 )
 def test_bad_dictionaries_are_named(values, message):

@@ -121,3 +121,16 @@ def test_wrong_shapes_are_named():
         RigidTransform.from_array(np.zeros(4))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2, 3\), got shape \(2, 2\)"):
         RigidTransform.from_matrix(np.eye(2), SHAPE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.float16])
+def test_small_dtypes_do_not_overflow(dtype):
+    plain = RigidTransform(2.0, 3.0, 100.0)
+    for small in (
+        RigidTransform.from_array(np.array([2, 3, 100], dtype)),
+        RigidTransform(dtype(2), dtype(3), dtype(100)),
+    ):
+        for made in (lambda t: t.inverse(), lambda t: t.compose(t)):
+            result = made(small).as_array()
+            np.testing.assert_allclose(result, made(plain).as_array(), atol=FLOAT32_DEGREES)
+            assert result.dtype == jnp.float32

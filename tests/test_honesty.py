@@ -97,6 +97,8 @@ def test_what_cannot_be_told_is_not_claimed(untrusted, name):
     assert_finite(result)
     assert (np.asarray(result.standard_errors) > 0.0).all()
     assert not result.success
+    if Doubt.FEATURELESS in Doubt(int(result.doubts)):  # whatever its residual, nobody knows
+        assert result.standard_errors.min() > 100.0
     assert -1.0 - 1e-4 <= result.score <= 1.0 + 1e-4
     assert result.reasons
 

@@ -80,6 +80,8 @@ BAD_STACKS = [
     (zeros(2, 8, 8), zeros(2, 9, 8), "same shape.*; crop or pad"),
     (zeros(9, 8), zeros(3, 8, 8), "same shape.*; crop or pad"),
     (zeros(2, 8, 8, 1), zeros(2, 8, 8, 3), "same shape.*; make both grey or both colour"),
+    (zeros(2, 8, 8), zeros(2, 8, 8, 1), "same shape.*; make both grey or both colour"),
+    (zeros(9, 8, 3), zeros(2, 9, 8), "got 8 x 3;.*make both grey or both colour"),
     (zeros(2, 3, 32, 32), zeros(2, 3, 32, 32), "got 3 x 32; channels go last"),
     (zeros(2, 8, 8), np.full((2, 8, 8), "a"), "moving must hold real numbers"),
 ]
@@ -98,6 +100,7 @@ def test_the_rest_is_refused_with_a_reason(check, fixed, moving, message):
     ("value", "dtype", "message"),
     [
         (0.7, np.float32, "moving must have intensities in 0..255 for sift, got 0 to 0.7; mult"),
+        (1, bool, "got 0 to 1; multiply them by 255"),
         (1000, np.uint16, "got 0 to 1000; rescale them"),
         (-3.0, np.float32, "got -3 to 0; rescale them"),
         (np.nan, np.float32, "128 NaN or infinite values in 2 of 4 images, the first at index 1"),

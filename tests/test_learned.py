@@ -7,6 +7,7 @@ import pytest
 
 import jaxreg
 from jaxreg.registration import register, register_batch
+from jaxreg.result import Doubt
 from tests.registration_support import SIZE, are_gross, assert_finite, errors, photo_pairs
 from tests.tolerances import REGISTERED_EXACTLY
 
@@ -40,9 +41,7 @@ def test_numbers_stay_of_32_bits_where_jax_defaults_to_float64(pairs, method):
     with jax.enable_x64(True):
         call = lambda f, m: register_batch(f, m, method=method)  # noqa: E731
         result = jax.eval_shape(call, pairs.fixed, pairs.moving)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(result)} == {"float32", "bool", "int32"} - (
-        {"int32"} if method == "compact" else set()
-    )
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(result)} == {"float32", "bool", "int32"}
 
 
 def test_unrelated_flat_and_infinite_ones_are_no_success(pairs, answer):
@@ -54,6 +53,8 @@ def test_unrelated_flat_and_infinite_ones_are_no_success(pairs, answer):
     result = register_batch(fixed, moving, method="compact")
     assert_finite(result)
     assert not result.success.any()
+    assert [bool(Doubt(int(d)) & Doubt.NOT_FINITE) for d in result.doubts[:4]] == [0, 0, 1, 0]
+    assert all(pair.reasons for pair in result)
     assert result.score.max() < 0.5 * answer.score.min()
 
 
@@ -106,3 +107,22 @@ def test_other_sizes_are_told(shape):
     expected = r"1 or 3 channels.*got 2" if shape[-1] == 2 else "must be 32x32 or 96x96.*'direct'"
     with pytest.raises(ValueError, match=expected):
         register(jnp.zeros(shape), jnp.zeros(shape), method="compact")
+
+
+def test_flat_images_have_no_gradient(pairs):
+    def total(fixed, moving):
+        return register_batch(fixed, moving, method="compact").transform.as_array().sum()
+
+    moving = jnp.asarray(pairs.moving).at[0].set(0.0)
+    for gradient in jax.grad(total, (0, 1))(jnp.asarray(pairs.fixed), moving):
+        np.testing.assert_array_equal(gradient[0], 0.0)
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient[1:]).max() > 0.0
+
+
+@pytest.mark.parametrize("wrapped", [lambda call: call, jax.jit])
+def test_no_pairs_at_all(wrapped):
+    nothing = np.zeros((0, SIZE, SIZE), np.float32)
+    result = wrapped(lambda f, m: register_batch(f, m, method="compact"))(nothing, nothing)
+    assert result.transform.as_array().shape == (0, 3)
+    assert result.covariance.shape == (0, 3, 3)

@@ -12,10 +12,11 @@ from flax import nnx
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import paper_loss
-from jaxreg.models import NETWORKS, network_from_dict, network_to_dict
+from jaxreg.models import NETWORKS
 from jaxreg.models.lstm import LSTMConfig, TwoStepLSTM
 from jaxreg.models.network import resize
 from jaxreg.pairs import draw_pairs
+from jaxreg.training.fields import network_from_dict, network_to_dict
 from tests.golden import random_weights as golden
 from tests.tolerances import FLOAT32_NETWORK
 
@@ -167,7 +168,11 @@ def test_bad_input_is_named():
         LSTMConfig(hidden=0)
     with pytest.raises(ValueError, match=r"network must be one of .*lstm.*got 'gru'"):
         network_from_dict({"network": "gru"})
-    with pytest.raises(ValueError, match=r"'lstm' has no width; it has hidden, layers"):
+    with pytest.raises(ValueError, match=r"unknown field 'width'; known: hidden, layers"):
         network_from_dict({"network": "lstm", "width": 3})
+    with pytest.raises(ValueError, match=r"hidden must be a whole number, got '512'"):
+        network_from_dict({"network": "lstm", "hidden": "512"})
+    with pytest.raises(ValueError, match=r"output_scale must be 3 values, got \[1, 2\]"):
+        network_from_dict({"network": "lstm", "output_scale": [1, 2]})
     with pytest.raises(ValueError, match="config must be one of LSTMConfig"):
         network_to_dict(RigidTransform.identity())

@@ -37,11 +37,15 @@ def test_plug_ins_and_functions(plug_in):
     assert {"mine", "direct", "constant"} <= set(method_names())
 
 
+def test_a_network_of_the_package_is_a_method_by_its_own_name():
+    assert find_method("compact32").__self__.config.image_size == 32
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("constnt", r"unknown method 'constnt', did you mean constant\? There are .*direct"),
-        ("zzz", r"unknown method 'zzz'\. There are .*checkpoint folders, and module:function"),
+        ("zzz", r"unknown method 'zzz'\. There are .*jaxreg.load's networks, and module:function"),
         ("no_such_module:f", "cannot be loaded: No module named 'no_such_module'"),
         ("jaxreg.methods:nothing", "cannot be loaded: .*has no attribute 'nothing'"),
         ("jaxreg.methods:GROUP", "is a str, not a function"),
@@ -72,5 +76,5 @@ def test_a_trained_network_is_read_once_until_it_changes(monkeypatch, tmp_path):
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="not a usable checkpoint folder"):
+    with pytest.raises(ValueError, match="no usable trained network"):
         find_method(str(tmp_path))

@@ -92,6 +92,12 @@ def test_wrong_specs_are_refused(spec, message):
         parse_suite(spec)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_a_key_would_cut_are_refused(seed):
+    with pytest.raises(ValueError, match="seed must be from 0"):
+        build_suite("photos32", 4, seed)
+
+
 def test_conditions_are_balanced_for_any_number():
     assert np.array_equal(np.bincount(conditions()), np.full(384, 10))
     for pairs in range(1, 500, 7):

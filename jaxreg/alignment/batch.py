@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import jaxreg
-from jaxreg.alignment.files import Picture, read_mask, read_picture
+from jaxreg.alignment.files import Picture, check_finite, read_mask, read_picture
 from jaxreg.alignment.pages import split_page
 from jaxreg.alignment.table import COLUMNS, Job
 from jaxreg.alignment.working import (
@@ -111,6 +111,8 @@ def load_pair(
     fixed, moving = read_fixed(job.fixed), read_picture(job.moving)
     pictures = {"fixed_mask": fixed, "moving_mask": moving}
     masks = {name: _mask_of(pictures[name], name, file) for name, file in settings.masks.items()}
+    check_finite(fixed.pixels, job.fixed, masks.get("fixed_mask"))
+    check_finite(moving.pixels, job.moving, masks.get("moving_mask"))
     note: tuple[str, ...] = ()
     if settings.crop and fixed.size != moving.size:
         sizes = " and ".join("{}x{}".format(*picture.size) for picture in (fixed, moving))
@@ -207,13 +209,8 @@ def _align_group(
 ) -> list[dict[str, str]]:
     """Rows of pairs of one shape."""
     pairs = [pair for _, pair in group]
-    size = len(pairs)
-    if settings.method != "direct":
-        # Every size of batch is compiled anew: only powers of two and the full one occur.
-        size = min(1 << (size - 1).bit_length(), _full(pairs[0].fixed.shape, settings))
-    padded = [*pairs, *[pairs[-1]] * (size - len(pairs))]
-    fixed, moving = (np.stack([getattr(p, name) for p in padded]) for name in ("fixed", "moving"))
-    masks = {name: np.stack([pair.masks[name] for pair in padded]) for name in settings.masks}
+    fixed, moving = (np.stack([getattr(p, name) for p in pairs]) for name in ("fixed", "moving"))
+    masks = {name: np.stack([pair.masks[name] for pair in pairs]) for name in settings.masks}
     try:
         batch = jaxreg.register_batch(fixed, moving, **(masks | settings.options))
     except ValueError as error:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from jaxreg.alignment.pages import count_pages, is_tiff, read_page, split_page
-from jaxreg.atomic import replacing
+from jaxreg.atomic import check_replaceable, replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
 # and OpenCV warps no more than twice it; more pixels would take gigabytes as float32.
@@ -74,8 +74,6 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
             f"{path} has {pixels.dtype} pixels; integers of 8 to 32 bits and floats of 32 and 64 "
             "can be registered"
         )
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ValueError(f"{path} has NaN or infinite pixels; fill or crop them first")
     height, width = pixels.shape[:2]
     if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
         raise ValueError(
@@ -84,6 +82,23 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         )
     transparent = whole is not None and whole.ndim == 3 and whole.shape[2] in (2, 4)
     return Picture(_reversed_channels(pixels), transparent)
+
+
+def check_finite(
+    pixels: np.ndarray, path: str | os.PathLike[str], mask: np.ndarray | None = None
+) -> None:
+    """Raise ValueError where pixels that count are NaN or infinite.
+
+    Args:
+      pixels: ``(H, W)`` or ``(H, W, C)``.
+      path: where they come from.
+      mask: ``(H, W)`` bool, which of them count; all by default.
+    """
+    if pixels.dtype.kind != "f":
+        return
+    counting = pixels if mask is None else pixels[mask]
+    if not np.isfinite(counting).all():
+        raise ValueError(f"{path} has NaN or infinite pixels; fill, crop or mask them first")
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -96,6 +111,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
       OSError, ValueError: as for `read_picture`; or it is black all over.
     """
     pixels = read_picture(path).pixels
+    check_finite(pixels, path)
     grey = pixels if pixels.ndim == 2 else pixels.max(-1)
     if grey.max() <= 0:
         raise ValueError(f"{path} is black all over: as a mask it leaves no pixel that counts")
@@ -162,8 +178,7 @@ def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = Non
     and the suffix are looked at.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder")
+    check_replaceable(path)
     check_folder(path.parent, path)
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"{path} has no suffix of an image format, such as .png")

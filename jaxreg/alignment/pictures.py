@@ -23,7 +23,7 @@ def warp_pixels(pixels: np.ndarray, transform: RigidTransform, back: bool = Fals
       back: whether the inverse is meant: the moving image comes to look like the fixed one.
 
     Returns:
-      The shape and dtype of ``pixels``, zeros where nothing of it falls.
+      The shape and dtype of ``pixels``, zeros where nothing of it falls, NaN beside NaN.
     """
     # In double precision: float32 would round the offsets of a large photograph.
     height, width = pixels.shape[:2]
@@ -78,9 +78,11 @@ def overlay(
 def _to_uint8(image: np.ndarray) -> np.ndarray:
     """RGB uint8; deeper pixels are stretched to their range, for the eye."""
     if image.dtype != np.uint8:
-        low, high = float(image.min()), float(image.max())
+        known = image[np.isfinite(image)]  # a mask may have covered the others
+        low, high = float(known.min()), float(known.max())
         gain = 255.0 / (high - low) if high > low else 0.0
-        image = np.rint((image - low) * gain).astype(np.uint8)
+        image = np.rint(np.nan_to_num((image - low) * gain, posinf=0.0, neginf=0.0))
+        image = image.astype(np.uint8)
     return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
 
 

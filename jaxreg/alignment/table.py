@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from jaxreg.alignment.pages import page_names
+from jaxreg.atomic import check_replaceable
 from jaxreg.data.folder import SUFFIXES
 
 COLUMNS = (
@@ -111,7 +112,8 @@ def jobs_of_list(path: str) -> list[Job]:
         reader = csv.reader(file)
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells) or (not jobs and cells == ["fixed", "moving"]):
+            header = [cell.lower() for cell in cells] == ["fixed", "moving"] and not jobs
+            if header or not any(cells):
                 continue
             if len(cells) != 2 or not all(cells):
                 raise ValueError(
@@ -130,9 +132,10 @@ def jobs_of_list(path: str) -> list[Job]:
 
 
 def _one_line_name(path: str) -> str:
+    """The name by which a file goes in a table: the same for ``./a.png`` and ``a.png``."""
     if "\n" in path or "\r" in path:
         raise ValueError(f"{path!r}: a line break in a file's name cannot be kept in a table")
-    return path
+    return str(Path(path))
 
 
 class Table:
@@ -157,6 +160,7 @@ class Table:
         """
         self.path = Path(path)
         self.rows: dict[Job, bool] = {}
+        check_replaceable(path)
         if not self.path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
         kept = self._load(method, settings) if self.path.exists() else 0

@@ -341,6 +341,8 @@ def build_suite(
     suite = parse_suite(suite) if isinstance(suite, str) else suite
     if pairs < 1:
         raise ValueError(f"pairs must be 1 or more, got {pairs}")
+    if not 0 <= seed < 2**32:  # more bits a JAX key would drop in silence
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
     source = load_source(suite) if source is None else source
     pictures: Iterator[np.ndarray]
     if isinstance(source, np.ndarray):

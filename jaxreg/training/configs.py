@@ -105,6 +105,8 @@ class TrainConfig:
         for name, lowest in at_least.items():
             if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if self.seed >= 2**32:  # more bits a JAX key would drop in silence
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0.0 <= self.average_decay < 1.0:

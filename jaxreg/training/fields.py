@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from jaxreg.models import NETWORKS, NetworkConfig, network_from_dict, network_to_dict
+from jaxreg.models import NETWORKS, NetworkConfig
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -42,6 +42,36 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
             raise ValueError(f"unknown field {name!r}{_suggestion(name, names)}")
         arguments[name] = _checked(name, hints[name], value)
     return kind(**arguments)
+
+
+def network_to_dict(config: NetworkConfig) -> dict[str, Any]:
+    """`to_dict` of a network's configuration, with the key ``network`` naming its kind.
+
+    >>> from jaxreg.models.lstm import LSTMConfig
+    >>> network_to_dict(LSTMConfig(hidden=64))["network"]
+    'lstm'
+    """
+    name = next((name for name, kind in NETWORKS.items() if type(config) is kind), None)
+    if name is None:
+        kinds = ", ".join(kind.__name__ for kind in NETWORKS.values())
+        raise ValueError(f"config must be one of {kinds}, got {type(config).__name__}")
+    return {"network": name} | to_dict(config)
+
+
+def network_from_dict(values: dict[str, Any]) -> NetworkConfig:
+    """The configuration that `network_to_dict` wrote; fields left out take their defaults.
+
+    >>> network_from_dict({"network": "lstm", "hidden": 64}).hidden
+    64
+
+    Raises:
+      ValueError: for an unknown network, an unknown field or a value of the wrong type.
+    """
+    rest = dict(values)
+    name = rest.pop("network", None)
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+    return from_dict(NETWORKS[name], rest)
 
 
 def flat_fields(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -127,6 +157,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         return value
     if origin is tuple and isinstance(value, list | tuple):
         items = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        if len(items) != len(value):
+            raise ValueError(f"{name} must be {len(items)} values, got {value!r}")
         return tuple(_checked(name, k, v) for k, v in zip(items, value, strict=True))
     if kind is float and type(value) is int:
         return float(value)
