@@ -28,9 +28,9 @@ from jaxreg.resampling import DEGREE, interpolant, moved_by, noise_gain, pull, s
 
 T = TypeVar("T")
 
-# A residual that no kernel explains is no white noise, and the estimate's variance larger than it
-# tells: by as much as neighbours share, within these bounds. Measured on scenes of the training
-# photographs.
+# A residual that no kernel explains need not be white, and then the estimate's variance is larger
+# than it tells: by as much as neighbours share, within these bounds. Measured on scenes of the
+# training photographs.
 _INFLATION = 1.0, 2.5
 # Likewise by the bilinear kernel: from where neighbours are more alike than it makes white noise,
 # how fast, and from where on they are what hides a part of a view, which the weights deal with.
@@ -250,10 +250,14 @@ def _describe(
 
 
 def _covariance(system: System, fit: Fit) -> jax.Array:
-    """Of the estimate: ``N^-1 (Z' S Z) N^-T``, S the variance of the residual."""
+    """Of the estimate: ``N^-1 (Z' S Z) N^-T``, S each pixel's own squared residual.
+
+    White (1980, doi:10.2307/1912934): right also where residuals are larger at the edges, which say
+    most, than on the ground between them.
+    """
     influence = product(system.inverse[:3], system.instruments)
-    square = jnp.square(fit.weight) * jnp.square(fit.residual).mean(-1)
-    return normal_matrix(influence, influence, square)
+    own = jnp.square(fit.weight) * jnp.square(fit.residual).mean(-1)
+    return normal_matrix(influence, influence, own)
 
 
 def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, jax.Array]:
