@@ -31,6 +31,8 @@ from jaxreg.result import Registration
 
 # The least part of the moving image that an overlap must hold for its correlation to count.
 _LEAST_OVERLAP = 0.2
+_CANDIDATES = 3  # starts that are refined
+_UPSAMPLE = 20  # of a pixel, the resolution of phase correlation
 
 
 def __getattr__(name: str) -> Any:
@@ -91,15 +93,13 @@ def skimage_polar(fixed: jax.Array, moving: jax.Array) -> Registration:
     return register_each(register_skimage_polar, fixed, moving)
 
 
-def register_simpleitk(
-    sitk: Any, fixed: np.ndarray, moving: np.ndarray, candidates: int = 3
-) -> np.ndarray | None:
+def register_simpleitk(sitk: Any, fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
     """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if SimpleITK gives up."""
     images = [sitk.GetImageFromArray(to_grey(image)) for image in (fixed, moving)]
     centre = [(fixed.shape[1] - 1) / 2, (fixed.shape[0] - 1) / 2]
     best, least = None, np.inf
     try:
-        starts = _itk_starts(sitk, images, centre, max(fixed.shape[:2]), candidates)
+        starts = _itk_starts(sitk, images, centre, max(fixed.shape[:2]))
     except RuntimeError:  # ITK's exceptions
         return None
     for start in starts:
@@ -116,10 +116,8 @@ def register_simpleitk(
     return best
 
 
-def _itk_starts(
-    sitk: Any, images: list, centre: list[float], size: int, candidates: int
-) -> list[tuple[float, ...]]:
-    """The ``candidates`` best, mutually distant positions (rad, px, px) of an exhaustive search."""
+def _itk_starts(sitk: Any, images: list, centre: list[float], size: int) -> list[tuple[float, ...]]:
+    """The best, mutually distant positions (rad, px, px) of an exhaustive search."""
     angle_steps, shift_steps = 12, 2  # on either side of zero
     turn, shift = np.pi / angle_steps, size / 12
     shrink = max(1, round(size / 32))
@@ -141,7 +139,7 @@ def _itk_starts(
             for other in chosen
         ):
             chosen.append((theta, x, y))
-        if len(chosen) == candidates:
+        if len(chosen) == _CANDIDATES:
             break
     return chosen
 
@@ -158,14 +156,12 @@ def _itk_method(sitk: Any, centre: list[float], start: tuple, interpolator: int)
     return method, transform
 
 
-def register_ecc(
-    fixed: np.ndarray, moving: np.ndarray, angles: int = 36, candidates: int = 3
-) -> np.ndarray | None:
+def register_ecc(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
     """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if ECC converges from no start."""
     f, m = to_grey(fixed), to_grey(moving)
     best, highest = None, -np.inf
     step = 1 if f.shape[0] == f.shape[1] else 2  # only half a turn leaves an oblong shape
-    for start in _rotation_search(f, m, angles)[:candidates]:
+    for start in _rotation_search(f, m)[:_CANDIDATES]:
         quarters = step * int(np.rint(start[2] / (90 * step)))
         turned = np.ascontiguousarray(np.rot90(m, quarters))
         back = to_matrix(np.array([0.0, 0.0, -90.0 * quarters]), f.shape)
@@ -191,14 +187,14 @@ def register_ecc(
     return best
 
 
-def _rotation_search(fixed: np.ndarray, moving: np.ndarray, angles: int) -> list[np.ndarray]:
+def _rotation_search(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
     """``(tx, ty, theta)`` by ``cv2.phaseCorrelate`` for every angle, the best correlated first."""
     size = fixed.shape[::-1]
     window = cv2.createHanningWindow(size, cv2.CV_32F)
     # phaseCorrelate multiplies its inputs by the window in place: it gets copies.
     level = moving - moving.mean()
     found = []
-    for theta in np.arange(angles) * 360.0 / angles - 180.0:
+    for theta in np.arange(-180.0, 180.0, 10.0):
         turn = to_matrix(np.array([0.0, 0.0, theta]), fixed.shape)[:2]
         copy = cv2.warpAffine(fixed - fixed.mean(), turn, size)
         (tx, ty), _ = cv2.phaseCorrelate(copy, level.copy(), window)
@@ -206,9 +202,7 @@ def _rotation_search(fixed: np.ndarray, moving: np.ndarray, angles: int) -> list
     return sorted(found, key=lambda t: -overlap_correlation(fixed, moving, t))
 
 
-def register_pystackreg(
-    package: Any, fixed: np.ndarray, moving: np.ndarray, angles: int = 24
-) -> np.ndarray | None:
+def register_pystackreg(package: Any, fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
     """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None for an image without texture."""
     f, m = to_grey(fixed), to_grey(moving)
     if f.std() == 0 or m.std() == 0:
@@ -226,16 +220,14 @@ def register_pystackreg(
     def agreement(parameters: np.ndarray) -> float:
         return overlap_correlation(f, m, parameters)
 
-    starts = np.arange(angles) * 360.0 / angles - 180.0
+    starts = np.arange(-180.0, 180.0, 15.0)
     best = max((refine(np.array([0.0, 0.0, theta])) for theta in starts), key=agreement)
     for _ in range(2):
         best = max(best, refine(best), key=agreement)
     return best
 
 
-def register_skimage_polar(
-    fixed: np.ndarray, moving: np.ndarray, upsample: int = 20
-) -> np.ndarray | None:
+def register_skimage_polar(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
     """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None for an image without texture."""
     from skimage.filters import window
     from skimage.registration import phase_cross_correlation
@@ -245,7 +237,7 @@ def register_skimage_polar(
         return None
     hann = window("hann", f.shape).astype(np.float32)
     polar = [_polar_magnitude(image, hann) for image in (f, m)]
-    shift, _, _ = phase_cross_correlation(*polar, upsample_factor=upsample, normalization=None)
+    shift, _, _ = phase_cross_correlation(*polar, upsample_factor=_UPSAMPLE, normalization=None)
     candidates = []
     for theta in (-shift[0], 180.0 - shift[0]):
         turn = to_matrix(np.array([0.0, 0.0, theta]), f.shape)[:2]
@@ -254,7 +246,7 @@ def register_skimage_polar(
             (ty, tx), _, _ = phase_cross_correlation(
                 (m - m.mean()) * hann,
                 (copy - copy.mean()) * hann,
-                upsample_factor=upsample,
+                upsample_factor=_UPSAMPLE,
                 normalization=normalization,
             )
             candidates.append(np.array([tx, ty, wrap(theta)]))

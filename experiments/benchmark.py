@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from experiments.records import RESULTS
-from jaxreg.command_line import describe, read_flags
+from jaxreg.command_line import run_command
 
 
 def _flags() -> flags.FlagValues:
@@ -249,12 +249,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where something asked for could not be done."""
-    options = _flags()
-    try:
-        arguments = list(sys.argv if argv is None else argv)
-        if not read_flags(options, arguments, __doc__):
-            return 0
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    arguments = list(sys.argv if argv is None else argv)
+
+    def measure(options: flags.FlagValues) -> int:
         import jax
 
         from experiments import benchmark_report
@@ -268,10 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif not path.exists():
             raise ValueError(f"nothing is recorded in {path}; leave out --only_render")
         print(benchmark_report.write_report(path, _read(path)))
-    except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.benchmark: {describe(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command("experiments.benchmark", _flags(), arguments, __doc__, measure)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from experiments import paper
 from experiments.records import RESULTS
 from experiments.rendering import markdown_table, rate, value
 from jaxreg.atomic import write_text
-from jaxreg.command_line import describe, read_flags
+from jaxreg.command_line import run_command
 from jaxreg.evaluation.protocol import SuiteData, build_suite
 
 METHODS = ("akaze", "orb", "sift")  # OpenCV's own; SURF may be another library's
@@ -89,18 +89,15 @@ def _gain(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
-    options = _flags()
-    try:
-        if not read_flags(options, argv, __doc__):
-            return 0
-        unknown = [name for name in options.suites if name not in paper.SUITES]
-        if unknown:
-            raise ValueError(f"--suites={unknown[0]}: there are {', '.join(paper.SUITES)}")
-        text = table(options.suites, [_gain(g) for g in options.gains], options.pairs)
-    except (flags.Error, ValueError, OSError, ImportError) as error:
-        print(f"experiments.contrast: {describe(error)}", file=sys.stderr)
-        return 2
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    return run_command("experiments.contrast", _flags(), argv, __doc__, _contrast)
+
+
+def _contrast(options: flags.FlagValues) -> int:
+    unknown = [name for name in options.suites if name not in paper.SUITES]
+    if unknown:
+        raise ValueError(f"--suites={unknown[0]}: there are {', '.join(paper.SUITES)}")
+    text = table(options.suites, [_gain(g) for g in options.gains], options.pairs)
     print(text)
     title = "# Keypoints in images of lower contrast\n\n"
     about = f"Originals of {options.pairs} pairs; every image is multiplied by the gain.\n\n"

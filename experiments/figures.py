@@ -24,7 +24,7 @@ from absl import flags
 from experiments import notes, paper, plots
 from experiments.records import RESULTS, Record, load_record, recorded_systems
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
-from jaxreg.command_line import describe, keep_compilations, read_flags
+from jaxreg.command_line import complain, describe, keep_compilations, run_command
 
 NAMES = (*map(str, range(3, 12)), "direct", "cdf", "risk")
 SUITE_TITLES = {
@@ -135,22 +135,18 @@ def _flags() -> flags.FlagValues:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where it was asked for what does not exist."""
-    options = _flags()
-    try:
-        if not read_flags(options, argv, __doc__):
-            return 0
-        unknown = [name for name in options.figure if name not in NAMES]
-        if unknown:
-            raise ValueError(f"--figure={unknown[0]}: there are {', '.join(NAMES)}")
-        written, skipped = write_figures(Path(options.results), options.figure or NAMES)
-    except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.figures: {describe(error)}", file=sys.stderr)
-        return 2
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    return run_command("experiments.figures", _flags(), argv, __doc__, _figures)
+
+
+def _figures(options: flags.FlagValues) -> int:
+    unknown = [name for name in options.figure if name not in NAMES]
+    if unknown:
+        raise ValueError(f"--figure={unknown[0]}: there are {', '.join(NAMES)}")
+    written, skipped = write_figures(Path(options.results), options.figure or NAMES)
     for path in written:
         print(path)
-    for reason in skipped:
-        print(f"experiments.figures: {reason}", file=sys.stderr)
+    complain("experiments.figures", *skipped)
     return 0
 
 

@@ -149,7 +149,7 @@ def _arithmetic(equation: JaxprEqn) -> float:
         return 2.0 * out.size * kernel.size / outputs
     if name == "fft":
         return _fourier(params, first, out)
-    if name == "reduce_window" or name.startswith("reduce_window"):
+    if name.startswith("reduce_window"):
         return float(out.size * math.prod(params["window_dimensions"]))
     if name == "cholesky":
         return first.size * first.shape[-1] / 3.0

@@ -27,7 +27,7 @@ from experiments import notes
 from experiments.records import RESULTS
 from experiments.rendering import NOTHING, markdown_table, value
 from jaxreg.atomic import write_text
-from jaxreg.command_line import describe, keep_compilations, read_flags
+from jaxreg.command_line import complain, keep_compilations, run_command
 from jaxreg.result import Estimator
 
 PairCall = Callable[[np.ndarray, np.ndarray], Any]
@@ -260,14 +260,12 @@ def _origins(record: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where something asked for could not be done."""
-    options = _flags()
-    left_out: list[str] = []
-    try:
-        arguments = list(sys.argv if argv is None else argv)
-        if not read_flags(options, arguments, __doc__):
-            return 0
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    arguments = list(sys.argv if argv is None else argv)
+
+    def compare(options: flags.FlagValues) -> int:
         path = Path(options.results) / "peers.json"
+        left_out: list[str] = []
         if options.run:
             from experiments.running import command_line
 
@@ -275,12 +273,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = render(read(path))
         write_text(path.with_suffix(".md"), text)
         print(text)
-    except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.peers: {describe(error)}", file=sys.stderr)
-        return 2
-    for line in left_out:
-        print(f"experiments.peers: {line}", file=sys.stderr)
-    return 0
+        complain("experiments.peers", *left_out)
+        return 0
+
+    return run_command("experiments.peers", _flags(), arguments, __doc__, compare)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def render(results: Path, table: paper.ErrorTable | paper.KeypointTable) -> Rend
     return _error_table(table, error_lines(results, table))
 
 
-def value(mean: float | None, spread: float | None = None, digits: int = 4) -> str:
+def value(mean: float | None, spread: float | None = None) -> str:
     """A number as the paper prints it.
 
     >>> value(1.4542, 0.662)
@@ -86,6 +86,7 @@ def value(mean: float | None, spread: float | None = None, digits: int = 4) -> s
         return NOT_AVAILABLE
     if mean == 0 and not spread:
         return "0" if spread is None else "0 ± 0"
+    digits = 4
     if 0 < abs(mean) < 10.0 ** (1 - digits):  # two digits that say something
         digits = 1 - math.floor(math.log10(abs(mean)))
     text = f"{mean:.{digits}f}"

@@ -26,7 +26,7 @@ from experiments import paper, rendering
 from experiments.records import RESULTS
 from experiments.systems import FEATURES, find_system, parse_folders
 from jaxreg.atomic import write_text
-from jaxreg.command_line import describe, keep_compilations, read_flags
+from jaxreg.command_line import complain, describe, keep_compilations, run_command
 
 
 def _flags() -> flags.FlagValues:
@@ -123,20 +123,16 @@ def write_tables(results: Path, numbers: Sequence[int]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where something asked for could not be done."""
-    options = _flags()
-    try:
-        if not read_flags(options, argv, __doc__):
-            return 0
-        _check(options)
-        failures = _run(options) if options.run else []
-        numbers = [int(t) for t in options.table] or list(paper.TABLES)
-        print(write_tables(Path(options.results), numbers))
-    except (flags.Error, ValueError, OSError) as error:
-        print(f"experiments.tables: {describe(error)}", file=sys.stderr)
-        return 2
-    for failure in failures:
-        print(f"experiments.tables: {failure}", file=sys.stderr)
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    return run_command("experiments.tables", _flags(), argv, __doc__, _tables)
+
+
+def _tables(options: flags.FlagValues) -> int:
+    _check(options)
+    failures = _run(options) if options.run else []
+    numbers = [int(t) for t in options.table] or list(paper.TABLES)
+    print(write_tables(Path(options.results), numbers))
+    complain("experiments.tables", *failures)
     return 2 if failures else 0
 
 

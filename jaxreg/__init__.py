@@ -36,8 +36,8 @@ def load(name: str) -> TrainedNetwork:
 
     Args:
       name: ``"compact32"`` or ``"compact96"``, which come with the package; the ``--workdir`` of a
-        training run; or a file that ``python -m jaxreg.export`` wrote. A folder that is called as
-        a network of the package is ``"./compact32"``.
+        training run; or a file that ``python -m jaxreg.export`` wrote. A folder of your own with
+        the name of a network of the package is ``"./compact32"``.
 
     Returns:
       A `jaxreg.training.trained.TrainedNetwork`: ``.register(fixed, moving)``,
@@ -46,7 +46,7 @@ def load(name: str) -> TrainedNetwork:
     Raises:
       ValueError: there is no such network; says which come with the package.
     """
-    # Flax is heavy: only who loads a network pays for it.
+    # Here, because Flax takes long to import.
     from jaxreg.training.weights import load
 
     return load(name)

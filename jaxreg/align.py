@@ -230,9 +230,7 @@ def _add_missing(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> 
     if not done:
         return
     _say(f"{len(done)} of them have no picture in {pictures.folder} yet; written now")
-    for row in table.stored():
-        if Job(row["fixed"], row["moving"]) in done:
-            pictures.write([row])
+    pictures.write(row for row in table.stored() if Job(row["fixed"], row["moving"]) in done)
 
 
 def _say(message: str) -> None:

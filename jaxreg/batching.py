@@ -143,7 +143,10 @@ def each_pair(one: OnePair, *stacks: Any) -> Registration:
 
 
 def _in_program(*stacks: jax.Array | np.ndarray) -> bool:
-    """Whether a program is being traced; under jit all that is made is, whatever takes part."""
+    """Whether a program is being traced, even if none of these takes part in it.
+
+    Under jit every new array is traced.
+    """
     return are_traced(*stacks, jnp.zeros(()))
 
 
@@ -191,7 +194,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     starts = range(0, max(count, 1), step)
     if len(starts) == 1:
         return jax.tree.map(jnp.asarray, part(0))
-    # The first call compiles: once, not in every thread. A lone CPU needs no pair for that.
+    # The first call compiles, once and not in every thread. On a lone CPU it is that of an empty
+    # part, for its program takes any number of pairs.
     first, *others = [count, *starts] if lone_cpu else starts
     parts = [part(first)]
     with ThreadPoolExecutor(threads) as pool:
@@ -230,7 +234,7 @@ def _sizes(
     chunk = min(most, 1 << max(area // pixels, 1).bit_length() - 1)
     if on_cpu and devices == 1:  # a loop of any length
         return min(chunk, max(-(-count // threads), 1)), chunk
-    # Powers of four, for each device: few compilations, which take far longer than what is in vain.
+    # Powers of four, for each device: to work on what fills up takes far less than to compile.
     each = -(-count // devices)
     size = devices * min(4 ** -(-max(each - 1, 0).bit_length() // 2), chunk)
     return size, size

@@ -105,13 +105,13 @@ def run_long_rarely(
 
 
 def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
-    """``function`` of the operands, one by one as a computation of its own; vmapped as it is.
+    """``function(*operands)`` as a computation of its own, made once for all that is made of it.
 
-    XLA on CPUs fuses what is cheap by the element with all that is made of it, each of which then
-    works it out anew; but nothing with what is in a branch.
+    XLA on CPUs fuses what is cheap by the element into each of its consumers, which then compute it
+    anew, but not out of a branch of `cond`. Under `vmap` the function is simply called.
 
     Args:
-      true: scalar bool that is, though no compiler can tell.
+      true: scalar bool that is always True, though the compiler cannot prove it.
       function: from the operands to a pytree of arrays; may close over no value being traced.
       *operands: pytrees of arrays, without derivatives: reverse mode is not supported.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
@@ -28,6 +28,36 @@ def describe(error: object) -> str:
         name = error.filename
         return f"{os.fsdecode(name)}: {error.strerror}" if name is not None else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_command(
+    name: str,
+    options: flags.FlagValues,
+    argv: Sequence[str] | None,
+    doc: str | None,
+    body: Callable[[flags.FlagValues], int],
+) -> int:
+    """Read a command's flags and run it; returns its exit status.
+
+    Args:
+      name: of the command, as its errors begin.
+      options: as for `read_flags`.
+      argv: likewise.
+      doc: likewise.
+      body: given the flags once they are read; returns the exit status. What it cannot do, an error
+        of flags, ValueError, OSError or ImportError, ends in one line and status 2.
+    """
+    try:
+        return body(options) if read_flags(options, argv, doc) else 0
+    except (flags.Error, ValueError, OSError, ImportError) as error:
+        complain(name, error)
+        return 2
+
+
+def complain(name: str, *problems: object) -> None:
+    """Print what is wrong, a line each, on the standard error of the command of that name."""
+    for problem in problems:
+        print(f"{name}: {describe(problem)}", file=sys.stderr)
 
 
 def read_flags(options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None) -> bool:

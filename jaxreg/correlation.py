@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.products import product
 from jaxreg.warping import sample
 
@@ -166,7 +166,7 @@ def correlation_volume(
     angles: int,
     reach: int,
     farthest: float = 180.0,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> jax.Array:
     """`evidence` of every alignment of the turned fixed disc and the moving image.
 
@@ -176,7 +176,7 @@ def correlation_volume(
       angles: number of even turns, a multiple of 4.
       reach: largest shift, in pixels.
       farthest: largest turn, in degrees.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
 
     Returns:
       ``(2 reach + 1, 2 reach + 1, K)``, axes ``(ty, tx, theta)``; entry
@@ -185,10 +185,10 @@ def correlation_volume(
       (see `search`).
     """
     turns = turns_within(angles, farthest)
-    if counts is None:
+    if masks is None:
         sums = _sums_over_frame(fixed, moving, angles, reach, turns)
     else:
-        sums = _sums_over_masks(fixed, moving, counts, angles, reach, turns)
+        sums = _sums_over_masks(fixed, moving, masks, angles, reach, turns)
     template_energy = sums.template_energy - sums.template**2 / sums.number
     window_energy = sums.window_energy - sums.window**2 / sums.number
     covariance = sums.both - sums.template * (sums.window / sums.number)
@@ -224,7 +224,7 @@ def _sums_over_frame(
 def _sums_over_masks(
     fixed: jax.Array,
     moving: jax.Array,
-    counts: Counts,
+    masks: Masks,
     angles: int,
     reach: int,
     turns: np.ndarray,
@@ -236,11 +236,11 @@ def _sums_over_masks(
         return image - (image * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
     # Half of a pixel may be made up: the finish is stricter.
-    seen = (rotated_discs(counts.source, angles) >= 0.5).astype(jnp.float32)
-    template = rotated_discs(centred(fixed, counts.source), angles) * seen
+    seen = (rotated_discs(masks.source, angles) >= 0.5).astype(jnp.float32)
+    template = rotated_discs(centred(fixed, masks.source), angles) * seen
     templates = jnp.stack([seen, template, template**2])[:, turns % angles]
-    window = centred(moving, counts.target) * counts.target
-    windows = jnp.stack([_windows(v, side, reach) for v in (counts.target, window, window**2)])
+    window = centred(moving, masks.target) * masks.target
+    windows = jnp.stack([_windows(v, side, reach) for v in (masks.target, window, window**2)])
     sums = product(windows.reshape(-1, side * side), templates.reshape(-1, side * side).T)
     sums = jnp.moveaxis(sums.reshape(3, span * span, 3, -1), 1, 2)
     (count, template, template_energy), (window, both, _), (window_energy, *_) = sums
@@ -268,7 +268,7 @@ def search(
     reach: int,
     count: int,
     farthest: float = 180.0,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> Peaks:
     """The best local maxima of `correlation_volume`, whose angle axis, the last, may be a circle.
 
@@ -279,9 +279,9 @@ def search(
       reach: largest shift, in pixels.
       count: how many peaks.
       farthest: largest turn, in degrees.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
     """
-    volume = correlation_volume(fixed, moving, angles, reach, farthest, counts)
+    volume = correlation_volume(fixed, moving, angles, reach, farthest, masks)
     turns = turns_within(angles, farthest)
     highest = _highest_around(volume, circle=len(turns) == angles)
     # What is no maximum comes after all that are, should there be too few.

@@ -55,8 +55,8 @@ def wiener(image: jax.Array, noise_variance: jax.Array) -> jax.Array:
 
     Args:
       image: ``(H, W, C)``.
-      noise_variance: scalar, per channel and pixel. Zero returns the image, but for
-        bands of a millionth of the strongest one's power.
+      noise_variance: scalar, per channel and pixel. Zero returns the image, except
+        that bands with some millionth of the strongest one's power are damped.
 
     Returns:
       ``(H, W, C)``, the means of the channels unchanged.

@@ -23,7 +23,7 @@ from jaxreg.branching import cond_rarely
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Counts, fill
+from jaxreg.masking import Masks, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
@@ -53,7 +53,8 @@ class DirectOptions:
 
     Attributes:
       max_shift: largest translation searched along an axis, as a share of the shorter side.
-      interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` insist.
+      interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` force a
+        kernel.
       max_rotation: largest rotation searched, either way, in degrees.
     """
 
@@ -101,9 +102,9 @@ def align(
       *masks: none, or of both images ``(H, W)``, float32: 1 where a pixel counts, else 0.
       options: settings.
     """
-    counts = Counts(*masks) if masks else None
-    if counts:
-        fixed, moving = fill(jnp.stack([fixed, moving]), jnp.stack(counts))
+    both = Masks(*masks) if masks else None
+    if both:
+        fixed, moving = fill(jnp.stack([fixed, moving]), jnp.stack(both))
     pair = prepare(fixed, moving)
     images = jax.lax.stop_gradient((pair.fixed, pair.moving))
     grey = [
@@ -113,11 +114,11 @@ def align(
     # Pixels that the search pulls from beyond the frame do not count, while those of a padded image
     # look like any other: so the one with less of them is pulled.
     pick = lambda a, b: jnp.where(pair.more_in_fixed, a, b)  # noqa: E731
-    there = _Views(grey[0], grey[1], counts)
+    there = _Views(grey[0], grey[1], both)
     views = jax.tree.map(pick, there.swapped(), there)
     start, lead, evidence = _coarse_to_fine(views, options)
     start = jax.tree.map(pick, start.inverse(), start)
-    return _finish_and_judge(pair, start, lead, evidence, options.interpolation, counts)
+    return _finish_and_judge(pair, start, lead, evidence, options.interpolation, both)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Registration:
@@ -143,11 +144,11 @@ def _finish_and_judge(
     lead: jax.Array,
     evidence: jax.Array,
     kernel: Kernel,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> Registration:
     """Finish an alignment and judge it."""
-    end = finish(pair.fixed, pair.moving, start, kernel, counts=counts)
-    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence, counts)
+    end = finish(pair.fixed, pair.moving, start, kernel, masks=masks)
+    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence, masks)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     same = (pair.fixed == pair.moving).all()
     transform = jax.tree.map(functools.partial(_without_rounding, same), end.transform)
@@ -179,11 +180,11 @@ class _Views(NamedTuple):
 
     source: jax.Array
     target: jax.Array
-    counts: Counts | None
+    masks: Masks | None
 
     def swapped(self) -> _Views:
         """The same the other way round."""
-        return _Views(self.target, self.source, self.counts and self.counts.swapped())
+        return _Views(self.target, self.source, self.masks and self.masks.swapped())
 
 
 def _coarse_to_fine(
@@ -221,22 +222,22 @@ def _pyramid(views: _Views, coarsest: int) -> list[_Level]:
     """Levels from a shorter side of ``coarsest`` pixels to full size."""
 
     def level(factor: float) -> _Level:
-        source, target, counts = views
+        source, target, masks = views
         smaller = (downsample(source, factor), downsample(target, factor))
-        return _Level(factor, _Views(*smaller, counts and counts.coarser(factor)))
+        return _Level(factor, _Views(*smaller, masks and masks.coarser(factor)))
 
     return [level(f) for f in level_factors(views.source.shape, coarsest, _LEVEL_STEP)]
 
 
 def _refined(views: _Views, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
-    source, target, counts = views
-    return gauss_newton(source, target, starts, iterations, counts=counts, **kind)
+    source, target, masks = views
+    return gauss_newton(source, target, starts, iterations, masks=masks, **kind)
 
 
 def _ranked(views: _Views, transforms: RigidTransform, sigma: float) -> Ranked:
-    source, target, counts = views
+    source, target, masks = views
     return best_and_rival(
-        transforms, local_evidence(source, target, transforms, sigma, counts=counts)
+        transforms, local_evidence(source, target, transforms, sigma, masks=masks)
     )
 
 
@@ -246,8 +247,8 @@ def _candidates(views: _Views, options: DirectOptions) -> RigidTransform:
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    source, target, counts = views
-    found = search(source, target, angles, reach, _CANDIDATES, options.max_rotation, counts=counts)
+    source, target, masks = views
+    found = search(source, target, angles, reach, _CANDIDATES, options.max_rotation, masks=masks)
     return _refined(views, found.transform, iterations=4)
 
 
@@ -266,9 +267,9 @@ def _look_further(
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
-    Grey values see what is faint, local contrast is blind to what hides a part: each is searched on
-    a finer grid, which keeps more of the detail that tells what is left to be seen, and proposes
-    and refines its own candidates beside those there are. One level on, `slide`.
+    Grey values show what is faint, local contrast is insensitive to what hides a part: each is
+    searched on a finer grid, which keeps more detail, and adds candidates of its own, refined on
+    its own images. One level on, `slide` checks the best.
 
     Args:
       levels: the pyramid, from that grid on.
@@ -277,7 +278,7 @@ def _look_further(
       options: settings.
     """
     views = levels[0].views
-    contrast = _Views(local_contrast(views.source), local_contrast(views.target), views.counts)
+    contrast = _Views(local_contrast(views.source), local_contrast(views.target), views.masks)
     both = jax.tree.map(lambda *v: jnp.stack(v), views, contrast)
     # A loop: its program is compiled once.
     more = jax.lax.map(lambda kind: _candidates(kind, options), both)
@@ -298,12 +299,15 @@ def _look_further(
 
 
 def _slid(views: _Views, ranked: Ranked, sigma: float) -> Ranked:
-    """With what lies beside the best in its place, the best its rival, if clearly better."""
-    source, target, counts = views
+    """With the alignment that `slide` finds first and the former best its rival, if clearly better.
+
+    Else the same.
+    """
+    source, target, masks = views
     best = ranked.transform[0]
-    beside, better = slide(source, target, best, counts)
+    beside, better = slide(source, target, best, masks)
     both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
-    slid = Ranked(both, local_evidence(source, target, both, sigma, counts=counts))
+    slid = Ranked(both, local_evidence(source, target, both, sigma, masks=masks))
     return jax.tree.map(lambda a, b: jnp.where(better, a, b), slid, ranked)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxreg.command_line import describe, keep_compilations, read_flags
+from jaxreg.command_line import complain, describe, keep_compilations, run_command
 
 
 def _flags() -> flags.FlagValues:
@@ -112,15 +112,12 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
-    options = _flags()
-    try:
-        if not read_flags(options, argv, __doc__):
-            return 0
-        prepared = _prepare(options)
-    except (flags.Error, ValueError, OSError, ImportError) as error:
-        print(f"jaxreg.evaluate: {describe(error)}", file=sys.stderr)
-        return 2
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    return run_command("jaxreg.evaluate", _flags(), argv, __doc__, _evaluate)
+
+
+def _evaluate(options: flags.FlagValues) -> int:
+    prepared = _prepare(options)
     from jaxreg.evaluation.report import text_table
 
     results: list[dict[str, Any]] = []
@@ -128,13 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         failures = run(*prepared, options, results)
     except KeyboardInterrupt:
         done = f"what was done is in {options.out}" if results else "nothing was written"
-        print(f"\njaxreg.evaluate: stopped; {done}", file=sys.stderr)
+        complain("jaxreg.evaluate", f"stopped; {done}")
         return 130
     if results:
         print(text_table(results))
         print(f"\nfigures: {options.out}   raw rows: {Path(options.out).with_suffix('.csv')}")
-    for failure in failures:
-        print(f"jaxreg.evaluate: {failure}", file=sys.stderr)
+    complain("jaxreg.evaluate", *failures)
     return 2 if failures else 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxreg.command_line import describe, read_flags
+from jaxreg.command_line import run_command
 
 
 def _flags() -> flags.FlagValues:
@@ -30,24 +30,21 @@ def _flags() -> flags.FlagValues:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 2 where it was asked for what cannot be done."""
-    options = _flags()
-    try:
-        if not read_flags(options, argv, __doc__):
-            return 0
-        for name in ("workdir", "out"):
-            if not options[name].value:
-                raise ValueError(f"--{name} is missing")
-        from jaxreg.training.weights import SUFFIX, load, write_weights
+    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    return run_command("jaxreg.export", _flags(), argv, __doc__, _export)
 
-        out = Path(options.out)
-        if out.suffix != SUFFIX:
-            raise ValueError(f"--out={out} must end in {SUFFIX}")
-        network = load(options.workdir)
-        write_weights(network, out, options.dtype)
-    except (flags.Error, ValueError, OSError) as error:
-        print(f"jaxreg.export: {describe(error)}", file=sys.stderr)
-        return 2
+
+def _export(options: flags.FlagValues) -> int:
+    for name in ("workdir", "out"):
+        if not options[name].value:
+            raise ValueError(f"--{name} is missing")
+    from jaxreg.training.weights import SUFFIX, load, write_weights
+
+    out = Path(options.out)
+    if out.suffix != SUFFIX:
+        raise ValueError(f"--out={out} must end in {SUFFIX}")
+    network = load(options.workdir)
+    write_weights(network, out, options.dtype)
     print(f"{out}: {network.parameter_count:,} weights after {network.step} steps")
     return 0
 

@@ -19,12 +19,19 @@ import numpy as np
 from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.intensity import Fit, fit_intensity, steepness
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.normal_equations import System, moments, normal_matrix
 from jaxreg.optimum import WHITE, Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import dots, product
 from jaxreg.refinement import solve
-from jaxreg.resampling import DEGREE, interpolant, moved_by, noise_gain, pull, source_points
+from jaxreg.resampling import (
+    DEGREE,
+    interpolant,
+    noise_gain,
+    pull,
+    slopes_by_gradient,
+    source_points,
+)
 
 T = TypeVar("T")
 
@@ -71,7 +78,7 @@ def finish(
     moving: jax.Array,
     transform: RigidTransform,
     kernel: str = "auto",
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> Finished:
     """Refine a close alignment to the end.
 
@@ -82,12 +89,12 @@ def finish(
       moving: the same shape.
       transform: within a few tenths of a pixel.
       kernel: ``"auto"``, ``"linear"`` or ``"spline"``.
-      counts: which pixels of fixed (the source) and moving do, if not all.
+      masks: which pixels of fixed (the source) and moving count, if not all.
     """
     both, t = jax.lax.stop_gradient(((fixed, moving), transform))
     inverse = t.inverse()
-    own = counts and counts.without_rim()
-    others = counts and counts.swapped().without_rim()
+    own = masks and masks.without_rim()
+    others = masks and masks.swapped().without_rim()
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
     ways = jax.tree.map(lambda *v: jnp.stack(v), (*both, own, t), (*both[::-1], others, inverse))
     bilinear = jax.lax.map(lambda way: _trial(*way, linear=True), ways)
@@ -117,14 +124,14 @@ def finish(
 def _solve_by(
     source: jax.Array,
     target: jax.Array,
-    counts: Counts | None,
+    masks: Masks | None,
     *begin: Any,
     linear: bool,
 ) -> Finished:
     """`find_optimum` described, of the same arguments; differentiable by the images."""
     still = jax.lax.stop_gradient((source, target))
-    optimum = find_optimum(*still, counts, *begin, linear=linear)
-    return _describe(source, target, counts, optimum, linear=linear)
+    optimum = find_optimum(*still, masks, *begin, linear=linear)
+    return _describe(source, target, masks, optimum, linear=linear)
 
 
 @jax.custom_jvp
@@ -136,12 +143,12 @@ def _solve(linear: jax.Array, *arguments: Any) -> Finished:
 @_solve.defjvp
 def _solve_jvp(primals: tuple, tangents: tuple) -> tuple:
     # `cond_where_any` has no derivative, but the optimum needs none.
-    linear, source, target, counts, *begin = primals
-    still = jax.lax.stop_gradient((source, target, counts, *begin))
+    linear, source, target, masks, *begin = primals
+    still = jax.lax.stop_gradient((source, target, masks, *begin))
     optimum = cond_where_any(linear, *_by_either_kernel(find_optimum), *still)
 
     def describe(*pair: jax.Array) -> Finished:
-        return jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, counts, optimum)
+        return jax.lax.cond(linear, *_by_either_kernel(_describe), *pair, masks, optimum)
 
     return jax.jvp(describe, (source, target), tangents[1:3])
 
@@ -151,7 +158,7 @@ def _by_either_kernel(stage: Callable[..., T]) -> list[Callable[..., T]]:
 
 
 def _bilinear_explains_more(
-    least: jax.Array, source: jax.Array, target: jax.Array, counts: Counts | None, t: RigidTransform
+    least: jax.Array, source: jax.Array, target: jax.Array, masks: Masks | None, t: RigidTransform
 ) -> jax.Array:
     """Whether the bilinear kernel, with its `_Trial.mismatch`, is the pair's own.
 
@@ -159,7 +166,7 @@ def _bilinear_explains_more(
     the spline's residual are alike. Aliasing makes them opposite, and little of it passes the
     bilinear kernel: there a somewhat smaller residual is no sign.
     """
-    spline = _trial(source, target, counts, t, linear=False)
+    spline = _trial(source, target, masks, t, linear=False)
     most = jnp.where(spline.alike > 0.0, 1.0, _OF_ALIASING)
     return least <= most * spline.mismatch
 
@@ -189,7 +196,7 @@ def _some_rows(height: int, width: int) -> np.ndarray | slice:
 
 
 def _trial(
-    source: jax.Array, target: jax.Array, counts: Counts | None, t: RigidTransform, *, linear: bool
+    source: jax.Array, target: jax.Array, masks: Masks | None, t: RigidTransform, *, linear: bool
 ) -> _Trial:
     """How well a kernel explains a pair.
 
@@ -198,11 +205,11 @@ def _trial(
     height, width, channels = source.shape
     rows = _some_rows(height, width)
     some = lambda v, *last: v.reshape(height, width, *last)[rows].reshape(-1, *last)  # noqa: E731
-    points = source_points(source.shape, t, counts=counts)
+    points = source_points(source.shape, t, masks=masks)
     lever = jnp.stack([some(v) for v in points.lever])
     points = points._replace(x=some(points.x), y=some(points.y), inside=some(points.inside))
     v, u = (some(g, channels) for g in jnp.gradient(target, axis=(0, 1)))
-    slope = moved_by(u, v, lever).reshape(3, -1)
+    slope = slopes_by_gradient(u, v, lever).reshape(3, -1)
     value = pull(interpolant(source, linear), points, linear, once=True)
     bands = -1, height if isinstance(rows, slice) else 2, width, channels
     steep = steepness(value.reshape(bands), target[rows].reshape(bands))
@@ -231,11 +238,11 @@ def _alike(bands: jax.Array) -> jax.Array:
 
 
 def _describe(
-    source: jax.Array, target: jax.Array, counts: Counts | None, end: Optimum, *, linear: bool
+    source: jax.Array, target: jax.Array, masks: Masks | None, end: Optimum, *, linear: bool
 ) -> Finished:
     """What is said of an optimum; differentiable with respect to the images."""
-    end = end._replace(transform=differentiable(linear, source, target, counts, end))
-    points, value, fit = agreement(source, target, counts, end, linear=linear)
+    end = end._replace(transform=differentiable(linear, source, target, masks, end))
+    points, value, fit = agreement(source, target, masks, end, linear=linear)
     if linear:
         rest = jax.lax.stop_gradient(fit.weight[:, None] * fit.residual)
         alike = _alike(rest.reshape(1, *source.shape))

@@ -29,7 +29,7 @@ def _check_dtype(image: Images, name: str) -> None:
 
 
 def _check_finite(images: Images, name: str) -> None:
-    """Refuse NaN, infinity, and what float32 would make of too large a number.
+    """Raise ValueError for values that are NaN, infinite, or too large for float32.
 
     Of an image ``(H, W[, C])`` or a stack ``(N, H, W, C)``; under a transformation there are no
     values to look at.
@@ -129,7 +129,7 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
 
     Returns:
       Both, ``(H, W, C)``; their dtype is their own, and they stay where they are, on the host or a
-      device. Unless there are no masks, one for each, bool.
+      device. If either mask is given, then both masks, bool; one that is missing is all True.
 
     Raises:
       ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.

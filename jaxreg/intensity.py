@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import dots, over_pixels
+from jaxreg.products import dots, weighted_sum
 from jaxreg.refinement import OUTLIER, settled_weight
 
 
@@ -81,7 +81,7 @@ def fit_intensity(
     """
     weight = weigh(value, target, inside, gain, bias, steep=steep).weight
     count = jnp.maximum(weight.sum(), 1.0)
-    mean_value, mean_target = (over_pixels(v, weight) / count for v in (value, target))
+    mean_value, mean_target = (weighted_sum(v, weight) / count for v in (value, target))
     source = value - mean_value
     weighted = (weight[:, None] * source).reshape(-1)
     common = dots(weighted, (target - mean_target).reshape(-1))

@@ -18,7 +18,7 @@ _REACH = 2.0  # px: standard deviation of the surroundings
 _FAR = 1e-3  # weight of the mean of all beside that of the surroundings, for want of any
 
 
-class Counts(NamedTuple):
+class Masks(NamedTuple):
     """Which pixels of a pair count: 1, or 0 where a mask takes them out.
 
     Attributes:
@@ -29,21 +29,21 @@ class Counts(NamedTuple):
     source: jax.Array
     target: jax.Array
 
-    def swapped(self) -> Counts:
+    def swapped(self) -> Masks:
         """Those of the pair whose images have changed places."""
-        return Counts(self.target, self.source)
+        return Masks(self.target, self.source)
 
-    def without_rim(self) -> Counts:
+    def without_rim(self) -> Masks:
         """Less the source's pixels beside one that does not count, which a spline would mix in."""
         neighbours = jax.lax.reduce_window(
             jax.lax.stop_gradient(self.source), 1.0, jax.lax.min, (3, 3), (1, 1), "SAME"
         )
-        return Counts(neighbours, self.target)
+        return Masks(neighbours, self.target)
 
-    def coarser(self, factor: float) -> Counts:
+    def coarser(self, factor: float) -> Masks:
         """Of pixels ``factor`` times as large: those of which half counts."""
         half = (downsample(v, factor) >= 0.5 for v in self)
-        return Counts(*(v.astype(jnp.float32) for v in half))
+        return Masks(*(v.astype(jnp.float32) for v in half))
 
 
 def fill(images: jax.Array, masks: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from jaxreg.denoising import cosine_blur, wiener
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import Fit, fit_intensity, steepness, weigh
 from jaxreg.interpolation import spline_gradient
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.normal_equations import (
     System,
     damped_inverse,
@@ -36,7 +36,15 @@ from jaxreg.normal_equations import (
 from jaxreg.products import apply_separable, dots, product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import clip_step, solve
-from jaxreg.resampling import Points, interpolant, moved_by, noise_gain, pull, slopes, source_points
+from jaxreg.resampling import (
+    Points,
+    interpolant,
+    noise_gain,
+    pull,
+    slopes,
+    slopes_by_gradient,
+    source_points,
+)
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by up to this many px, and the source's rim is left out.
@@ -47,8 +55,8 @@ _ALIASING_RIM = 1.0
 # lies in the finest detail; and more than half of the power of what hides a part of a view.
 _SLOW = 1.5
 WHITE, _ALIASING = 0.05, 0.02
-# Near the optimum the residual has long tails, at just the edges that say most: fewer are outliers,
-# and where it is aliasing only what nothing else explains.
+# Scales from which a residual is an outlier. Near the optimum it has long tails, at just the edges
+# that say most: the limit is wider than elsewhere, and where the residual is aliasing wider still.
 _TAILS, _TAILS_OF_ALIASING = 5.0, 12.0
 _FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
 _MOST_ARE_DONE = 8  # steps after which few pairs have not converged
@@ -85,7 +93,7 @@ class _Problem(NamedTuple):
     Attributes:
       image: the source, `interpolant`.
       target: ``(P, C)``.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
       system: what takes moments to steps.
       scale: ``(U,)``, what makes steps comparable.
       outlier: scalar, how many scales of the residual are one.
@@ -94,7 +102,7 @@ class _Problem(NamedTuple):
 
     image: jax.Array
     target: jax.Array
-    counts: Counts | None
+    masks: Masks | None
     system: System
     scale: jax.Array
     outlier: jax.Array
@@ -126,7 +134,7 @@ class _State(NamedTuple):
 def find_optimum(
     source: jax.Array,
     target: jax.Array,
-    counts: Counts | None,
+    masks: Masks | None,
     start: RigidTransform,
     gain: jax.Array,
     bias: jax.Array,
@@ -138,7 +146,7 @@ def find_optimum(
     Args:
       source: ``(H, W, C)``, pulled onto the pixels of
       target: the same shape.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
       start: within a few tenths of a pixel, from source to target.
       gain: where to begin with it.
       bias: ``(C,)``, likewise.
@@ -146,7 +154,7 @@ def find_optimum(
     """
     pixels = flat(target)
     image = interpolant(source, linear)
-    points = source_points(source.shape, start, _margin(linear), counts)
+    points = source_points(source.shape, start, _margin(linear), masks)
     value = pull(image, points, linear, once=True)
     steep = steepness(value.reshape(target.shape), target)
     fit = fit_intensity(value, pixels, points.inside, gain, bias, steep)
@@ -158,7 +166,7 @@ def find_optimum(
     bias = jnp.where(changed, fit.bias, 0.0)
 
     scale = jnp.abs(jnp.diagonal(normal))
-    problem = _Problem(image, pixels, counts, system, scale, _outlier(slow), steep)
+    problem = _Problem(image, pixels, masks, system, scale, _outlier(slow), steep)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
     state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
@@ -171,10 +179,10 @@ def find_optimum(
 
 
 def agreement(
-    source: jax.Array, target: jax.Array, counts: Counts | None, end: Optimum, *, linear: bool
+    source: jax.Array, target: jax.Array, masks: Masks | None, end: Optimum, *, linear: bool
 ) -> tuple[Points, jax.Array, Fit]:
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
-    points = source_points(source.shape, end.transform, _margin(linear), counts)
+    points = source_points(source.shape, end.transform, _margin(linear), masks)
     value = pull(interpolant(source, linear), points, linear)
     steep = steepness(value.reshape(target.shape), target)
     fit = weigh(value, flat(target), points.inside, end.gain, end.bias, _outlier(end.slow), steep)
@@ -183,7 +191,7 @@ def agreement(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def differentiable(
-    linear: bool, source: jax.Array, target: jax.Array, counts: Counts | None, end: Optimum
+    linear: bool, source: jax.Array, target: jax.Array, masks: Masks | None, end: Optimum
 ) -> RigidTransform:
     """``end.transform`` as a function of the images, by the implicit function theorem.
 
@@ -191,14 +199,14 @@ def differentiable(
     optimum's derivative. The theorem wants the residual's own derivative by the transform, where
     the search was content with a smooth one.
     """
-    del linear, source, target, counts
+    del linear, source, target, masks
     return end.transform
 
 
 @differentiable.defjvp
 def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
-    source, target, counts, end = primals
-    points, value, fit = agreement(source, target, counts, end, linear=linear)
+    source, target, masks, end = primals
+    points, value, fit = agreement(source, target, masks, end, linear=linear)
     left, image = end.system.instruments, interpolant(source, linear)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
     right = jnp.concatenate([columns.reshape(4, -1), left[4:]])
@@ -226,11 +234,11 @@ def _descend(
       linear: the kernel.
       limit: how many steps at most, those before included.
     """
-    image, target, counts, system, scale, outlier, steep = problem
+    image, target, masks, system, scale, outlier, steep = problem
 
     def step(state: _State) -> _State:
         t, gain, bias = state.transform, state.gain, state.bias
-        points = source_points(shape, t, _margin(linear), counts)
+        points = source_points(shape, t, _margin(linear), masks)
         value = pull(image, points, linear, once=True)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep)
         found = moments(system.instruments, fit.weight, fit.residual)
@@ -299,7 +307,9 @@ def _instruments(
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
         image = interpolant(a, linear)
         v, u = (flat(g) for g in spline_gradient(b))
-        slope = 0.5 * (slopes(image, points, linear, once=True) + moved_by(u, v, points.lever))
+        slope = 0.5 * (
+            slopes(image, points, linear, once=True) + slopes_by_gradient(u, v, points.lever)
+        )
         level = 0.5 * (pull(image, points, linear, once=True) + flat(b))
         return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import over_channels, product, times
+from jaxreg.products import mean_over_channels, product, times
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow, whose gain may be up to 10.
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
 def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     """Prepare images ``(H, W, C)``, float32 of any unit.
 
-    Both go one way side by side, so that identical images stay identical to the last bit.
+    Both take the same operations, as one stack: identical images stay so to the last bit.
     Gradients pass through fixed and moving; units and axis count as constants.
     """
     pair = jnp.stack([fixed, moving])
@@ -96,7 +96,7 @@ def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
         window, pads = [1, 1, 1], [(0, 0)] * 3
         window[axis], pads[axis] = 2 * _RIM + 1, (_RIM, _RIM)
         around = jax.lax.reduce_window(around, False, jax.lax.bitwise_or, window, (1, 1, 1), pads)
-    grey = over_channels(units)
+    grey = mean_over_channels(units)
     count = jnp.maximum((~around).sum((1, 2), keepdims=True), 1.0)
     mean = jnp.where(around, 0.0, grey).sum((1, 2), keepdims=True) / count
     energy = jnp.where(around, 0.0, jnp.square(grey - mean)).sum((1, 2), keepdims=True)

@@ -34,7 +34,7 @@ def dots(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([dots(*rows) for rows in zip(a, b, strict=True)])
 
 
-def over_channels(image: jax.Array) -> jax.Array:
+def mean_over_channels(image: jax.Array) -> jax.Array:
     """``image.mean(-1)`` of ``(..., C)``, channel by channel.
 
     Only of what is cheap: where several things are made of the sum, each works it out anew.
@@ -47,7 +47,7 @@ def over_channels(image: jax.Array) -> jax.Array:
     return total / image.shape[-1]
 
 
-def over_pixels(image: jax.Array, weight: jax.Array) -> jax.Array:
+def weighted_sum(image: jax.Array, weight: jax.Array) -> jax.Array:
     """``weight @ image`` of ``(P,)`` and ``(P, C)``, the other way round: seven times as fast."""
     return product(image.T, weight)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.products import product
 from jaxreg.pyramid import blurring_matrix
@@ -43,7 +43,7 @@ def local_evidence(
     target: jax.Array,
     transform: RigidTransform,
     sigma: float,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> jax.Array:
     """`evidence` of correlations within Gaussian neighbourhoods, averaged over the frame.
 
@@ -52,7 +52,7 @@ def local_evidence(
       target: the same shape.
       transform: K transforms from source to target.
       sigma: standard deviation of a neighbourhood, in pixels.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
 
     Returns:
       ``(K,)``; pixels beyond the overlap add nothing.
@@ -60,7 +60,7 @@ def local_evidence(
     height, width = target.shape
     flat = target.reshape(-1)
     # One by one: outside of a loop CPUs are slow at sampling several at once.
-    value, inside = jax.lax.map(functools.partial(sampled, source, counts=counts), transform)
+    value, inside = jax.lax.map(functools.partial(sampled, source, masks=masks), transform)
     s, t = inside * value, inside * flat
     planes = jnp.stack([inside, s, t, s * value, t * flat, s * t])
     rows, columns = (blurring_matrix(size, sigma) for size in (height, width))

@@ -17,9 +17,9 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.products import dots, product, times
-from jaxreg.resampling import moved_by, sampled
+from jaxreg.resampling import sampled, slopes_by_gradient
 from jaxreg.warping import pixel_grid
 
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
@@ -116,12 +116,12 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def target_slopes(target: jax.Array) -> jax.Array:
-    """``(3, P)``: how a target ``(H, W)`` changes with small transforms (see `moved`)."""
+    """``(3, P)``: how a target ``(H, W)`` changes with small transforms (see `composed`)."""
     height, width = target.shape
     v, u = (slope.reshape(-1, 1) for slope in spline_gradient(target[..., None]))
     centre = jnp.float32([(width - 1) / 2, (height - 1) / 2])
     lever = (pixel_grid(target.shape).reshape(-1, 2) - centre).T
-    return moved_by(u, v, lever)[..., 0]
+    return slopes_by_gradient(u, v, lever)[..., 0]
 
 
 def _shared(target: jax.Array) -> _Target:
@@ -148,7 +148,7 @@ def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Arr
     return scatter[:, :4, :4], with_value[:, :4], energy, mean[:, :4], mean_value
 
 
-def moved(t: RigidTransform, step: jax.Array) -> RigidTransform:
+def composed(t: RigidTransform, step: jax.Array) -> RigidTransform:
     """Compose small transforms ``(K, 3)`` about the centre onto K transforms, or onto one."""
     return RigidTransform(step[:, 0], step[:, 1], step[:, 2]).compose(t)
 
@@ -159,7 +159,7 @@ def gauss_newton(
     start: RigidTransform,
     iterations: int,
     near: jax.typing.ArrayLike | None = None,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> RigidTransform:
     """Robust Gauss-Newton from K starts, with bilinear interpolation.
 
@@ -171,13 +171,13 @@ def gauss_newton(
       near: ``(K,)`` bool, which starts are close enough for the first step to tell outliers
         already, by the residual at unchanged brightness; the others trust all pixels at first.
         Default: none.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
 
     Returns:
       The K refined transforms.
     """
     shared, flat = _shared(target), target.reshape(-1)
-    sample = functools.partial(sampled, source, margin=_RIM, counts=counts)
+    sample = functools.partial(sampled, source, margin=_RIM, masks=masks)
 
     def weigh(residual: jax.Array, inside: jax.Array) -> jax.Array:
         # Pixels outside now may be inside later: they start unprejudiced.
@@ -196,7 +196,7 @@ def gauss_newton(
         predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
         predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
         predicted += product(delta, shared.columns[:3])
-        return (moved(t, clip_step(delta)), weigh(flat - predicted, inside)), None
+        return (composed(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
     weight = jnp.ones((len(start.as_array()), flat.size), jnp.float32)
     if near is not None:

@@ -51,8 +51,8 @@ def register(
 
     A pixel p of ``fixed`` is found at ``T(p)`` in ``moving``: ``warp(fixed, T)`` looks like
     ``moving``. The search covers the full circle, or ``max_rotation``, and shifts up to
-    ``max_shift``. Brightness and contrast may differ, parts may be hidden, and what left the frame
-    is not missed.
+    ``max_shift``. Brightness and contrast may differ, parts may be hidden, and what has left the
+    frame does not speak against an alignment.
 
     Failure is data: a pair that cannot be registered gives ``success`` False, with finite numbers.
 
@@ -64,8 +64,8 @@ def register(
         its own.
       max_shift: largest translation searched along an axis, as a share of the shorter side; at most
         0.5. For ``"direct"`` alone.
-      max_rotation: largest rotation searched, either way, in degrees; what is known to be small
-        need not be told from a symmetric image's other answers. For ``"direct"`` alone.
+      max_rotation: largest rotation searched, either way, in degrees; a tight
+        limit also rules out the other answers that a symmetric image has. For ``"direct"`` alone.
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
       fixed_mask: ``(H, W)``, False, or not above zero, where a pixel of fixed does not count: dust,
@@ -154,11 +154,9 @@ def register_batch(
     return map_batches(_other(method, *stacks), *stacks)
 
 
-def direct_estimator(
-    fixed: jax.Array, moving: jax.Array, options: DirectOptions = _DEFAULT
-) -> Registration:
+def direct_estimator(fixed: jax.Array, moving: jax.Array) -> Registration:
     """The direct method as an estimator: batches ``(N, H, W, C)`` to a batched `Registration`."""
-    return map_pairs(_aligner(options), fixed, moving)
+    return map_pairs(_aligner(_DEFAULT), fixed, moving)
 
 
 def _options(method: str, *settings: Any, masked: bool) -> DirectOptions:
@@ -173,7 +171,7 @@ def _options(method: str, *settings: Any, masked: bool) -> DirectOptions:
 
 
 def _other(method: str, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray) -> Estimator:
-    """The estimator with a name, with a field for each pair where it gave one for all."""
+    """The estimator with a name; a scalar field of its result is repeated for every pair."""
     estimator = find_method(method)
     if method not in BUILT_IN:
         check_grey_levels(fixed, moving, f"method {method!r}")

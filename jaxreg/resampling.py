@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.products import dots, product
 from jaxreg.warping import pixel_grid
 
@@ -50,7 +50,7 @@ def interpolant(source: jax.Array, linear: bool) -> jax.Array:
 
 
 def source_points(
-    shape: Shape, transform: RigidTransform, margin: float = 0.0, counts: Counts | None = None
+    shape: Shape, transform: RigidTransform, margin: float = 0.0, masks: Masks | None = None
 ) -> Points:
     """The points ``T^-1 p`` for every pixel p of the target.
 
@@ -59,8 +59,8 @@ def source_points(
       transform: from source to target.
       margin: width in px of the rim of the source's frame over which `Points.inside` rises from 0
         to 1; 0 counts the whole frame.
-      counts: which pixels do, if not all. Towards those of the source that do not, the weight falls
-        over a pixel, or at once where the margin is 0.
+      masks: which pixels count, if not all do. Towards those of the source that do not, the weight
+        falls over a pixel, or at once where the margin is 0.
     """
     height, width = shape[:2]
     grid = pixel_grid(shape).reshape(-1, 2)
@@ -76,12 +76,12 @@ def source_points(
         inside = (depth >= -_ON_THE_RIM).astype(jnp.float32)
     x, y = jnp.clip(x, 0.0, width - 1.0), jnp.clip(y, 0.0, height - 1.0)
     points = Points(x, y, inside, jnp.stack([dx, dy]), cos, sin)
-    if counts is None:
+    if masks is None:
         return points
-    seen = pull(counts.source, points, linear=True)
+    seen = pull(masks.source, points, linear=True)
     if not margin:
         seen = (seen >= 1.0 - _ON_THE_RIM).astype(jnp.float32)
-    return points._replace(inside=inside * seen * counts.target.reshape(-1))
+    return points._replace(inside=inside * seen * masks.target.reshape(-1))
 
 
 def _linear_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[jax.Array]]:
@@ -115,7 +115,8 @@ def pull(
       points: P of them.
       linear: the kernel.
       along: the axis of the derivative, if any.
-      once: work the values out once, however much is made of them; then they have no derivative.
+      once: compute the values by themselves (`jaxreg.branching.apart`), lest each of several
+        consumers compute them anew; then they have no derivative.
 
     Returns:
       ``(P, C)``, or ``(P,)``.
@@ -149,10 +150,10 @@ def sampled(
     source: jax.Array,
     transform: RigidTransform,
     margin: float = 0.0,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A plane ``(H, W)`` at the target's pixels, bilinear, and `Points.inside`: both ``(P,)``."""
-    points = source_points(source.shape, transform, margin, counts)
+    points = source_points(source.shape, transform, margin, masks)
     return pull(source, points, linear=True), points.inside
 
 
@@ -163,10 +164,10 @@ def slopes(image: jax.Array, points: Points, linear: bool, once: bool = False) -
     # product it is worked out once; a plain sum would be again for each of its three uses.
     turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
     u, v = product(turn, along.reshape(2, -1)).reshape(along.shape)
-    return moved_by(u, v, points.lever)
+    return slopes_by_gradient(u, v, points.lever)
 
 
-def moved_by(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Array:
+def slopes_by_gradient(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Array:
     """``(3, P, C)``: how values change with ``(tx, ty, theta)``, from their gradient.
 
     Args:

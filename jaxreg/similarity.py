@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform
-from jaxreg.products import over_pixels
+from jaxreg.products import weighted_sum
 from jaxreg.result import Registration
 from jaxreg.warping import overlap, warp
 
@@ -27,7 +27,7 @@ def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     def centre(image: jax.Array) -> tuple[jax.Array, jax.Array]:
         image = image.reshape(-1, image.shape[-1])
         weighted = image * weight
-        centred = (image - over_pixels(image, flat) / count) * weight
+        centred = (image - weighted_sum(image, flat) / count) * weight
         # What is left of a flat image is rounding: a millionth of its energy, whatever its unit.
         floor = 1e-6 * (weighted * image).sum() + 1e-30
         energy = (centred * centred).sum()

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.products import dots, product
 from jaxreg.ranking import same
-from jaxreg.refinement import gauss_newton, moved, target_slopes
+from jaxreg.refinement import composed, gauss_newton, target_slopes
 from jaxreg.resampling import interpolant, pull, source_points
 
 # How far to look, in sides of the image. Chosen with the next on scene pairs of the training
@@ -30,7 +30,7 @@ _EXACT, _FLAT = 1e-5, 1e-3
 
 
 def slide(
-    source: jax.Array, target: jax.Array, transform: RigidTransform, counts: Counts | None = None
+    source: jax.Array, target: jax.Array, transform: RigidTransform, masks: Masks | None = None
 ) -> tuple[RigidTransform, jax.Array]:
     """The best alignment beside one, and whether it is another and clearly the better of the two.
 
@@ -38,28 +38,28 @@ def slide(
       source: ``(H, W)``, its spread about 1.
       target: the same shape.
       transform: from source to target, refined.
-      counts: which pixels do, if not all.
+      masks: which pixels count, if not all do.
 
     Returns:
       The alignment, refined, and a scalar bool.
     """
     distances = jnp.asarray(_BESIDE)[:, None] * min(target.shape)
-    starts = moved(transform, distances * _weakest(target, transform, counts))
-    beside = gauss_newton(source, target, starts, _STEPS, counts=counts)
+    starts = composed(transform, distances * _weakest(target, transform, masks))
+    beside = gauss_newton(source, target, starts, _STEPS, masks=masks)
     alone = jax.tree.map(lambda v: v[None], transform)
     together = jax.tree.map(lambda *v: jnp.concatenate(v), alone, beside)
-    explained = _explained(source, target, together, counts)
+    explained = _explained(source, target, together, masks)
     best = jnp.argmax(explained[1:])
     better = explained[1 + best] > explained[0] + _CLEARLY
     return beside[best], better & ~same(beside[best], transform)
 
 
-def _weakest(target: jax.Array, transform: RigidTransform, counts: Counts | None) -> jax.Array:
+def _weakest(target: jax.Array, transform: RigidTransform, masks: Masks | None) -> jax.Array:
     """The small transform ``(3,)`` that changes the target least, px, px and degrees.
 
     Of a shift by one pixel, or a turn by some pixels at the rim where that is weaker.
     """
-    inside = source_points(target.shape, transform, counts=counts).inside
+    inside = source_points(target.shape, transform, masks=masks).inside
     degree_at_rim = np.deg2rad(min(target.shape) / 2)
     units = np.array([1.0, 1.0, 1.0 / degree_at_rim], np.float32)
     slopes = target_slopes(target) * units[:, None]
@@ -68,17 +68,18 @@ def _weakest(target: jax.Array, transform: RigidTransform, counts: Counts | None
 
 
 def _explained(
-    source: jax.Array, target: jax.Array, transform: RigidTransform, counts: Counts | None
+    source: jax.Array, target: jax.Array, transform: RigidTransform, masks: Masks | None
 ) -> jax.Array:
-    """How much of the target K alignments explain, ``(K,)``: less the logarithm of the rest.
+    """How much of the target K alignments explain, ``(K,)``.
 
-    Outliers aside, and times the part of the frame that is explained so. By the spline kernel: what
+    Minus the logarithm of the share of the variance that is left, outliers aside, times the part of
+    the frame that this is told of. By the spline kernel: what
     the bilinear one leaves of a smooth picture's edge is as much as a near-miss along it does.
     """
     flat, image = target.reshape(-1, 1), interpolant(source[..., None], linear=False)
 
     def one(t: RigidTransform) -> jax.Array:
-        points = source_points(target.shape, t, counts=counts)
+        points = source_points(target.shape, t, masks=masks)
         fit = fit_intensity(pull(image, points, False, once=True), flat, points.inside)
         count = jnp.maximum(fit.weight.sum(), 1.0)
         centred = flat[:, 0] - dots(fit.weight, flat[:, 0]) / count

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.finishing import Finished
-from jaxreg.masking import Counts
-from jaxreg.products import mix, over_channels, product, separable
+from jaxreg.masking import Masks
+from jaxreg.products import mean_over_channels, mix, product, separable
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.result import Doubt, raised
 from jaxreg.similarity import masked_ncc
@@ -33,9 +33,10 @@ _LEAST_LEAD = 0.1
 # 20 reach 40 and more, wrong answers that pass all else stay below 3.
 _LEAST_DISTINCTION = 10.0
 _FARTHEST = 3  # px
-# A lead that would do is doubted if the winner's neighbours are near or its error large: the square
-# of the lead's share times the distinction, per px of error. Of 146 wrong answers on 20,000 scene
-# pairs of the training photographs, with and without noise, 16 were believed before, none is now.
+# The larger its standard error, the more clearly the winner must lead over its rival and over
+# itself shifted: (lead / evidence)^2 * distinction is above so much for each px of error. Of 146
+# wrong answers on 20,000 scene pairs of the training photographs, with and without noise, 16 were
+# believed before, none is now.
 _LEAST_MARGIN = 1200.0
 # See `_determination`: of 1,000 scene pairs of photographs the least has 0.003, patterns that leave
 # a direction open stay below 1e-8.
@@ -55,7 +56,7 @@ def doubts_about(
     axis: jax.Array,
     lead: jax.Array,
     evidence_of_best: jax.Array,
-    counts: Counts | None = None,
+    masks: Masks | None = None,
 ) -> jax.Array:
     """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
 
@@ -66,7 +67,7 @@ def doubts_about(
       axis: ``(C, 1)``, the mix of channels that varies most.
       lead: by how much evidence it beat its closest rival.
       evidence_of_best: its own (see `jaxreg.ranking.local_evidence`).
-      counts: which pixels of fixed (the source) and moving do, if not all.
+      masks: which pixels of fixed (the source) and moving count, if not all.
     """
     shape = fixed.shape[:2]
     weight = end.weight.reshape(shape)
@@ -74,8 +75,8 @@ def doubts_about(
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     largest, distinction = errors[:2].max(), _distinction(source, target, weight)
     margin = jnp.square(lead / evidence_of_best) * distinction
-    masks = (counts.without_rim(), counts.swapped().without_rim()) if counts else (None, None)
-    seen = (None if mask is None else mask.source for mask in masks)
+    ways = (masks.without_rim(), masks.swapped().without_rim()) if masks else (None, None)
+    seen = (None if way is None else way.source for way in ways)
     determination = jnp.minimum(*map(_determination, (fixed, moving), seen))
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     distinct = (distinction > _LEAST_DISTINCTION) & (margin > _LEAST_MARGIN * largest)
@@ -154,7 +155,7 @@ def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
     image = jax.lax.stop_gradient(image)
     u = image[1:-1, 2:] - image[1:-1, :-2]
     v = image[2:, 1:-1] - image[:-2, 1:-1]
-    squares = jnp.stack([over_channels(slopes) for slopes in (u * u, u * v, v * v)])
+    squares = jnp.stack([mean_over_channels(slopes) for slopes in (u * u, u * v, v * v)])
     if mask is not None:
         squares *= mask[1:-1, 1:-1]
     half = min(image.shape[:2]) / 2

@@ -111,7 +111,7 @@ def warp(
     if batch:
         if image.ndim not in (3, 4) or image.shape[:1] != batch:
             raise ValueError(
-                f"image must be (N, H, W) or (N, H, W, C) for N = {batch} transforms, "
+                f"image must be (N, H, W) or (N, H, W, C) for N = {batch[0]} transforms, "
                 f"got shape {image.shape}"
             )
         return jax.vmap(lambda image, t: warp(image, t, interpolation))(image, transform)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxreg.correlation import correlation_volume, evidence, rotated_discs, search, turns_within
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 
@@ -40,7 +40,7 @@ def inscribed_disc(side):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("angle", [0.0, 135.0])
 def test_volume_agrees_with_brute_force(shape, angle):
-    """Of images that are views of one, for which a line too many or too few counts."""
+    """Of images that are views of one, for which a line too many or too few masks."""
     fixed = texture(shape, seed=1)
     moving = np.asarray(warp(fixed, RigidTransform(2.0, -1.0, angle))) + texture(shape, seed=2) / 4
     volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4))
@@ -54,16 +54,16 @@ def test_volume_agrees_with_brute_force(shape, angle):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_volume_of_masked_images_agrees_with_brute_force(shape):
     fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
-    counts = Counts(*(np.float32(texture(shape, seed=s) > 110) for s in (3, 4)))
+    masks = Masks(*(np.float32(texture(shape, seed=s) > 110) for s in (3, 4)))
     volume = np.asarray(
-        correlation_volume(fixed, moving, angles=8, reach=4, farthest=90.0, counts=counts)
+        correlation_volume(fixed, moving, angles=8, reach=4, farthest=90.0, masks=masks)
     )
     assert volume.shape == (9, 9, 5)
-    turned, seen = rotated_discs(fixed, 8), np.asarray(rotated_discs(counts.source, 8)) >= 0.5
+    turned, seen = rotated_discs(fixed, 8), np.asarray(rotated_discs(masks.source, 8)) >= 0.5
     for (n, k), dy, dx in itertools.product(enumerate(range(-2, 3)), (-4, 0, 3), (-4, 1, 4)):
         disc = inscribed_disc(min(shape))
         part = np.asarray(turned[k])
-        both = brute_force(part, disc & seen[k], moving, counts.target > 0, dx, dy)
+        both = brute_force(part, disc & seen[k], moving, masks.target > 0, dx, dy)
         # `brute_force` counts shares of what is seen of the disc.
         expected = both * (disc & seen[k]).sum() / disc.sum()
         assert volume[4 + dy, 4 + dx, n] == pytest.approx(expected, abs=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.masking import Counts, fill
+from jaxreg.masking import Masks, fill
 from jaxreg.registration import register, register_batch
 from tests.registration_support import (
     COUNT,
@@ -144,8 +144,8 @@ def test_pixels_are_filled_from_their_surroundings():
 def test_coarser_masks_and_rims():
     mask = np.ones((8, 8), np.float32)
     mask[:, :4] = 0
-    counts = Counts(mask, np.ones_like(mask))
-    np.testing.assert_array_equal(counts.coarser(2.0).source, mask[::2, ::2])
-    np.testing.assert_array_equal(counts.without_rim().source[0], [0, 0, 0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(counts.without_rim().target, 1.0)
-    assert counts.swapped() == (counts.target, counts.source)
+    masks = Masks(mask, np.ones_like(mask))
+    np.testing.assert_array_equal(masks.coarser(2.0).source, mask[::2, ::2])
+    np.testing.assert_array_equal(masks.without_rim().source[0], [0, 0, 0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(masks.without_rim().target, 1.0)
+    assert masks.swapped() == (masks.target, masks.source)

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from jaxreg.products import apply_separable, dots, mix, over_channels, over_pixels, separable, times
+from jaxreg.products import (
+    apply_separable,
+    dots,
+    mean_over_channels,
+    mix,
+    separable,
+    times,
+    weighted_sum,
+)
 from tests.tolerances import FLOAT32_CORRELATION
 
 RNG = np.random.default_rng(0)
@@ -42,9 +50,11 @@ def test_sums_of_products_few_or_many(shape):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_summed_by_weight(channels):
     image, weight = draw(40, channels) / 40, draw(40)
-    np.testing.assert_allclose(over_pixels(image, weight), weight @ image, atol=FLOAT32_CORRELATION)
+    np.testing.assert_allclose(
+        weighted_sum(image, weight), weight @ image, atol=FLOAT32_CORRELATION
+    )
 
 
 def test_channels_are_averaged():
     image = draw(6, 5, 3)
-    np.testing.assert_allclose(over_channels(image), image.mean(-1), atol=FLOAT32_CORRELATION)
+    np.testing.assert_allclose(mean_over_channels(image), image.mean(-1), atol=FLOAT32_CORRELATION)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Counts
+from jaxreg.masking import Masks
 from jaxreg.resampling import interpolant, noise_gain, pull, slopes, source_points
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
@@ -73,7 +73,7 @@ def test_what_a_mask_takes_out_does_not_count():
     t = RigidTransform(0.25, 0.0, 0.0)
     hard, soft, none = (
         np.asarray(source_points(SHAPE, t, *how).inside).reshape(24, 20)
-        for how in ((0.0, Counts(source, target)), (0.5, Counts(source, target)), (0.0, None))
+        for how in ((0.0, Masks(source, target)), (0.5, Masks(source, target)), (0.0, None))
     )
     np.testing.assert_array_equal(np.argwhere(hard != none), [[3, 4], [10, 8], [10, 9]])
     np.testing.assert_allclose(soft[10, 7:11], [1.0, 0.25, 0.75, 1.0], atol=1e-5)

@@ -21,6 +21,7 @@ from jaxreg.result import Estimator, Registration
 
 PARAMETERS = ("tx", "ty", "theta")
 _COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+_BUDGET = 5.0  # seconds for the calls with one pair, and for those of each batch size
 _THROUGHPUT_BATCHES = (1, 16, 64, 256, 1024)
 
 
@@ -275,16 +276,15 @@ def _seconds(estimator: Estimator, fixed: np.ndarray, moving: np.ndarray) -> flo
 
 
 def measure_time(
-    estimator: Estimator, data: SuiteData, repeats: int = 50, budget: float = 5.0
+    estimator: Estimator, data: SuiteData, repeats: int = 50
 ) -> dict[str, float | int]:
     """Seconds to register one pair, and pairs a second at the best batch size.
 
     Args:
       estimator: what to time.
       data: pairs to time it on; each call gets other ones.
-      repeats: calls for one pair, after warm-up; their median counts.
-      budget: seconds for the calls with one pair, and for those of each batch size; slow methods
-        are called less often, and not with batches that would take longer.
+      repeats: calls for one pair, after warm-up; their median counts. Slow methods are called less
+        often, and not with batches that would take long.
     """
     pairs = len(data.fixed)
 
@@ -295,13 +295,13 @@ def measure_time(
 
         _seconds(estimator, *images(0))  # compiles
         warm = _seconds(estimator, *images(1))
-        calls = max(3, min(repeats, int(budget / max(warm, 1e-9))))
+        calls = max(3, min(repeats, int(_BUDGET / max(warm, 1e-9))))
         return float(np.median([_seconds(estimator, *images(k)) for k in range(2, 2 + calls)]))
 
     single = timed(1, repeats)
     best, best_batch = 1.0 / single, 1
     for batch in _THROUGHPUT_BATCHES[1:]:
-        if batch > pairs or batch / best > budget / 2:
+        if batch > pairs or batch / best > _BUDGET / 2:
             break
         throughput = batch / timed(batch, 5)
         if throughput > best:

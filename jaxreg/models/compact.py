@@ -30,7 +30,8 @@ from jaxreg.result import Registration
 
 INPUT_SIZE = 2 * GRID  # larger images are brought to 32x32 first
 NEAR = 5  # cells each way that the local regression looks at
-# An answer is trusted if the odds for its peak outweigh so much a working pixel of standard error.
+# An answer is trusted if the odds for its peak are more than this times its standard error in
+# working pixels.
 # Chosen on pairs of training images: with it 1% of pairs with noise 10 and 8% of noisy scenes are
 # refused, and none of 2,000 unrelated pairs and 3% of the wrong answers to noisy scenes trusted.
 ODDS_PER_PIXEL = 20.0

@@ -65,7 +65,8 @@ class Best:
 def settle_config(workdir: Path, config: TrainConfig) -> None:
     """Write the configuration into a working folder, or hold it against the one that is there.
 
-    One that nothing was trained by yet, as after a mistake in it, is replaced.
+    While the folder has no checkpoint yet, its configuration is replaced: a mistake in the first
+    command can be corrected.
 
     Raises:
       CheckpointError: the folder belongs to a run whose weights would have come out differently;

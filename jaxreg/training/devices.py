@@ -98,7 +98,7 @@ def place(mesh: Mesh, tree: Any) -> Any:
 
 
 def agreed(flag: bool) -> bool:
-    """The first process's word on a question of which each may see another answer (clocks)."""
+    """The first process's value, for what the processes may see differently, such as a clock."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils

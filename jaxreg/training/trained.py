@@ -69,7 +69,7 @@ class TrainedNetwork:
         return sum(leaf.size for leaf in jax.tree.leaves(self.arrays[0]))
 
     def estimate(self, fixed: jax.Array, moving: jax.Array) -> Registration:
-        """Register N pairs; an `jaxreg.result.Estimator`.
+        """Register N pairs; a `jaxreg.result.Estimator`.
 
         Args:
           fixed: ``(N, image_size, image_size, C)`` float32, C 1 or 3, intensities in 0..255.
