@@ -35,7 +35,7 @@ from jaxreg.normal_equations import (
 )
 from jaxreg.products import apply_separable, dots, product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.refinement import clip_step, solve
+from jaxreg.refinement import clip_step, scale_by_steepness, solve
 from jaxreg.resampling import (
     Points,
     interpolant,
@@ -158,7 +158,7 @@ def find_optimum(
     value = pull(image, points, linear, once=True)
     steep = steepness(value.reshape(target.shape), target)
     fit = fit_intensity(value, pixels, points.inside, gain, bias, steep)
-    left, right, slow = _instruments(source, target, points, value, fit, linear)
+    left, right, slow = _instruments(source, target, points, value, fit, steep, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
     changed = _brightness_changed(left, normal, value, pixels, fit)
     system = System(left, damped_inverse(normal, changed))
@@ -209,7 +209,7 @@ def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     points, value, fit = agreement(source, target, masks, end, linear=linear)
     left, image = end.system.instruments, interpolant(source, linear)
     columns = jnp.concatenate([slopes(image, points, linear), value[None]])
-    right = jnp.concatenate([columns.reshape(4, -1), left[4:]])
+    right = jnp.concatenate([columns.reshape(4, -1), _bias_columns(value)])
     normal = normal_matrix(left, of_model(right, end.gain), fit.weight)
     system = System(left, damped_inverse(normal, end.changed))
 
@@ -282,6 +282,7 @@ def _instruments(
     points: Points,
     value: jax.Array,
     fit: Fit,
+    steep: jax.Array,
     linear: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the residual is projected on, the model's derivatives, and how slow the residual is.
@@ -302,7 +303,7 @@ def _instruments(
     seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
     noise_of_both = noise / jnp.square(fit.gain)
     smooth_source, smooth_target = (wiener(image, noise_of_both) for image in (source, seen))
-    biases = jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, height * width))
+    biases = _bias_columns(value)
 
     def columns(a: jax.Array, b: jax.Array) -> jax.Array:
         image = interpolant(a, linear)
@@ -324,7 +325,33 @@ def _instruments(
     sigma = _ALIASING_BLUR * _aliased(slow)
     rows, across = (cosine_blur(size, sigma) for size in (height, width))
     blurred = (apply_separable(rows, image, across) for image in (smooth_source, smooth_target))
-    return columns(*blurred), smooth, slow
+    trust = _precision(jnp.sqrt(jnp.square(rest).mean(-1)), fit.weight, steep, _aliased(slow))
+    return columns(*blurred) * jnp.repeat(trust, channels), smooth, slow
+
+
+def _bias_columns(value: jax.Array) -> jax.Array:
+    """``(C, P * C)``: how values ``(P, C)`` change with the bias of each channel."""
+    pixels, channels = value.shape
+    return jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, pixels))
+
+
+def _precision(
+    size: jax.Array, weight: jax.Array, steep: jax.Array, aliased: jax.Array
+) -> jax.Array:
+    """How much each pixel is to say, ``(P,)``: the less, the larger a residual is expected there.
+
+    Half way to weights by that expectation, and only as far as the residual is aliasing: what tells
+    a straight edge's place along itself is the faint rest of the picture.
+
+    Args:
+      size: ``(P,)`` of the residuals.
+      weight: ``(P,)``.
+      steep: ``(P,)`` `steepness`.
+      aliased: scalar, see `_aliased`.
+    """
+    mean = dots(weight, size) / jnp.maximum(weight.sum(), 1.0)
+    expected = mean + aliased * (scale_by_steepness(size, weight, steep) - mean)
+    return 2.0 * mean / (mean + expected + 1e-12)
 
 
 def _slow_share(residual: jax.Array) -> jax.Array:

@@ -64,15 +64,16 @@ def robust_weight(
     if steep is None:
         scale = (dots(inside, size) / jnp.maximum(inside.sum(-1), 1.0))[..., None]
     else:
-        scale = _scale_by_steepness(size, inside, steep)
+        scale = scale_by_steepness(size, inside, steep)
     limit = jnp.square(outlier * scale) + 1e-12
     return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
 
 
-def _scale_by_steepness(size: jax.Array, weight: jax.Array, steep: jax.Array) -> jax.Array:
-    """The straight line ``(P,)`` that fits absolute residuals best, neither falling nor negative.
+def scale_by_steepness(size: jax.Array, weight: jax.Array, steep: jax.Array) -> jax.Array:
+    """The straight line over steepness that fits absolute residuals best; all of them ``(P,)``.
 
-    What hides a part of a view is no steeper than the rest: there the line is level.
+    Neither falling nor negative. What hides a part of a view is no steeper than the rest: there the
+    line is level.
     """
     powers = jnp.stack([jnp.ones_like(steep), steep, jnp.square(steep)])
     count, first, second = product(powers, weight)
