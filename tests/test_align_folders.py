@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -116,6 +117,15 @@ def test_another_spelling_of_a_folder_is_the_same_run(tmp_path, calls, monkeypat
     assert run("--fixed_dir=./a", "--moving_dir=b", "--out=./t.csv") == 0
     assert calls == []
     assert len(table(tmp_path / "t.csv")) == 7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_two_runs_do_not_write_one_table(tmp_path):
+    path = tmp_path / "t.csv"
+    with Table(path, "direct", ""), pytest.raises(ValueError, match="is being written by another"):
+        Table(path, "direct", "")
+    with Table(path, "direct", "") as table:
+        assert not table.rows
 
 
 def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path, capsys, calls):

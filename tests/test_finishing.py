@@ -12,7 +12,7 @@ from jaxreg.finishing import _bilinear_explains_more, _trial, finish
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.normal_equations import guarded, inverted
-from jaxreg.optimum import _aliased, _outlier, _slow_share
+from jaxreg.optimum import _aliased, _outlier, _precision, _slow_share
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROUNDED
@@ -153,3 +153,11 @@ def test_steepness_is_that_of_the_least_steep_image():
     np.testing.assert_allclose(steepness(ramp, jnp.zeros_like(ramp)), 0.0)
     bands = steepness(ramp.reshape(6, 2, 10, 2))
     np.testing.assert_allclose(bands, 3.0)
+
+
+def test_under_aliasing_steep_pixels_say_less():
+    steep = jnp.asarray(np.where(np.arange(400) < 300, 0.1, 2.0), jnp.float32)
+    size, weight = 0.3 * steep, jnp.ones(400)
+    np.testing.assert_allclose(_precision(size, weight, steep, jnp.float32(0.0)), 1.0, rtol=1e-5)
+    trust = _precision(size, weight, steep, jnp.float32(1.0))
+    np.testing.assert_allclose(trust, 2 * size.mean() / (size.mean() + size), rtol=1e-4)

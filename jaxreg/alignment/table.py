@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -135,7 +136,7 @@ def _one_line_name(path: str) -> str:
     """The name by which a file goes in a table: the same for ``./a.png`` and ``a.png``."""
     if "\n" in path or "\r" in path:
         raise ValueError(f"{path!r}: a line break in a file's name cannot be kept in a table")
-    return str(Path(path))
+    return str(Path(path)) if path else path
 
 
 class Table:
@@ -156,20 +157,36 @@ class Table:
         Raises:
           OSError: the file cannot be written.
           ValueError: it is something else than a table of this command, or of another method or
-            other settings.
+            other settings, or another run writes it.
         """
         self.path = Path(path)
         self.rows: dict[Job, bool] = {}
         check_replaceable(path)
         if not self.path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
-        kept = self._load(method, settings) if self.path.exists() else 0
         self._file: IO[str] = open(  # noqa: SIM115
             self.path, "a", newline="", encoding="utf-8", errors="surrogateescape"
         )
+        try:
+            self._lock()
+            kept = self._load(method, settings)
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(kept)
         if not kept:
             self._append([dict(zip(COLUMNS, COLUMNS, strict=True))])
+
+    def _lock(self) -> None:
+        """Keep out other runs, which would not know these rows, until the file is closed."""
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{self.path} is being written by another run") from error
 
     def _load(self, method: str, settings: str) -> int:
         """Read what is there; returns how many bytes of it are whole rows."""
