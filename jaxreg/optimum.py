@@ -97,7 +97,7 @@ class _Problem(NamedTuple):
       system: what takes moments to steps.
       scale: ``(U,)``, what makes steps comparable.
       outlier: scalar, how many scales of the residual are one.
-      steep: ``(P,)`` `steepness`, by which that scale grows.
+      steep: ``(P,)`` `steepness`, by which that scale grows, or None if it does not.
     """
 
     image: jax.Array
@@ -106,7 +106,7 @@ class _Problem(NamedTuple):
     system: System
     scale: jax.Array
     outlier: jax.Array
-    steep: jax.Array
+    steep: jax.Array | None
 
 
 class _State(NamedTuple):
@@ -156,7 +156,7 @@ def find_optimum(
     image = interpolant(source, linear)
     points = source_points(source.shape, start, _margin(linear), masks)
     value = pull(image, points, linear, once=True)
-    steep = steepness(value.reshape(target.shape), target)
+    steep = _steepness(value, target, linear)
     fit = fit_intensity(value, pixels, points.inside, gain, bias, steep)
     left, right, slow = _instruments(source, target, points, value, fit, steep, linear)
     normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
@@ -184,7 +184,7 @@ def agreement(
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
     points = source_points(source.shape, end.transform, _margin(linear), masks)
     value = pull(interpolant(source, linear), points, linear)
-    steep = steepness(value.reshape(target.shape), target)
+    steep = _steepness(value, target, linear)
     fit = weigh(value, flat(target), points.inside, end.gain, end.bias, _outlier(end.slow), steep)
     return points, value, fit
 
@@ -261,6 +261,14 @@ def flat(image: jax.Array) -> jax.Array:
     return image.reshape(-1, image.shape[-1])
 
 
+def _steepness(value: jax.Array, target: jax.Array, linear: bool) -> jax.Array | None:
+    """`steepness` of the source's values ``(P, C)`` and the target, where residuals grow with it.
+
+    Where the bilinear kernel is the pair's own they do not.
+    """
+    return None if linear else steepness(value.reshape(target.shape), target)
+
+
 def _margin(linear: bool) -> float:
     """How far inside the source's frame a point counts in full."""
     return 0.0 if linear else _ALIASING_RIM
@@ -282,7 +290,7 @@ def _instruments(
     points: Points,
     value: jax.Array,
     fit: Fit,
-    steep: jax.Array,
+    steep: jax.Array | None,
     linear: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the residual is projected on, the model's derivatives, and how slow the residual is.
@@ -315,7 +323,7 @@ def _instruments(
         return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])
 
     smooth = columns(smooth_source, smooth_target)
-    if linear:
+    if steep is None:
         return smooth, smooth, jnp.float32(WHITE)
     # What a small move would take away is no property of the optimum.
     normal = normal_matrix(smooth[:3], smooth[:3], fit.weight)
