@@ -359,7 +359,7 @@ def _precision(
     """
     mean = dots(weight, size) / jnp.maximum(weight.sum(), 1.0)
     expected = mean + aliased * (scale_by_steepness(size, weight, steep) - mean)
-    return 2.0 * mean / (mean + expected + 1e-12)
+    return (2.0 * mean + 1e-12) / (mean + expected + 1e-12)
 
 
 def _slow_share(residual: jax.Array) -> jax.Array:

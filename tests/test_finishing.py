@@ -159,5 +159,6 @@ def test_under_aliasing_steep_pixels_say_less():
     steep = jnp.asarray(np.where(np.arange(400) < 300, 0.1, 2.0), jnp.float32)
     size, weight = 0.3 * steep, jnp.ones(400)
     np.testing.assert_allclose(_precision(size, weight, steep, jnp.float32(0.0)), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(_precision(0 * size, weight, steep, jnp.float32(1.0)), 1.0)
     trust = _precision(size, weight, steep, jnp.float32(1.0))
     np.testing.assert_allclose(trust, 2 * size.mean() / (size.mean() + size), rtol=1e-4)
