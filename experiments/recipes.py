@@ -24,7 +24,7 @@ from absl import flags
 from experiments.records import RESULTS
 from experiments.running import nameless
 from jaxreg.atomic import write_text
-from jaxreg.command_line import describe, keep_compilations, read_flags
+from jaxreg.command_line import complain, keep_compilations, read_flags
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.endings import ENDINGS, ending
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: object, status: int) -> int:
-    print(f"experiments.recipes: {describe(error)}", file=sys.stderr)
+    complain("experiments.recipes", error)
     return status
 
 

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from jaxreg.alignment import STYLES
-from jaxreg.command_line import describe, keep_compilations
+from jaxreg.command_line import complain, keep_compilations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -233,8 +233,8 @@ def _add_missing(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> 
     pictures.write(row for row in table.stored() if Job(row["fixed"], row["moving"]) in done)
 
 
-def _say(message: str) -> None:
-    print(f"jaxreg.align: {message}", file=sys.stderr)
+def _say(message: object) -> None:
+    complain("jaxreg.align", message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _align_many(jobs, settings, options)
         return _align_two(jobs[0], settings, options)
     except (flags.Error, ValueError, OSError, ImportError) as error:
-        _say(describe(error))
+        _say(error)
         return 2
     except KeyboardInterrupt:
         _say(
