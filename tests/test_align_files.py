@@ -6,6 +6,7 @@ import os
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 import jaxreg
 from jaxreg import RigidTransform
@@ -82,6 +83,30 @@ def test_orientation_is_obeyed_and_alpha_dropped(tmp_path, capsys, calls):
     assert np.array_equal(read_picture(tmp_path / "alpha.png").pixels, image[..., ::-1])
     assert run(tmp_path / "turned.png", tmp_path / "alpha.png") == 0
     assert "alpha channel of moving dropped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_is_read_as_its_header_says(tmp_path, order, big):
+    def read(pixels, **how):
+        tifffile.imwrite(tmp_path / "a.tif", pixels, byteorder=order, bigtiff=big, **how)
+        return read_picture(tmp_path / "a.tif").pixels
+
+    for dtype in (np.uint8, np.uint16, np.int16, np.uint32):
+        grey, top, low = scene(channels=1, dtype=dtype), np.iinfo(dtype).max, np.iinfo(dtype).min
+        assert np.array_equal(read(grey, photometric="miniswhite"), top - (grey - low))
+    for dtype in (np.uint8, np.uint16):
+        alpha = [scene(dtype=dtype, seed=1)[..., :1], scene(dtype=dtype)]
+        found = read(np.dstack(alpha[::-1]), photometric="rgb", extrasamples=["unassalpha"])
+        assert np.array_equal(found, alpha[1])
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    assert np.array_equal(read(np.moveaxis(scene(), -1, 0), **planes), scene())
+    for dtype in (np.uint16, np.float32):
+        with pytest.raises(ValueError, match=r"a\.tif has its colours in planes"):
+            read(np.moveaxis(scene(dtype=dtype), -1, 0), **planes)
+    two = scene(dtype=np.uint16)[..., :2]
+    with pytest.raises(ValueError, match="2 samples of 16 bits a pixel, which would be cut to 8"):
+        read(two, photometric="minisblack", planarconfig="contig")
 
 
 def test_nothing_is_half_written(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jaxreg.alignment.pages import count_pages, is_tiff, read_page, split_page
+from jaxreg.alignment.pages import count_pages, read_page, split_page
+from jaxreg.alignment.tiff import faithful, is_tiff, leave_colours
 from jaxreg.atomic import check_replaceable, replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
@@ -62,6 +63,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     try:
         if page is None:
             _check_single(file, data)
+        if is_tiff(data):
+            leave_colours(data)
         pixels = cv2.imdecode(data, _ORIENTED)
         # A second look tells whether there was an alpha channel; JPEG has none.
         whole = pixels if _is_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -69,6 +72,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         raise ValueError(f"{path} cannot be decoded: {error.err or error}") from error
     if pixels is None:
         raise ValueError(f"{path} is not a readable image")
+    if is_tiff(data):
+        pixels = faithful(path, data, pixels)
     if pixels.dtype.name not in _FIT:
         raise ValueError(
             f"{path} has {pixels.dtype} pixels; integers of 8 to 32 bits and floats of 32 and 64 "

@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import re
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-_KIND = 254  # TIFF's tag NewSubfileType
-_REDUCED = 1  # its bit for a smaller copy of another page: a preview, or a pyramid's level
+from jaxreg.alignment.tiff import DAMAGE, KIND, REDUCED, Tiff, is_tiff
+
 _MOST_BYTES = 2**31 - 1  # of a file that OpenCV decodes
 
 
@@ -77,8 +76,8 @@ def read_page(path: str, page: int) -> np.ndarray:
     if page >= len(pages):
         raise ValueError(f"{path} has {len(pages)} pages, counted from 0; there is no page {page}")
     data = np.memmap(path, np.uint8, mode="c")  # private: the file stays as it is
-    tiff = _Tiff(data)
-    struct.pack_into(tiff.order + tiff.offset, data.data, tiff.first, pages[page])
+    tiff = Tiff(data)
+    tiff.set_number(tiff.offset, tiff.first, pages[page])
     return data
 
 
@@ -100,43 +99,6 @@ def count_pages(path: str, data: np.ndarray) -> int:
     return cv2.imcount(path)
 
 
-def is_tiff(data: np.ndarray) -> bool:
-    """Whether a file of these bytes is a TIFF."""
-    return data[:4].tobytes() in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-class _Tiff:
-    """How numbers are written in a TIFF, or a BigTIFF, whose offsets are wider.
-
-    Attributes:
-      order: `struct`'s letter for the order of bytes.
-      offset: its letter for an offset.
-      counter: its letter for the number of entries of a page.
-      entry: bytes of an entry.
-      first: where the offset of the first page is.
-    """
-
-    def __init__(self, data: np.ndarray):
-        self._data = data.data
-        self.order = "<" if data[:1].tobytes() == b"I" else ">"
-        big = self.number("H", 2) == 43
-        self.offset, self.counter, self.entry, self.first = (
-            ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
-        )
-
-    def number(self, kind: str, place: int) -> int:
-        """The number of `struct`'s kind at a place; struct.error beyond the end."""
-        return struct.unpack_from(self.order + kind, self._data, place)[0]
-
-    def is_smaller_copy(self, entries: range) -> bool:
-        """Whether a page of these entries says that it is one of another."""
-        value = 4 + struct.calcsize(self.order + self.offset)
-        return any(
-            self.number("H", entry) == _KIND and self.number("I", entry + value) & _REDUCED
-            for entry in entries
-        )
-
-
 class _Pages(NamedTuple):
     """A TIFF's pages but for smaller copies.
 
@@ -152,19 +114,23 @@ class _Pages(NamedTuple):
 def _full_pages(data: np.ndarray) -> _Pages:
     found: list[int] = []
     try:
-        tiff = _Tiff(data)
+        tiff = Tiff(data)
         seen, page = set(), tiff.number(tiff.offset, tiff.first)
         while page and page not in seen:
             seen.add(page)
-            begin = page + struct.calcsize(tiff.order + tiff.counter)
-            end = begin + tiff.entry * tiff.number(tiff.counter, page)
-            following = tiff.number(tiff.offset, end)
-            if not found or not tiff.is_smaller_copy(range(begin, end, tiff.entry)):
+            entries = tiff.entries(page)
+            following = tiff.number(tiff.offset, entries.stop)
+            if not found or not _is_smaller_copy(tiff, entries):
                 found.append(page)
             page = following
-    except (struct.error, OverflowError):  # beyond the end, and what no file is as large as
+    except DAMAGE:
         return _Pages(found, False)
     return _Pages(found, True)
+
+
+def _is_smaller_copy(tiff: Tiff, entries: range) -> bool:
+    """Whether a page of these entries says that it is a preview, or a pyramid's level."""
+    return any(tag == KIND and value & REDUCED for tag, value, _ in tiff.values(entries))
 
 
 def _pages_of_file(path: str) -> _Pages:
