@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from jaxreg.alignment import STYLES
-from jaxreg.command_line import complain, keep_compilations
+from jaxreg.command_line import complain, keep_compilations, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +157,7 @@ def _align_two(job: Job, settings: Settings, options: flags.FlagValues) -> int:
         picture = overlay(first, second, answer.transform, options.overlay_style)
         write_picture(options.overlay, picture)
     report = report_of(job, pair, answer, settings.method, targets)
-    print(json.dumps(report, allow_nan=False) if options.json else text_of(report))
+    print(json.dumps(report, allow_nan=False) if options.json else printable(text_of(report)))
     return 0 if answer.success else 1
 
 
@@ -218,7 +218,8 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                             _say(name + row["error"])
         good = sum(table.rows[job] for job in jobs)
     shown = f"; pictures of these: {folder}" if folder else ""
-    print(f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}")
+    end = f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}"
+    print(printable(end))
     return 0 if good == len(jobs) else 1
 
 

@@ -57,7 +57,16 @@ def run_command(
 def complain(name: str, *problems: object) -> None:
     """Print what is wrong, a line each, on the standard error of the command of that name."""
     for problem in problems:
-        print(f"{name}: {describe(problem)}", file=sys.stderr)
+        print(printable(f"{name}: {describe(problem)}"), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    r"""A text that can be printed although a file's name in it is not UTF-8.
+
+    >>> printable(os.fsdecode(b"\xff.png"))
+    '\\udcff.png'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_flags(options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None) -> bool:

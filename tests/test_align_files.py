@@ -109,6 +109,38 @@ def test_a_tiff_is_read_as_its_header_says(tmp_path, order, big):
         read(two, photometric="minisblack", planarconfig="contig")
 
 
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_a_jpeg_ends_where_its_picture_does(tmp_path, progressive):
+    path, random = tmp_path / "a.jpg", np.random.default_rng(0)
+    kind = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+    jpeg = cv2.imencode(".jpg", random.integers(0, 256, (60, 80, 3), np.uint8), kind)[1].tobytes()
+    preview = b"\xff\xe1\x00\x08\xff\xd8\xff\xda\xff\xd9"  # in a segment of its own
+    for _ in range(20):
+        film = random.bytes(50_000)  # as phones append one
+        path.write_bytes(jpeg[:2] + preview + jpeg[2:] + film)
+        assert read_picture(path).size == (80, 60)
+    for rest in (b"", film, b"\xff\xd8\xff\xd9"):
+        path.write_bytes(jpeg[:2] + preview + jpeg[2 : len(jpeg) // 2] + rest)
+        with pytest.raises(ValueError, match=r"a\.jpg is cut short"):
+            read_picture(path)
+
+
+def test_names_that_are_not_utf8(tmp_path, calls, capsys):
+    frames, moved = tmp_path / "frames", tmp_path / "moved"
+    frames.mkdir()
+    odd = os.fsdecode(b"\xffa.png")
+    pair = save_pair(tmp_path)
+    os.link(pair[1], frames / odd)
+    assert run(*pair, f"--out={tmp_path / odd}") == 0
+    assert "\\udcffa.png: fixed, warped" in capsys.readouterr().out
+    assert read_picture(tmp_path / odd).size == (48, 40)
+    many = f"--fixed={pair[0]}", f"--moving_dir={frames}", f"--out={tmp_path / 't.csv'}"
+    assert run(*many, f"--out_moving={moved}") == 0
+    assert os.listdir(moved) == [odd]
+    assert run(*pair, f"--out={tmp_path / os.fsdecode(b'a.p' + bytes([255]))}") == 2
+    assert "no suffix of an image format" in capsys.readouterr().err
+
+
 def test_nothing_is_half_written(tmp_path, monkeypatch):
     path = tmp_path / "o.png"
     write_picture(path, scene())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,8 @@ _ORIENTED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR  # obeys EXIF orientation,
 _FIT = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 # Formats without loss: pixels of more than 8 bits go into no other.
 _EXACT = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # but for those inside a scan
+_JPEG_SEGMENT = re.compile(rb"[\xc0-\xcf\xda-\xef\xfe]")  # markers that a length follows
 _FEW_COLOURS = (".gif", ".pbm")  # would lose the shades that warping makes
 
 
@@ -152,9 +155,18 @@ def _is_cut_short(data: np.ndarray) -> bool:
     Decoders fill what is missing with grey, or complain past our reach.
     """
     if _is_jpeg(data):
-        raw = data.tobytes()
-        return raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda")  # end of image, start of scan
+        return not _has_end(data)
     return data[:4].tobytes() == b"\x89PNG" and b"IEND" not in data.tobytes()
+
+
+def _has_end(data: np.ndarray) -> bool:
+    """Whether a JPEG goes on to its end marker; there may be more behind, as a phone's film."""
+    place = 2
+    while found := _JPEG_MARKER.search(data.data, place):
+        if not _JPEG_SEGMENT.match(found[1]):
+            return found[1] == b"\xd9"
+        place = found.end() + int.from_bytes(data[found.end() :][:2].tobytes(), "big")
+    return False
 
 
 def keeps(suffix: str, pixels: np.ndarray) -> bool:
@@ -164,7 +176,9 @@ def keeps(suffix: str, pixels: np.ndarray) -> bool:
     (True, False)
     """
     suffix = suffix.lower()
-    if suffix in _FEW_COLOURS or (pixels.dtype != np.uint8 and suffix not in _EXACT):
+    if not _is_format(suffix) or suffix in _FEW_COLOURS:
+        return False
+    if pixels.dtype != np.uint8 and suffix not in _EXACT:
         return False
     # OpenCV is asked, for it makes other pixels 8-bit in silence.
     like = np.zeros((32, 32, *pixels.shape[2:]), pixels.dtype)
@@ -176,6 +190,11 @@ def keeps(suffix: str, pixels: np.ndarray) -> bool:
     return read is not None and read.dtype == pixels.dtype
 
 
+def _is_format(suffix: str) -> bool:
+    """Whether OpenCV writes files of a suffix; it crashes on names that are not UTF-8."""
+    return suffix.isascii() and len(suffix) > 1 and cv2.haveImageWriter(f"x{suffix}")
+
+
 def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = None) -> None:
     """Raise ValueError unless an image of this dtype and these channels can be written to ``path``.
 
@@ -185,7 +204,7 @@ def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = Non
     path = Path(path)
     check_replaceable(path)
     check_folder(path.parent, path)
-    if not path.suffix or not cv2.haveImageWriter(path.name):
+    if not _is_format(path.suffix):
         raise ValueError(f"{path} has no suffix of an image format, such as .png")
     if pixels is not None and not keeps(path.suffix, pixels):
         kept = " or ".join(suffix for suffix in _EXACT if keeps(suffix, pixels))
