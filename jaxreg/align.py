@@ -183,7 +183,7 @@ def _check_targets(
                 raise ValueError(
                     f"{target} is {what} of the images to register; write to another file"
                 )
-        other = taken.setdefault(os.path.abspath(target), name)  # neither need exist yet
+        other = taken.setdefault(os.path.realpath(target), name)  # neither need exist yet
         if other != name:
             raise ValueError(f"--{other} and --{name} name the same file")
 

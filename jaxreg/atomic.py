@@ -23,20 +23,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       ValueError: there is something else than a file, such as a device or a pipe.
     """
     check_replaceable(path)
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    file = open(temporary, "xb")  # noqa: SIM115 - somebody else's is not ours to remove
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".jaxreg-{secrets.token_hex(8)}")  # a long name may be the limit
+    with naming(path, str(temporary)):
+        file = open(temporary, "xb")  # noqa: SIM115 - somebody else's is not ours to remove
+        try:
+            with file:
+                if target.exists():
+                    os.chmod(temporary, target.stat().st_mode & 0o777)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str], temporary: str | None = None) -> Iterator[None]:
+    """Let a system's error that names no file, or a temporary one, name the file that is meant."""
     try:
-        with file:
-            if path.exists():
-                os.chmod(temporary, path.stat().st_mode & 0o777)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:

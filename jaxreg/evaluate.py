@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from jaxreg.atomic import check_replaceable
 from jaxreg.command_line import complain, describe, keep_compilations, run_command
 
 
@@ -46,8 +47,10 @@ def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
     out = Path(options.out)
     if out.suffix == ".csv":
         raise ValueError(f"--out={out}: the figures are JSON; the CSV file goes beside it")
+    check_replaceable(out)
+    check_replaceable(out.with_suffix(".csv"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK) or out.is_dir():
+    if not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out={out} cannot be written")
     methods = {name: find_method(name) for name in options.methods}
     load = functools.cache(load_source)

@@ -207,6 +207,7 @@ def test_overlays_show_agreement(style, shape):
         (["fixed.png", "moving.png", "--out=no/o.png"], "there is no folder no"),
         (["fixed.png", "moving.png", "--out=./fixed.png"], "one of the images to register"),
         (["fixed.png", "moving.png", "--out=o.png", "--overlay=./o.png"], "the same file"),
+        (["fixed.png", "moving.png", "--out=o.png", "--overlay=link.png"], "the same file"),
         (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
         (["fixed.png", "moving.png", "--working_size=2049"], "--working_size=2049"),
         (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
@@ -272,6 +273,7 @@ def test_refusals_are_one_line_and_status_2(
     (tmp_path / "pair.csv").write_text("fixed.png,moving.png\n")
     (tmp_path / "twice.csv").write_text("fixed.png,moving.png\nfixed.png,moving.png\n")
     (tmp_path / "empty.csv").write_text("fixed,moving\n")
+    (tmp_path / "link.png").symlink_to("o.png")
     for name in ("none", "shared"):
         (tmp_path / name).mkdir()
     for name in ("x.png", "x.bmp"):

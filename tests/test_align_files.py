@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import cv2
 import numpy as np
@@ -13,6 +14,9 @@ from jaxreg import RigidTransform
 from jaxreg.alignment import files
 from jaxreg.alignment.files import read_picture, write_picture
 from jaxreg.alignment.pictures import warp_pixels
+from jaxreg.alignment.table import Table
+from jaxreg.atomic import replacing
+from jaxreg.command_line import describe
 from tests.align_support import TRUTH, run, save_pair, scene, stand_in
 from tests.tolerances import OPENCV_WARP
 
@@ -154,6 +158,31 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         write_picture(path, scene(seed=1))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["o.png"]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / f"{'x' * 251}.png"
+    write_picture(path, scene())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_error_of_writing_names_the_file(tmp_path):
+    path, table = tmp_path / "o.png", tmp_path / "t.csv"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as picture:
+            write_picture(path, scene())
+        with pytest.raises(OSError, match="File too large") as rows, Table(table, "direct", ""):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [describe(error.value) for error in (picture, rows)] == [
+        f"{file}: File too large" for file in (path, table)
+    ]
+    with pytest.raises(FileNotFoundError) as error, replacing(tmp_path / "no" / "file"):
+        pass
+    assert error.value.filename == str(tmp_path / "no" / "file")
 
 
 def test_images_past_the_limit_are_refused(tmp_path, monkeypatch, capsys, calls):

@@ -317,6 +317,15 @@ def test_two_pairs_do_not_write_one_picture(tmp_path, capsys, calls, monkeypatch
     (tmp_path / "c").mkdir()
     assert run("--fixed=a/0.png", "--moving_dir=b", "--out=c/0.png", "--out_moving=c") == 2
     assert "would be overwritten by a picture" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("c")
+    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=link/0.png", "--out_moving=c") == 2
+    assert "would be overwritten by a picture" in capsys.readouterr().err
+    (tmp_path / "t.csv").touch()
+    (tmp_path / "c" / "0.png").symlink_to("../t.csv")
+    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=t.csv", "--out_moving=c") == 2
+    assert (
+        "c/0.png is one of the images to register, a mask or the table" in capsys.readouterr().err
+    )
 
 
 def test_a_file_of_several_pages_has_a_row_that_says_so(tmp_path, calls):

@@ -106,7 +106,7 @@ def test_a_mask_is_not_overwritten_by_a_picture(tmp_path, calls, capsys):
     command = [f"--fixed={tmp_path / 'fixed.png'}", f"--moving_dir={frames}"]
     command += [f"--out={tmp_path / 't.csv'}", f"--moving_mask={moved / 'a.png'}"]
     assert run(*command, f"--out_moving={moved}") == 2
-    assert "or a mask; let --out_moving be another folder" in capsys.readouterr().err
+    assert "a mask or the table; let --out_moving be another folder" in capsys.readouterr().err
     np.testing.assert_array_equal(read_mask(moved / "a.png"), mask)
 
 

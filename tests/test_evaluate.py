@@ -131,11 +131,14 @@ def test_a_stopped_run_says_what_there_is(tmp_path, capsys, before):
         (["--suites="], "--suites is empty"),
         (["random32"], "unexpected argument 'random32'"),
         (["--out=x.csv"], "the figures are JSON"),
-        (["--out=."], "cannot be written"),
+        (["--out=."], ". is a folder"),
+        (["--out=/dev/null"], "/dev/null is no regular file"),
+        (["--out=full/r.json"], "full/r.csv is a folder"),
     ],
 )
 def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "full" / "r.csv").mkdir(parents=True)
     assert run("--suites=random32", "--methods=constant", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error

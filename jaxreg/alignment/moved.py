@@ -67,17 +67,18 @@ class MovedPictures:
     def _check_inputs(self, jobs: Sequence[Job], table: str, masks: Iterable[str]) -> None:
         there = set(os.listdir(self.folder)) if self.folder.exists() else set()
         targets = [path for job in jobs for path in self._candidates(job.moving)]
-        if Path(table).absolute() in {path.absolute() for path in targets}:
+        folder, own = os.path.split(os.path.realpath(table))  # which need not exist yet
+        if folder == os.path.realpath(self.folder) and own in {path.name for path in targets}:
             raise ValueError(f"--out={table} would be overwritten by a picture of --out_moving")
         present = [path for path in targets if path.name in there]
         if not present:
             return
-        files = {split_page(name)[0] for name in itertools.chain(masks, *jobs)}
+        files = {split_page(name)[0] for name in (table, *masks, *itertools.chain(*jobs))}
         inputs = {_identity(file) for file in files if os.path.exists(file)}
         for path in present:
             if _identity(path) in inputs:
                 raise ValueError(
-                    f"{path} is one of the images to register, or a mask; "
+                    f"{path} is one of the images to register, a mask or the table; "
                     "let --out_moving be another folder"
                 )
 

@@ -13,10 +13,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from jaxreg.alignment.pages import page_names
-from jaxreg.atomic import check_replaceable
+from jaxreg.atomic import check_replaceable, naming
 from jaxreg.data.folder import SUFFIXES
 
 COLUMNS = (
@@ -164,18 +164,17 @@ class Table:
         check_replaceable(path)
         if not self.path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
-        self._file: IO[str] = open(  # noqa: SIM115
-            self.path, "a", newline="", encoding="utf-8", errors="surrogateescape"
-        )
+        # No buffer, which would try again to write what could not be written.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         try:
             self._lock()
             kept = self._load(method, settings)
+            self._file.truncate(kept)
+            if not kept:
+                self._append([dict(zip(COLUMNS, COLUMNS, strict=True))])
         except BaseException:
             self._file.close()
             raise
-        self._file.truncate(kept)
-        if not kept:
-            self._append([dict(zip(COLUMNS, COLUMNS, strict=True))])
 
     def _lock(self) -> None:
         """Keep out other runs, which would not know these rows, until the file is closed."""
@@ -226,8 +225,10 @@ class Table:
     def _append(self, rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue())
-        self._file.flush()
+        data = text.getvalue().encode(errors="surrogateescape")
+        with naming(self.path):
+            while data:
+                data = data[self._file.write(data) :]
 
     def __enter__(self) -> Table:
         return self
