@@ -17,9 +17,9 @@ write one row a pair: files of two folders, paired by name; one file with every 
 the first page of a TIFF, or --fixed, with every page; or a list of FIXED,MOVING paths (relative to
 the list). Here --out_moving is a folder (made if missing) that gets each MOVING warped back, under
 its own name (of a page, movie_0003.tif); where its format could not keep its pixels, as .png or
-.tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none. A run
-that was stopped goes on where it stopped when started again; to try failed pairs anew, delete their
-rows.
+.tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none, so that
+of an earlier run is removed. A run that was stopped goes on where it stopped when started again; to
+try failed pairs anew, delete their rows.
 
 What does not belong to the picture, such as dust, text or dead pixels, is left out by masks,
 --fixed_mask and --moving_mask: images as large, dark (below half of their brightest) where a pixel
@@ -199,11 +199,11 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     folder = options.out_moving
     pictures = MovedPictures(folder, jobs, options.out, settings.masks.values()) if folder else None
     with Table(options.out, settings.method, str(settings)) as table:
-        todo = [job for job in jobs if job not in table.rows]
+        todo = [job for job in jobs if job.absolute() not in table.rows]
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")
         if pictures:
-            _add_missing(pictures, table, jobs)
+            _catch_up(pictures, table, jobs)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="pair", disable=None) as bar:
             for rows in align_jobs(todo, settings):
                 if pictures:  # before the rows: a pair that has a row is not looked at again
@@ -216,22 +216,26 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                         name = "" if named else f"{row['fixed']}, {row['moving']}: "
                         with bar.external_write_mode(sys.stderr):
                             _say(name + row["error"])
-        good = sum(table.rows[job] for job in jobs)
+        good = sum(table.rows[job.absolute()] for job in jobs)
     shown = f"; pictures of these: {folder}" if folder else ""
     end = f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}"
     print(printable(end))
     return 0 if good == len(jobs) else 1
 
 
-def _add_missing(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> None:
-    """The pictures that an earlier run with the same table was not asked for."""
-    from jaxreg.alignment.table import Job
+def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> None:
+    """Make the pictures fit the rows of earlier runs, which were not asked for these."""
+    from jaxreg.alignment.table import job_of
 
-    done = {job for job in jobs if table.rows.get(job) and not pictures.has(job.moving)}
-    if not done:
-        return
-    _say(f"{len(done)} of them have no picture in {pictures.folder} yet; written now")
-    pictures.write(row for row in table.stored() if Job(row["fixed"], row["moving"]) in done)
+    missing = [job for job in jobs if table.rows.get(job.absolute()) and not pictures.has(job)]
+    for job in missing:
+        table.check_unchanged(job)
+    if missing:
+        _say(f"{len(missing)} of them have no picture in {pictures.folder} yet; written now")
+    stale = [job for job in jobs if table.rows.get(job.absolute()) is False and pictures.has(job)]
+    known = {job.absolute() for job in missing + stale}
+    if known:
+        pictures.write(row for row in table.stored() if job_of(row).absolute() in known)
 
 
 def _say(message: object) -> None:

@@ -115,6 +115,7 @@ def test_another_spelling_of_a_folder_is_the_same_run(tmp_path, calls, monkeypat
     assert run("--fixed_dir=a", "--moving_dir=./b/", "--out=t.csv") == 0
     calls.clear()
     assert run("--fixed_dir=./a", "--moving_dir=b", "--out=./t.csv") == 0
+    assert run(f"--fixed_dir={tmp_path / 'a'}", "--moving_dir=b", "--out=t.csv") == 0
     assert calls == []
     assert len(table(tmp_path / "t.csv")) == 7
 
@@ -277,6 +278,38 @@ def test_a_row_comes_after_its_picture(tmp_path, calls, monkeypatch, capsys):
     assert calls == []
     assert "7 of them have no picture" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_pairs_that_failed_have_no_picture(tmp_path, calls):
+    arguments, folder = folders(tmp_path, count=4), tmp_path / "aligned"
+    names = [f"{i}.bmp" for i in range(4)]
+
+    def pictures(out):
+        run(*arguments, f"--out={tmp_path / out}", f"--out_moving={folder}")
+        return sorted(path.name for path in folder.iterdir())
+
+    assert pictures("t.csv") == names
+    (folder / "0.png").touch()  # somebody else's
+    write_picture(tmp_path / "b" / "0.bmp", np.full((32, 32, 3), 9, np.uint8))
+    (tmp_path / "b" / "1.bmp").write_bytes(b"garbage")
+    assert pictures("t2.csv") == ["0.png", *names[2:]]
+    (folder / "1.bmp").touch()  # as a run with another table leaves it
+    assert pictures("t2.csv") == ["0.png", *names[2:]]
+
+
+def test_a_picture_is_not_made_of_an_image_that_has_changed(tmp_path, calls, capsys):
+    arguments, out, folder = folders(tmp_path, count=2), tmp_path / "t.csv", tmp_path / "aligned"
+    command = (*arguments, f"--out={out}", f"--out_moving={folder}")
+    assert run(*command[:3]) == 0
+    changed = tmp_path / "b" / "1.bmp"
+    for _ in range(2):
+        write_picture(changed, scene(50, 48, seed=9))
+        os.utime(changed, (2**31, 2**31))
+        assert run(*command) == 2
+        assert f"{changed} is newer than {out}" in capsys.readouterr().err
+    os.utime(changed, (0, 0))
+    assert run(*command) == 2
+    assert f"{changed} is of another size than when it was registered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

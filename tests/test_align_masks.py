@@ -73,7 +73,7 @@ def test_a_mask_is_cropped_with_its_image(tmp_path, calls):
     np.testing.assert_array_equal(calls[0]["fixed_mask"], mask[:, 2:-2])
 
 
-def test_one_mask_serves_all_pairs_and_belongs_to_the_table(tmp_path, calls, capsys):
+def test_one_mask_serves_all_pairs_and_belongs_to_the_table(tmp_path, calls, capsys, monkeypatch):
     save_pair(tmp_path)
     frames, out, file = tmp_path / "frames", tmp_path / "t.csv", tmp_path / "mask.png"
     frames.mkdir()
@@ -88,8 +88,9 @@ def test_one_mask_serves_all_pairs_and_belongs_to_the_table(tmp_path, calls, cap
     with open(out) as lines:
         settings = {row["settings"].partition(" --nocrop")[2] for row in csv.DictReader(lines)}
     digest = f"#{zlib.crc32(mask.tobytes()):08x}"
-    assert settings == {"".join(f" {flag}{digest}" for flag in masks)}
-    assert run(*command, *masks) == 0
+    assert settings == {f" --fixed_mask=mask.png{digest} --moving_mask=mask.png{digest}"}
+    monkeypatch.chdir(tmp_path)
+    assert run(*command, "--fixed_mask=mask.png", "--moving_mask=./mask.png") == 0
     save_mask(file, top=30)
     for other in ([], masks):  # answers of other settings do not go into one table
         assert run(*command, *other) == 2

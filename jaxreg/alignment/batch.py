@@ -9,6 +9,7 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,7 +19,7 @@ import numpy as np
 import jaxreg
 from jaxreg.alignment.files import Picture, check_finite, read_mask, read_picture
 from jaxreg.alignment.pages import split_page
-from jaxreg.alignment.table import COLUMNS, Job
+from jaxreg.alignment.table import COLUMNS, Job, one_line_name
 from jaxreg.alignment.working import (
     Answer,
     WorkingPair,
@@ -77,7 +78,7 @@ class Settings:
         turn = "" if self.max_rotation == 180.0 else f" --max_rotation={self.max_rotation:.6g}"
         shift = f"--max_shift={self.max_shift:.6g}"
         masks = "".join(
-            f" --{name}={file}#{zlib.crc32(_mask(file).tobytes()):08x}"
+            f" --{name}={Path(one_line_name(file)).name}#{zlib.crc32(_mask(file).tobytes()):08x}"
             for name, file in self.masks.items()
         )
         return f"--working_size={self.working_size} {shift}{turn} --{crop}{masks}"

@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxreg.alignment.files import check_folder, keeps, read_picture, write_picture
 from jaxreg.alignment.pages import own_name, split_page
 from jaxreg.alignment.pictures import warp_pixels
-from jaxreg.alignment.table import Job
+from jaxreg.alignment.table import Job, job_of
 from jaxreg.alignment.working import crop
 from jaxreg.geometry import RigidTransform
 
@@ -87,37 +89,54 @@ class MovedPictures:
         own = self.folder / own_name(moving)
         return [own, own.with_suffix(".png"), own.with_suffix(".tif")]
 
-    def has(self, moving: str) -> bool:
-        """Whether there is a picture of a moving file."""
-        return any(path.exists() for path in self._candidates(moving))
+    def has(self, job: Job) -> bool:
+        """Whether there is a picture of a pair."""
+        return any(path.exists() for path in self._candidates(job.moving))
 
     def write(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Write the pictures of a table's rows, but for those that are no success.
+        """Write the pictures of a table's rows; where a row is no success, remove an earlier one.
 
         Raises:
           OSError, ValueError: a moving file cannot be read again, or its picture not be written.
         """
-        trusted = [row for row in rows if row["success"] == "true"]
         self.folder.mkdir(exist_ok=True)
         with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
             try:
-                for _ in pool.map(self._write_one, trusted):
+                for _ in pool.map(self._write_one, rows):
                     pass  # but for its error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _write_one(self, row: Mapping[str, str]) -> None:
         """One row's picture; its image is read again, as a batch of them could fill the memory."""
+        if row["success"] != "true":
+            self._remove(job_of(row))
+            return
         moving = read_picture(row["moving"])
         size = int(row["width"]), int(row["height"])
-        if any(now < then for now, then in zip(moving.size, size, strict=True)):
-            raise ValueError(f"{row['moving']} has become smaller since it was registered")
+        larger = all(now >= then for now, then in zip(moving.size, size, strict=True))
+        if moving.size != size and not (larger and "--crop" in row["settings"].split()):
+            raise ValueError(f"{row['moving']} is of another size than when it was registered")
         pixels = crop(moving, size).pixels
         answer = RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
-        candidates = self._candidates(row["moving"])
-        fit = (path for path in candidates if keeps(path.suffix, pixels))
-        path = next(fit, candidates[0])
+        path = self._target(row["moving"], pixels)
         write_picture(path, warp_pixels(pixels, answer, back=True))
+
+    def _target(self, moving: str, pixels: np.ndarray) -> Path:
+        """Where the picture of a moving file goes."""
+        candidates = self._candidates(moving)
+        fit = (path for path in candidates if keeps(path.suffix, pixels))
+        return next(fit, candidates[0])
+
+    def _remove(self, job: Job) -> None:
+        """Remove the picture that would be overwritten by one of this pair, and nothing else."""
+        if not self.has(job):
+            return
+        try:
+            path = self._target(job.moving, read_picture(job.moving).pixels)
+        except (OSError, ValueError):  # of pixels unknown
+            path = self._candidates(job.moving)[0]
+        path.unlink(missing_ok=True)
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxreg.alignment.pages import page_names
+from jaxreg.alignment.pages import page_names, split_page
 from jaxreg.atomic import check_replaceable, naming
 from jaxreg.data.folder import SUFFIXES
 
@@ -31,6 +31,10 @@ class Job(NamedTuple):
 
     fixed: str
     moving: str
+
+    def absolute(self) -> Job:
+        """The same pair, its files named from the root."""
+        return Job(*map(os.path.abspath, self))
 
 
 def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[str]]:
@@ -62,7 +66,7 @@ def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
     found = _images(moving_dir, "moving_dir")
     if not found:
         raise ValueError(f"--moving_dir={moving_dir} holds no images")
-    reference = _one_line_name(fixed)
+    reference = one_line_name(fixed)
     return [Job(reference, found[name]) for name in sorted(found)]
 
 
@@ -73,10 +77,10 @@ def jobs_of_stack(stack: str, fixed: str | None = None) -> list[Job]:
       OSError: the file cannot be opened.
       ValueError: it is no TIFF, cut short, or too large.
     """
-    pages = page_names(_one_line_name(stack))
+    pages = page_names(one_line_name(stack))
     if not pages:
         raise ValueError(f"--stack={stack} holds no pages")
-    reference = pages[0] if fixed is None else _one_line_name(fixed)
+    reference = pages[0] if fixed is None else one_line_name(fixed)
     return [Job(reference, page) for page in pages]
 
 
@@ -94,7 +98,7 @@ def _images(folder: str, flag: str) -> dict[str, str]:
             raise ValueError(
                 f"{found[stem]} and {path} share the name {stem!r}; pair them by --pairs=list.csv"
             )
-        found[stem] = _one_line_name(path)
+        found[stem] = one_line_name(path)
     return found
 
 
@@ -121,7 +125,7 @@ def jobs_of_list(path: str) -> list[Job]:
                     f"{path}, line {reader.line_num}: must be two paths, FIXED,MOVING, "
                     f"got {','.join(row)!r}"
                 )
-            job = Job(*(_one_line_name(os.path.join(folder, cell)) for cell in cells))
+            job = Job(*(one_line_name(os.path.join(folder, cell)) for cell in cells))
             if job in jobs:
                 raise ValueError(
                     f"{path}, line {reader.line_num}: the same pair as in line {jobs[job]}"
@@ -132,18 +136,23 @@ def jobs_of_list(path: str) -> list[Job]:
     return list(jobs)
 
 
-def _one_line_name(path: str) -> str:
+def one_line_name(path: str) -> str:
     """The name by which a file goes in a table: the same for ``./a.png`` and ``a.png``."""
     if "\n" in path or "\r" in path:
         raise ValueError(f"{path!r}: a line break in a file's name cannot be kept in a table")
     return str(Path(path)) if path else path
 
 
+def job_of(row: Mapping[str, str]) -> Job:
+    """The pair that a row of a table is of."""
+    return Job(row["fixed"], row["moving"])
+
+
 class Table:
     """The CSV file of answers, open for more rows; a context manager.
 
     Attributes:
-      rows: those that were there, and those added, by pair: whether it was a success.
+      rows: those that were there, and those added, by `Job.absolute`: whether it was a success.
     """
 
     def __init__(self, path: str | os.PathLike[str], method: str, settings: str):
@@ -164,12 +173,14 @@ class Table:
         check_replaceable(path)
         if not self.path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
+        self._written = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
         # No buffer, which would try again to write what could not be written.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         try:
             self._lock()
             kept = self._load(method, settings)
-            self._file.truncate(kept)
+            if kept < os.path.getsize(path):  # else it would count as written just now
+                self._file.truncate(kept)
             if not kept:
                 self._append([dict(zip(COLUMNS, COLUMNS, strict=True))])
         except BaseException:
@@ -207,7 +218,7 @@ class Table:
                     f"{self.path} was begun with --method={row['method']} {row['settings']}; "
                     f"use another --out for --method={method} {settings}"
                 )
-            self.rows[Job(row["fixed"], row["moving"])] = row["success"] == "true"
+            self.rows[job_of(row).absolute()] = row["success"] == "true"
         return len(whole)
 
     def add(self, rows: Iterable[Mapping[str, str]]) -> None:
@@ -215,12 +226,21 @@ class Table:
         rows = list(rows)
         self._append(rows)
         for row in rows:
-            self.rows[Job(row["fixed"], row["moving"])] = row["success"] == "true"
+            self.rows[job_of(row).absolute()] = row["success"] == "true"
 
     def stored(self) -> Iterator[dict[str, str]]:
         """The rows in the file, read anew: `rows` keeps little of them."""
         with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield from csv.DictReader(file)
+
+    def check_unchanged(self, job: Job) -> None:
+        """Raise ValueError where a pair's row may tell of other images: a file of it is newer."""
+        for name in job:
+            if os.stat(split_page(name)[0]).st_mtime_ns > self._written:
+                raise ValueError(
+                    f"{name} is newer than {self.path}, whose answer may be of another image; "
+                    "delete its rows, or use another --out"
+                )
 
     def _append(self, rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
