@@ -239,6 +239,8 @@ def test_overlays_show_agreement(style, shape):
         (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
         (["--pairs=list.csv", "--out=t.csv"], "list.csv, line 2: must be two paths"),
         (["--pairs=twice.csv", "--out=t.csv"], "line 2: the same pair as in line 1"),
+        (["--pairs=quote.csv", "--out=t.csv"], "quote.csv, line 2: unexpected end of data; is a"),
+        (["--pairs=endless.csv", "--out=t.csv"], "line 1: field larger than field limit"),
         (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
         (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
         (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
@@ -272,6 +274,8 @@ def test_refusals_are_one_line_and_status_2(
     (tmp_path / "list.csv").write_text("fixed.png,moving.png\nfixed.png\n")
     (tmp_path / "pair.csv").write_text("fixed.png,moving.png\n")
     (tmp_path / "twice.csv").write_text("fixed.png,moving.png\nfixed.png,moving.png\n")
+    (tmp_path / "quote.csv").write_text('fixed.png,moving.png\nfixed.png,"b.png\na,b\n')
+    (tmp_path / "endless.csv").write_text(f'"fixed.png,{"x" * 2**18}\n')
     (tmp_path / "empty.csv").write_text("fixed,moving\n")
     (tmp_path / "link.png").symlink_to("o.png")
     for name in ("none", "shared"):

@@ -113,27 +113,32 @@ def jobs_of_list(path: str) -> list[Job]:
     """
     folder = os.path.dirname(path)
     jobs: dict[Job, int] = {}
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file)
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            header = [cell.lower() for cell in cells] == ["fixed", "moving"] and not jobs
-            if header or not any(cells):
-                continue
-            if len(cells) != 2 or not all(cells):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: must be two paths, FIXED,MOVING, "
-                    f"got {','.join(row)!r}"
-                )
-            job = Job(*(one_line_name(os.path.join(folder, cell)) for cell in cells))
-            if job in jobs:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: the same pair as in line {jobs[job]}"
-                )
-            jobs[job] = reader.line_num
+    for line, cells in _lines(path):
+        header = [cell.lower() for cell in cells] == ["fixed", "moving"] and not jobs
+        if header or not any(cells):
+            continue
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(
+                f"{path}, line {line}: must be two paths, FIXED,MOVING, got {','.join(cells)!r}"
+            )
+        job = Job(*(one_line_name(os.path.join(folder, cell)) for cell in cells))
+        if job in jobs:
+            raise ValueError(f"{path}, line {line}: the same pair as in line {jobs[job]}")
+        jobs[job] = line
     if not jobs:
         raise ValueError(f"{path} holds no pairs; write one FIXED,MOVING a line")
     return list(jobs)
+
+
+def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file by their numbers; ValueError where a quote stays open."""
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line, text in enumerate(file, 1):
+            try:
+                (cells,) = csv.reader([text], strict=True)
+                yield line, [cell.strip() for cell in cells]
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {line}: {error}; is a quote left open?") from error
 
 
 def one_line_name(path: str) -> str:
