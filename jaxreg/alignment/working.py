@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -134,15 +134,15 @@ def make_working(
         raise ValueError(
             f"the images must be at least {SMALLEST} pixels high and wide, got {width}x{height}{at}"
         )
-    levelled = (
-        _levelled(fixed.pixels, masks.get("fixed_mask")),
-        _levelled(moving.pixels, masks.get("moving_mask")),
-    )
     weights = {name: downsample(mask.astype(np.float32), scale) for name, mask in masks.items()}
-    pair = [
-        _downsampled(image, scale, masks.get(name), weights.get(name))
-        for name, image in zip(("fixed_mask", "moving_mask"), _intensities(*levelled), strict=True)
-    ]
+    images = {"fixed_mask": fixed.pixels, "moving_mask": moving.pixels}
+    ranges = _ranges([(image, masks.get(name)) for name, image in images.items()])
+    pair = []
+    for (name, image), limits in zip(images.items(), ranges, strict=True):
+        # One after the other: as float32 a photograph takes four times the memory.
+        mask = masks.get(name)
+        intensities = _intensities(_levelled(image, mask), *limits)
+        pair.append(_downsampled(intensities, scale, mask, weights.get(name)))
     counts = {name: weight >= _HALF for name, weight in weights.items()}
     if pair[0].ndim != pair[1].ndim:
         colour = 0 if pair[0].ndim == 3 else 1
@@ -173,21 +173,25 @@ def _downsampled(
     return downsample(image * mask, scale) / np.maximum(weight, _HALF)
 
 
-def _intensities(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
-    """Both as float32 in 0..255. Only 8-bit pixels have a known range; others are stretched."""
-    shared = fixed.dtype == moving.dtype  # then both alike, so that equal stays equal
-    low = [float(image.min()) for image in (fixed, moving)]
-    high = [float(image.max()) for image in (fixed, moving)]
-    if shared:
-        low, high = [min(low)] * 2, [max(high)] * 2
-    stretched = []
-    for image, lowest, highest in zip((fixed, moving), low, high, strict=True):
-        if image.dtype == np.uint8:
-            stretched.append(image.astype(np.float32))
-            continue
-        gain = 255.0 / (highest - lowest) if highest > lowest else 0.0
-        stretched.append(((image - lowest) * gain).astype(np.float32))
-    return stretched
+def _ranges(images: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> list[tuple[float, float]]:
+    """Lowest and highest intensity of each image, of what counts by its mask."""
+    ranges = []
+    for image, mask in images:
+        counting = image if mask is None or not mask.any() else image[mask]
+        ranges.append((float(counting.min()), float(counting.max())))
+    if len({image.dtype for image, _ in images}) == 1:  # both alike, so that equal stays equal
+        lows, highs = zip(*ranges, strict=True)
+        return [(min(lows), max(highs))] * len(images)
+    return ranges
+
+
+def _intensities(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """An image as float32 in 0..255. Only 8-bit pixels have a known range; others are stretched."""
+    if image.dtype == np.uint8:
+        return image.astype(np.float32)
+    stretched = image - low
+    stretched *= 255.0 / (high - low) if high > low else 0.0
+    return stretched.astype(np.float32, copy=False)
 
 
 def downsample(image: np.ndarray, scale: float) -> np.ndarray:
