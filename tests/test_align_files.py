@@ -6,6 +6,7 @@ import resource
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 
@@ -85,6 +86,10 @@ def test_orientation_is_obeyed_and_alpha_dropped(tmp_path, capsys, calls):
     assert np.array_equal(read_picture(tmp_path / "turned.png").pixels, image[..., ::-1])
     cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([image, image[..., :1]]))
     assert np.array_equal(read_picture(tmp_path / "alpha.png").pixels, image[..., ::-1])
+    PIL.Image.fromarray(image[..., :2].copy()).save(tmp_path / "grey.png")
+    grey = read_picture(tmp_path / "grey.png")
+    assert np.array_equal(grey.pixels, image[..., 0])
+    assert grey.transparent
     assert run(tmp_path / "turned.png", tmp_path / "alpha.png") == 0
     assert "alpha channel of moving dropped" in capsys.readouterr().out
 

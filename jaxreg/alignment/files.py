@@ -24,6 +24,7 @@ _FIT = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float
 _EXACT = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # but for those inside a scan
 _JPEG_SEGMENT = re.compile(rb"[\xc0-\xcf\xda-\xef\xfe]")  # markers that a length follows
+_GREY_WITH_ALPHA = 4  # PNG's type of colours, in byte 25
 _FEW_COLOURS = (".gif", ".pbm")  # would lose the shades that warping makes
 
 
@@ -88,6 +89,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
             f"{path} is {width}x{height}, over the limit of {LARGEST_SIDE} pixels a side and "
             f"{LARGEST_AREA / 1e6:.0f} megapixels; downsample it first"
         )
+    if pixels.ndim == 3 and _is_png(data) and data[25] == _GREY_WITH_ALPHA:
+        pixels = np.ascontiguousarray(pixels[..., 0])  # thrice the same
     transparent = whole is not None and whole.ndim == 3 and whole.shape[2] in (2, 4)
     return Picture(_reversed_channels(pixels), transparent)
 
@@ -149,6 +152,10 @@ def _is_jpeg(data: np.ndarray) -> bool:
     return data[:2].tobytes() == b"\xff\xd8"
 
 
+def _is_png(data: np.ndarray) -> bool:
+    return data[:4].tobytes() == b"\x89PNG"
+
+
 def _is_cut_short(data: np.ndarray) -> bool:
     """Whether a JPEG or PNG lacks its end.
 
@@ -156,7 +163,7 @@ def _is_cut_short(data: np.ndarray) -> bool:
     """
     if _is_jpeg(data):
         return not _has_end(data)
-    return data[:4].tobytes() == b"\x89PNG" and b"IEND" not in data.tobytes()
+    return _is_png(data) and b"IEND" not in data.tobytes()
 
 
 def _has_end(data: np.ndarray) -> bool:
