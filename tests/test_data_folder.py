@@ -62,6 +62,21 @@ def test_names_need_not_be_utf8(pictures):
     assert len(levels(pictures, "train") + levels(pictures, "test")) == 31
 
 
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write(elsewhere / "x.png", picture(10))
+    write(elsewhere / "more/y.png", picture(20))
+    write(tmp_path / "train/own/z.png", picture(30))
+    (tmp_path / "test").mkdir()
+    (elsewhere / "back").symlink_to(tmp_path / "train", target_is_directory=True)
+    for name in ("linked", "again"):
+        (tmp_path / "train" / name).symlink_to(elsewhere, target_is_directory=True)
+    (tmp_path / "train/inner").symlink_to(tmp_path / "train/own", target_is_directory=True)
+    assert sorted(levels(tmp_path, "train")) == [10, 20, 30]
+    names = [file.as_posix() for file in module.image_files(tmp_path / "train")]
+    assert names[-1].endswith("train/own/z.png")
+
+
 def test_order_is_that_of_the_paths(tmp_path):
     for name, level in (("b/1", 30), ("a", 10), ("c", 40), ("a-b", 20), ("d", 50)):
         write(tmp_path / "train" / f"{name}.png", picture(level))
@@ -92,6 +107,31 @@ def test_other_pixels_become_rgb_bytes(tmp_path, kind):
         image = np.full(shape, level, np.uint16 if kind == "deep" else np.uint8)
         write(tmp_path / part / "image.png", image)
     np.testing.assert_array_equal(load_images(f"folder:{tmp_path}", "train", 8), 0x55)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_files_keep_their_grey_levels(tmp_path, bits, suffix):
+    """Cameras leave the upper bits of 16 unused."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for part in ("train", "test"):
+        write(tmp_path / part / f"image{suffix}", levels.astype(np.uint16) << (bits - 8))
+    loaded = load_images(f"folder:{tmp_path}", "train", 16)
+    np.testing.assert_array_equal(loaded[0], np.dstack([levels] * 3))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32", "float64"])
+def test_pixels_of_other_types_are_named(tmp_path, caplog, dtype):
+    for part in ("train", "test"):
+        write(tmp_path / part / "fine.png", picture(50))
+        write(tmp_path / part / "other.tif", picture(50).astype(dtype))
+    with caplog.at_level(logging.WARNING, "absl"):
+        assert levels(tmp_path, "train") == [50]
+    expected = f"Skipping train/other.tif: {dtype} pixels, 8- and 16-bit files are read"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+    (tmp_path / "test/fine.png").unlink()
+    with pytest.raises(ValueError, match=rf"none of .* is usable: test/other\.tif: {dtype} pixels"):
+        levels(tmp_path, "test")
 
 
 def test_orientation_tags_are_obeyed(tmp_path):
@@ -143,5 +183,5 @@ def test_nothing_to_read_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="one image file cannot be split"):
         load_images(f"folder:{tmp_path}", "train", 8)
     (tmp_path / "b.png").write_text("no image")
-    with pytest.raises(ValueError, match="none of the 1 image files of the test split is readable"):
+    with pytest.raises(ValueError, match="none of the 1 image files of the test split is usable"):
         load_images(f"folder:{tmp_path}", "test", 8)

@@ -33,7 +33,7 @@ SUFFIXES = frozenset(
 )
 # Part of the files that a folder without train/ and test/ gives to the test split.
 TEST_SHARE = 0.1
-# Unreadable files named one by one; the others are counted.
+# Skipped files named one by one; the others are counted.
 _MAX_NAMED = 20
 
 
@@ -44,8 +44,11 @@ def load(path: str, split: str, size: int) -> np.ndarray:
     files (at least one) with the smallest SHA-256 of their relative paths is "test", the others
     "train": the same on every machine, and nearly the same when files are added.
 
-    Orientation tags (EXIF) are obeyed, transparency is dropped, 16-bit files become 8-bit.
-    Unreadable files are named in warnings and skipped; hidden ones are ignored.
+    Links are followed, and a folder to which several lead is read once. Orientation tags (EXIF) are
+    obeyed, transparency is dropped; of a file of several pages the first is read. A 16-bit file
+    counts as one of 8, 10, 12, 14 or 16 bits, the fewest that hold its values, of which the upper 8
+    are kept. Unreadable files, and those of other numbers, are named in warnings and skipped;
+    hidden ones are ignored.
 
     Args:
       path: the folder.
@@ -63,25 +66,39 @@ def load(path: str, split: str, size: int) -> np.ndarray:
     files = _files_of_split(root, split)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         images = list(pool.map(lambda file: _read(file, size), files))
-    unreadable = [file for file, image in zip(files, images, strict=True) if image is None]
-    _warn(unreadable, root)
-    readable = [image for image in images if image is not None]
-    if not readable:
+    problems = [
+        f"{file.relative_to(root)}: {image}"
+        for file, image in zip(files, images, strict=True)
+        if isinstance(image, str)
+    ]
+    usable = [image for image in images if not isinstance(image, str)]
+    if not usable:
         raise ValueError(
-            f"folder:{path}: none of the {len(files)} image files of the {split} split is readable"
+            f"folder:{path}: none of the {len(files)} image files of the {split} split is usable: "
+            f"{problems[0]}"
         )
-    return np.stack(readable)
+    _warn(problems)
+    return np.stack(usable)
 
 
 def image_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """The files below a folder that are images by their suffix, sorted by relative path."""
-    found = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            file = pathlib.Path(folder, name)
-            if file.suffix.lower() in SUFFIXES and not name.startswith("."):
-                found.append(file)
+    """The files below a folder that are images by their suffix, sorted by relative path.
+
+    Links to folders are followed once all that lies in the folder itself is known: each folder is
+    looked at once, and a link never takes the place of what it leads to.
+    """
+    found, seen, starts = [], set(), [root]
+    for start in starts:  # grows by the links that are met
+        for folder, subfolders, names in os.walk(start):
+            if os.path.realpath(folder) in seen:
+                subfolders.clear()
+                continue
+            seen.add(os.path.realpath(folder))
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            below = [pathlib.Path(folder, name) for name in subfolders]
+            starts += [path for path in below if path.is_symlink()]
+            files = [pathlib.Path(folder, name) for name in names if not name.startswith(".")]
+            found += [file for file in files if file.suffix.lower() in SUFFIXES]
     return sorted(found, key=lambda file: file.relative_to(root).as_posix())
 
 
@@ -106,21 +123,34 @@ def _files_of_split(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     return [file for file in files if (file in test) == (split == "test")]
 
 
-def _read(file: pathlib.Path, size: int) -> np.ndarray | None:
+def _read(file: pathlib.Path, size: int) -> np.ndarray | str:
+    """The square picture of a file, ``(size, size, 3)`` uint8, or why there is none."""
     import cv2
 
     try:
         data = np.fromfile(file, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+        image = cv2.imdecode(data, flags) if data.size else None
     except (OSError, cv2.error):
-        return None
-    return None if image is None else to_square(image, size)[..., ::-1]
+        image = None
+    if image is None:
+        return "not a readable image"
+    if image.dtype == np.uint16:
+        image = _upper_bits(image)
+    if image.dtype != np.uint8:
+        return f"{image.dtype} pixels, 8- and 16-bit files are read"
+    square = to_square(np.atleast_3d(image), size)[..., ::-1]
+    return np.broadcast_to(square, (size, size, 3))
 
 
-def _warn(unreadable: list[pathlib.Path], root: pathlib.Path) -> None:
-    for file in unreadable[:_MAX_NAMED]:
-        logging.warning("Skipping %s: not a readable image", file.relative_to(root))
-    if len(unreadable) > _MAX_NAMED:
-        logging.warning(
-            "Skipping %d more files that are not readable images", len(unreadable) - _MAX_NAMED
-        )
+def _upper_bits(image: np.ndarray) -> np.ndarray:
+    """The upper 8 of the bits that an image uses: cameras fill 10 to 14 of 16."""
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if image.max() < 1 << bits)
+    return (image >> (bits - 8)).astype(np.uint8)
+
+
+def _warn(problems: list[str]) -> None:
+    for problem in problems[:_MAX_NAMED]:
+        logging.warning("Skipping %s", problem)
+    if len(problems) > _MAX_NAMED:
+        logging.warning("Skipping %d more files", len(problems) - _MAX_NAMED)
