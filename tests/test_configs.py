@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxreg.disturbances import Disturbance
+from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.devices import data_mesh
@@ -55,6 +56,16 @@ def test_overrides():
 
 def test_another_network_by_name():
     assert CONFIGS["lstm_stl10"].override(["--network=lstm"]).network == LSTMConfig()
+    config = CONFIGS["lstm_stl10"].override(["--network=compact", "--network.width=8"])
+    assert config.network == CompactConfig(width=8)
+
+
+def test_overrides_are_checked_together():
+    for both in itertools.permutations(["--batch_size=1", "--scene_share=0"]):
+        config = CONFIGS["compact32"].override(both)
+        assert (config.batch_size, config.scene_pairs) == (1, 0)
+    with pytest.raises(ValueError, match=r"scene_share=0\.45 of batch_size=1 makes 0 pairs of it"):
+        CONFIGS["compact32"].override(["--batch_size=1"])
 
 
 @pytest.mark.parametrize(
@@ -77,6 +88,8 @@ def test_another_network_by_name():
         ("--data=", "data must name at least one"),
         ("--batch_size", "expected --field=value, got '--batch_size'"),
         ("batch_size=3", "expected --field=value"),
+        ("--scene_share=0.001", r"scene_share=0\.001 of batch_size=64 makes 0 pairs"),
+        ("--scene_share=0.999", r"scene_share=0\.999 of batch_size=64 makes 64 pairs"),
     ],
 )
 def test_bad_overrides_are_named(argument, message):
@@ -97,6 +110,19 @@ def test_bad_overrides_are_named(argument, message):
 def test_bad_dictionaries_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig.from_dict(SMALL.to_dict() | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "network is missing"),
+        ([], r"must be a dictionary of fields, got \[\]"),
+        (None, "must be a dictionary of fields, got None"),
+    ],
+)
+def test_what_is_no_configuration_is_told(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict(values)
 
 
 def test_what_may_change_in_a_run():

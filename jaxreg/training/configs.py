@@ -36,7 +36,8 @@ class TrainConfig:
       interpolation: how moving images are rendered.
       disturbance: strengths of the disturbances of the training pairs; those of each pair are
         scaled by random factors in [0, 1]. Held-out pairs have none.
-      scene_share: part of the training pairs whose images are both views of one photograph.
+      scene_share: part of the training pairs whose images are both views of one photograph,
+        rounded to whole pairs of a batch; what is neither 0 nor 1 needs one of each kind in it.
       scene_tiles: how many places of photographs those pairs are drawn from.
       batch_size: pairs in a step.
       steps: how many steps to train for.
@@ -113,6 +114,12 @@ class TrainConfig:
             raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}")
         if not 0.0 <= self.scene_share <= 1.0:
             raise ValueError(f"scene_share must lie in [0, 1], got {self.scene_share}")
+        pairs = self.scene_pairs
+        if (pairs == 0, pairs == self.batch_size) != (self.scene_share == 0, self.scene_share == 1):
+            raise ValueError(
+                f"scene_share={self.scene_share} of batch_size={self.batch_size} makes {pairs} "
+                "pairs of it: give a larger batch_size, or a scene_share of 0 or 1"
+            )
 
     @property
     def image_size(self) -> int:

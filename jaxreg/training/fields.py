@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxreg.models import NETWORKS, NetworkConfig
@@ -32,8 +32,11 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     """The dataclass ``kind`` from what `to_dict` wrote; fields left out take their defaults.
 
     Raises:
-      ValueError: for an unknown field or a value of the wrong type.
+      ValueError: for no dictionary, an unknown field, one without a default that is left out, or a
+        value of the wrong type.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"must be a dictionary of fields, got {values!r}")
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     arguments = {}
@@ -41,6 +44,10 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
         if name not in names:
             raise ValueError(f"unknown field {name!r}{_suggestion(name, names)}")
         arguments[name] = _checked(name, hints[name], value)
+    for field in dataclasses.fields(kind):
+        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+        if not optional and field.name not in values:
+            raise ValueError(f"{field.name} is missing")
     return kind(**arguments)
 
 
@@ -102,29 +109,33 @@ def override(config: Any, arguments: Sequence[str]) -> Any:
     Raises:
       ValueError: for an argument of another form, an unknown field or a value of the wrong type.
     """
+    changes: dict[str, Any] = {}
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals:
             raise ValueError(f"expected --field=value, got {argument!r}")
-        config = _replace(config, name, name.split("."), text, list(flat_fields(config)))
-    return config
+        first, *rest = name.split(".")
+        changes[first] = _changed(config, changes, name, [first, *rest], text)
+    return dataclasses.replace(config, **changes)  # at once, for they are checked together
 
 
-def _replace(config: Any, full: str, path: list[str], text: str, known: Iterable[str]) -> Any:
-    names = [field.name for field in dataclasses.fields(config)]
-    if path[0] not in names:
-        raise ValueError(f"unknown field {full!r}{_suggestion(full, list(known))}")
-    old = getattr(config, path[0])
+def _changed(
+    config: Any, changes: dict[str, Any], full: str, path: Sequence[str], text: str
+) -> Any:
+    """What the first field of a path becomes, of a configuration with changes."""
+    if path[0] not in (field.name for field in dataclasses.fields(config)):
+        known = list(flat_fields(config, full.removesuffix(".".join(path))))
+        raise ValueError(f"unknown field {full!r}{_suggestion(full, known)}")
     kind = typing.get_type_hints(type(config))[path[0]]
+    old = changes.get(path[0], getattr(config, path[0]))
+    if len(path) > 1 and not dataclasses.is_dataclass(old):
+        raise ValueError(f"unknown field {full!r}: {path[0]!r} has no fields of its own")
     if len(path) > 1:
-        if not dataclasses.is_dataclass(old):
-            raise ValueError(f"unknown field {full!r}: {path[0]!r} has no fields of its own")
-        new = _replace(old, full, path[1:], text, known)
-    elif kind is NetworkConfig:
-        new = network_from_dict({"network": text})
-    else:
-        new = _parsed(full, kind, text)
-    return dataclasses.replace(config, **{path[0]: new})
+        new = _changed(old, {}, full, path[1:], text)
+        return dataclasses.replace(old, **{path[1]: new})
+    if kind is NetworkConfig:
+        return network_from_dict({"network": text})
+    return _parsed(full, kind, text)
 
 
 def _parsed(name: str, kind: Any, text: str) -> Any:
