@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by one run at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -62,3 +64,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def lock(file: IO[Any]) -> bool:
+    """Keep other runs out of an open file until it is closed; False where one is in it.
+
+    Nobody is kept out on Windows, and where the file system knows no locks.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    return True

@@ -1,6 +1,7 @@
 """The loop: same bits however it is cut up, stops where it must, logs what happened."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error
-from jaxreg.training import loop
+from jaxreg.training import loop, pictures
 from jaxreg.training.batches import Images, draw_batch, load_training_images
 from jaxreg.training.checkpoint import Best, CheckpointError, CheckpointStore, load_network
 from jaxreg.training.configs import CONFIGS
@@ -160,6 +161,60 @@ def test_another_configuration_is_refused(uninterrupted):
         train(config.override(["--learning_rate=0.1"]), folder)
 
 
+def test_two_runs_do_not_train_in_one_folder(uninterrupted, tmp_path, monkeypatch):
+    config, folder, _ = uninterrupted
+    write = loop.MetricsLog.write
+
+    def meanwhile(self, step, values, seconds):
+        write(self, step, values, seconds)
+        with pytest.raises(CheckpointError, match=f"another run is training in {tmp_path}"):
+            train(config, tmp_path)
+
+    monkeypatch.setattr(loop.MetricsLog, "write", meanwhile)
+    train(config, tmp_path)
+    assert rows(tmp_path) == rows(folder)
+    assert_same_bits(final_state(tmp_path, config)[0], final_state(folder, config)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", r"config\.json is none of a jaxreg\.train run: unknown field 'mine'"),
+        ("metrics.csv", r"holds metrics\.csv without a config\.json"),
+        ("summary.json", r"holds summary\.json without a config\.json"),
+        ("curve.png", r"holds curve\.png without a config\.json"),
+    ],
+)
+def test_files_of_others_are_not_overwritten(source, tmp_path, name, message):
+    text = '{"mine": 1}'
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        train(tiny_config(source), tmp_path)
+    assert (tmp_path / name).read_text() == text
+    assert [path.name for path in tmp_path.glob("[!.]*")] == [name]
+
+
+def test_the_folder_may_be_below_ones_home(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tiny_config(source, steps=1)
+    train(config, "~/run")
+    assert int(final_state(tmp_path / "run", config)[0].step) == 1
+
+
+def test_a_picture_that_cannot_be_drawn_costs_none_that_is_there(tmp_path):
+    class Failing:
+        def savefig(self, file, **_):
+            file.write(b"half")
+            raise OSError("full")
+
+    path = tmp_path / "curve.png"
+    path.write_bytes(b"whole")
+    with pytest.raises(OSError, match="full"):
+        pictures._write(path, Failing())
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_it_learns(source, tmp_path):
     config = tiny_config(
         source, steps=400, learning_rate=3e-3, eval_every=400, save_every=400, data=(source,)
@@ -206,6 +261,15 @@ def test_starts_from_another_runs_weights(uninterrupted, source, tmp_path):
     misfit = tiny_config(source, network=TINY_LSTM, init_from=str(folder))
     with pytest.raises(ValueError, match="do not fit"):
         train(misfit, tmp_path / "misfit")
+
+
+def test_weights_whose_answers_mean_something_else_are_told(source, tmp_path, capsys):
+    plain = dataclasses.replace(TINY_LSTM, output_scale=(1.0, 1.0, 1.0))
+    train(tiny_config(source, network=plain, steps=1), tmp_path)
+    change = "network.output_scale: (1.0, 1.0, 1.0) -> (5.0, 5.0, 180.0)"
+    for network, told in ((plain, False), (TINY_LSTM, True)):
+        loop._initial_arrays(tiny_config(source, network=network, init_from=str(tmp_path)))
+        assert (change in capsys.readouterr().out) == told
 
 
 def test_stops_cover_every_step():

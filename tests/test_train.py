@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -129,6 +130,23 @@ def test_non_finite_is_status_one(source, tmp_path, capsys):
     status = command.main(arguments(source, tmp_path, "--learning_rate=1e38", "--steps=50"))
     assert status == 1
     assert "non-finite at step" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")
+def test_a_full_disk_is_told(source, tmp_path):
+    """A limit on the size of files, smaller than the weights, stands for it."""
+    run = [sys.executable, "-m", "jaxreg.train", *arguments(source, tmp_path)[1:]]
+    result = subprocess.run(
+        ["sh", "-c", 'ulimit -f 150 && exec "$@"', "sh", *run],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "jaxreg.train: no checkpoint written at step 6: " in result.stderr.splitlines()[-1]
+    assert "_SignalingThread" not in result.stderr  # orbax's own report
 
 
 MANY = ["--steps=4000", "--save_every=500", "--eval_every=4000", "--steps_per_dispatch=20"]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxreg.alignment.pages import page_names, split_page
-from jaxreg.atomic import check_replaceable, naming
+from jaxreg.atomic import check_replaceable, lock, naming
 from jaxreg.data.folder import SUFFIXES
 
 COLUMNS = (
@@ -182,7 +181,8 @@ class Table:
         # No buffer, which would try again to write what could not be written.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         try:
-            self._lock()
+            if not lock(self._file):  # another run would not know these rows
+                raise ValueError(f"{self.path} is being written by another run")
             kept = self._load(method, settings)
             if kept < os.path.getsize(path):  # else it would count as written just now
                 self._file.truncate(kept)
@@ -191,17 +191,6 @@ class Table:
         except BaseException:
             self._file.close()
             raise
-
-    def _lock(self) -> None:
-        """Keep out other runs, which would not know these rows, until the file is closed."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{self.path} is being written by another run") from error
 
     def _load(self, method: str, settings: str) -> int:
         """Read what is there; returns how many bytes of it are whole rows."""

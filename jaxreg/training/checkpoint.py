@@ -8,12 +8,14 @@ average and optimiser lie apart, so that using a network reads no more than it n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxreg.atomic import replacing
+from jaxreg.atomic import lock, replacing
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import data_mesh
+from jaxreg.training.devices import agreed, data_mesh
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
 from jaxreg.training.trained import TrainedNetwork
@@ -34,6 +36,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 _PARTS = ("weights", "statistics", "average", "optimizer")
 _KEPT = 2
 _SEAL = "checksums.json"
+_LOCK = ".lock"  # stays when the run ends: to remove it would let in two that come meanwhile
 _BLOCK = 1 << 22
 _CONCURRENT_GB = 1  # how much of the state is on its way to or from the disk at once
 
@@ -62,26 +65,54 @@ class Best:
     loss: float = float("inf")
 
 
-def settle_config(workdir: Path, config: TrainConfig) -> None:
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Make a working folder, and keep other runs out of it meanwhile.
+
+    Raises:
+      CheckpointError: another run is training in it.
+    """
+    with contextlib.ExitStack() as held:
+        alone = True
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            alone = lock(held.enter_context((workdir / _LOCK).open("a")))
+        if not agreed(alone):
+            raise CheckpointError(f"another run is training in {workdir}")
+        yield
+
+
+def settle_config(workdir: Path, config: TrainConfig, outputs: Iterable[str] = ()) -> None:
     """Write the configuration into a working folder, or hold it against the one that is there.
 
     While the folder has no checkpoint yet, its configuration is replaced: a mistake in the first
     command can be corrected.
 
+    Args:
+      workdir: the folder.
+      config: the configuration.
+      outputs: names of other files that the run will write.
+
     Raises:
       CheckpointError: the folder belongs to a run whose weights would have come out differently;
-        the fields that differ are named.
+        the fields that differ are named. Or it holds files of these names that are not of a run.
     """
     path = workdir / CONFIG_FILE
     trained = any(step.name.isdigit() for step in (workdir / CHECKPOINT_FOLDER).glob("*"))
-    if trained and not path.exists():
-        raise CheckpointError(f"{workdir} holds checkpoints without a {CONFIG_FILE}")
-    if trained:
+    if path.exists():
         changes = changed_fields(read_config(workdir), config)
-        if changes:
+        if trained and changes:
             raise CheckpointError(
                 f"{workdir} holds a run of another configuration ({'; '.join(changes)}): "
                 "give its own fields, or another --workdir"
+            )
+    else:
+        found = [name for name in outputs if (workdir / name).exists()]
+        found += [CHECKPOINT_FOLDER] if trained else []
+        if found:
+            raise CheckpointError(
+                f"{workdir} holds {', '.join(found)} without a {CONFIG_FILE} of a jaxreg.train "
+                "run: give another --workdir"
             )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -98,7 +129,15 @@ def read_config(folder: Path) -> TrainConfig:
     try:
         return TrainConfig.from_dict(json.loads(path.read_text()))
     except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} is none of a jaxreg.train run: {error}") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it isn't one of the tracebacks that orbax logs, one a thread, of what it raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 class CheckpointStore:
@@ -125,7 +164,11 @@ class CheckpointStore:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: TrainState, best: Best, config: TrainConfig) -> None:
-        """Write a checkpoint of this state, unless its step has one, and drop the oldest."""
+        """Write a checkpoint of this state, unless its step has one, and drop the oldest.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         step = int(state.step)
         if step in self.steps():
             return
@@ -139,10 +182,14 @@ class CheckpointStore:
             "config": config.to_dict(),
         }
         items: dict[str, Any] = {p: ocp.args.PyTreeSave(arrays) for p, arrays in parts.items()}
-        self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            _seal(self._folder / str(step))
+        arguments = ocp.args.Composite(about=ocp.args.JsonSave(about), **items)
+        try:
+            self._manager.save(step, args=arguments)
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                _seal(self._folder / str(step))
+        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by the latter
+            raise OSError(f"no checkpoint written at step {step}: {error}") from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Best] | None:
         """The newest whole checkpoint, or None if none was ever finished.

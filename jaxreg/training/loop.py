@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import threading
 import time
@@ -23,12 +24,8 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.training import weights
 from jaxreg.training.batches import Images, load_held_out_images, load_training_images
-from jaxreg.training.checkpoint import (
-    Best,
-    CheckpointStore,
-    settle_config,
-)
-from jaxreg.training.configs import TrainConfig
+from jaxreg.training.checkpoint import Best, CheckpointStore, alone_in, settle_config
+from jaxreg.training.configs import TrainConfig, changed_fields
 from jaxreg.training.devices import agreed, anywhere, data_mesh, place
 from jaxreg.training.heldout import (
     Errors,
@@ -37,7 +34,7 @@ from jaxreg.training.heldout import (
     held_out_pairs,
     make_estimate,
 )
-from jaxreg.training.logs import MetricsLog
+from jaxreg.training.logs import METRICS_FILE, MetricsLog
 from jaxreg.training.state import (
     TrainState,
     Tree,
@@ -51,6 +48,7 @@ from jaxreg.training.state import (
 from jaxreg.training.step import DispatchReport, compile_dispatch
 
 SUMMARY_FILE = "summary.json"
+_EXAMPLES_FILE, _CURVE_FILE = "examples.png", "curve.png"
 _EXAMPLES = 6
 
 
@@ -110,14 +108,20 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
         ``tensorboard/``, ``examples.png``, ``curve.png`` and ``summary.json``.
 
     Raises:
-      CheckpointError: the folder belongs to a run of another configuration, or nothing in it can
-        be read.
+      CheckpointError: the folder belongs to a run of another configuration or to no run at all,
+        another run is training in it, or nothing in it can be read.
       NonFiniteError: loss or gradient became non-finite; the last good state is saved.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
       ValueError, OSError: an image source or ``init_from`` is not usable.
+      OSError: the folder cannot be written.
     """
-    workdir = Path(workdir)
-    settle_config(workdir, config)
+    workdir = Path(os.path.expanduser(workdir))
+    with alone_in(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: TrainConfig, workdir: Path) -> Summary:
+    settle_config(workdir, config, (METRICS_FILE, SUMMARY_FILE, _EXAMPLES_FILE, _CURVE_FILE))
     mesh = data_mesh(config.batch_size)
     images = place(mesh, load_training_images(config))
     pairs = held_out_pairs(config, load_held_out_images(config), mesh)
@@ -160,6 +164,9 @@ def _initial_arrays(config: TrainConfig) -> list[Tree]:
             f"init_from={config.init_from} holds {source.config.network}, "
             f"whose weights do not fit {config.network}"
         )
+    here = dataclasses.replace(source.config, network=config.network)
+    if changes := changed_fields(source.config, here):
+        _say(f"init_from={config.init_from} is of another network, {'; '.join(changes)}")
     return arrays
 
 
@@ -334,8 +341,8 @@ class _Run:
         """Pictures and the summary, on disk."""
         from jaxreg.training.pictures import write_curve, write_examples
 
-        write_examples(self.workdir / "examples.png", few, estimate)
-        write_curve(self.workdir / "curve.png", self.workdir, summary.constant)
+        write_examples(self.workdir / _EXAMPLES_FILE, few, estimate)
+        write_curve(self.workdir / _CURVE_FILE, self.workdir, summary.constant)
         text = json.dumps(dataclasses.asdict(summary), indent=2)
         write_text(self.workdir / SUMMARY_FILE, text + "\n")
         _say(f"checkpoint, metrics and pictures: {self.workdir}")

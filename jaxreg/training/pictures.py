@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxreg.atomic import replacing
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.training.heldout import Errors
@@ -24,6 +25,11 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend
     return figure
+
+
+def _write(path: Path, figure: Figure) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
@@ -48,7 +54,7 @@ def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
             axis.set_xlabel("{:.1f}, {:.1f} px, {:.0f}°".format(*values), fontsize=8)
     for axis, title in zip(axes[0], ("original", "transformed", "aligned"), strict=True):
         axis.set_title(title)
-    figure.savefig(path, dpi=100)
+    _write(path, figure)
 
 
 def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
@@ -73,4 +79,4 @@ def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
         if all(float(row[f"train_{name}"]) > 0 for row in rows):  # a likelihood may be negative
             axis.set_yscale("log")
     axes[0].legend()
-    figure.savefig(path, dpi=100)
+    _write(path, figure)
