@@ -8,6 +8,7 @@ the optimiser, nothing. The networks of the package (jaxreg/weights) are such fi
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def _export(options: flags.FlagValues) -> int:
             raise ValueError(f"--{name} is missing")
     from jaxreg.training.weights import SUFFIX, load, write_weights
 
-    out = Path(options.out)
+    out = Path(os.path.expanduser(options.out))
     if out.suffix != SUFFIX:
         raise ValueError(f"--out={out} must end in {SUFFIX}")
     network = load(options.workdir)

@@ -8,6 +8,7 @@ as ``module:function``.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import glob
@@ -107,14 +108,18 @@ def _network(name: str) -> str | None:
     shipped = os.path.join(_SHIPPED, f"{name}.safetensors")
     if os.path.dirname(name) == "" and os.path.isfile(shipped):
         return shipped
-    is_file = name.endswith(".safetensors") and os.path.isfile(name)
-    return name if is_file or os.path.isdir(name) else None
+    path = os.path.expanduser(name)
+    is_file = path.endswith(".safetensors") and os.path.isfile(path)
+    return path if is_file or os.path.isdir(path) else None
 
 
 def _last_change(path: str) -> int:
     """When a file, or the checkpoints of a folder, last changed, in ns."""
-    steps = glob.glob(os.path.join(glob.escape(path), "checkpoints", "*"))
-    return max(os.stat(file).st_mtime_ns for file in [path, *steps])
+    changes = [os.stat(path).st_mtime_ns]
+    for step in glob.glob(os.path.join(glob.escape(path), "checkpoints", "*")):
+        with contextlib.suppress(FileNotFoundError):  # a training drops its oldest one
+            changes.append(os.stat(step).st_mtime_ns)
+    return max(changes)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, and what becomes of damaged ones."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import warnings
@@ -14,6 +15,7 @@ from jaxreg.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
     DamagedCheckpointWarning,
+    alone_in,
     load_network,
     read_config,
     settle_config,
@@ -198,6 +200,19 @@ def test_checkpoints_without_a_configuration_are_refused(run, config):
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds checkpoints without a config\.json"):
         settle_config(folder, config)
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    with alone_in(tmp_path), pytest.raises(CheckpointError, match="another run"):
+        alone_in(tmp_path).__enter__()
+
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
 
 
 def test_load_network_uses_the_average_and_reads_no_optimiser(run, config):

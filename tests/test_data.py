@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 
 import cv2
 import hypothesis
@@ -174,6 +175,8 @@ def test_absent_and_broken_array_files_are_named(tmp_path):
     spoilt[1000] ^= 1
     (tmp_path / "spoilt.npz").write_bytes(spoilt)
     np.savez(pictures, images=np.array([noise((4, 4)), None], object))
-    for name in ("broken.npy", "short.npz", "spoilt.npz", "pictures.npz"):
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as file:
+        file.writestr("images", "no numbers")
+    for name in ("broken.npy", "short.npz", "spoilt.npz", "pictures.npz", "text.npz"):
         with pytest.raises(ValueError, match=rf"{name}: not a .npy or .npz file of numbers"):
             load_images(f"arrays:{tmp_path / name}", "train", 4)

@@ -75,6 +75,12 @@ def test_a_trained_network_is_read_once_until_it_changes(monkeypatch, tmp_path):
     assert len(reads) == 2
 
 
+def test_checkpoints_may_vanish_while_they_are_looked_at(monkeypatch, tmp_path):
+    """A training drops its oldest one."""
+    monkeypatch.setattr(methods.glob, "glob", lambda pattern: [str(tmp_path / "dropped")])
+    assert methods._last_change(str(tmp_path)) == tmp_path.stat().st_mtime_ns
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="no usable trained network"):
         find_method(str(tmp_path))

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxreg
 from jaxreg import export
+from jaxreg.methods import find_method
 from jaxreg.training import loop
 from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
 from jaxreg.training.configs import CONFIGS
@@ -102,9 +103,21 @@ def test_files_that_are_none_are_told(run, tmp_path):
     broken.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"broken\.safetensors is no file of a trained network"):
         jaxreg.load(str(broken))
-    save_file({"a": np.zeros(3)}, broken)
-    with pytest.raises(ValueError, match="no file of a trained network"):
-        jaxreg.load(str(broken))
+    config = load_network(run).config.to_dict()
+    for metadata, message in (
+        (None, r"it has no jaxreg metadata; was it written by jaxreg\.export\?"),
+        ({"jaxreg": "{}"}, "its metadata lack config, seconds, step"),
+        ({"jaxreg": "3"}, "its metadata lack config, seconds, step"),
+        ({"jaxreg": '{"config": {}, "step": 0, "seconds": 1}'}, "network is missing"),
+        (
+            {"jaxreg": json.dumps({"config": config | {"new": 1}, "step": 0, "seconds": 1})},
+            "unknown field 'new'",
+        ),
+    ):
+        save_file({"a": np.zeros(3)}, broken, metadata)
+        about = rf"broken\.safetensors is no file of a trained network: {message}"
+        with pytest.raises(ValueError, match=about):
+            jaxreg.load(str(broken))
     whole = exported(run)
     arrays = load_file(whole)
     arrays.pop("weights.last.bias")
@@ -112,6 +125,15 @@ def test_files_that_are_none_are_told(run, tmp_path):
     save_file(arrays, broken, {"jaxreg": json.dumps(about)})
     with pytest.raises(ValueError, match="does not hold the weights of NormedConfig"):
         jaxreg.load(str(broken))
+
+
+def test_paths_may_begin_at_ones_home(run, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert export.main(["export", "--workdir=~/run", "--out=~/net.safetensors"]) == 0
+    whole = load_network(run).arrays
+    for name in ("~/run", "~/net.safetensors"):
+        assert_same_bits(jaxreg.load(name).arrays, whole)
+        assert_same_bits(find_method(name).__self__.arrays, whole)
 
 
 @pytest.mark.parametrize("name", ["compact33", "runs/nowhere", "nowhere.safetensors"])

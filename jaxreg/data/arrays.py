@@ -57,7 +57,10 @@ def _read(path: pathlib.Path, split: str) -> tuple[np.ndarray, bool]:
             return stored, False
         name = _member(stored.files, split, path)
         with _reading(path):
-            return stored[name], name == split
+            array = stored[name]
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+        return array, name == split
 
 
 @contextlib.contextmanager

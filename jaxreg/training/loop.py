@@ -156,7 +156,7 @@ def _initial_arrays(config: TrainConfig) -> list[Tree]:
         network = config.network.build(nnx.Rngs(config.seed))
         _, *arrays = split_network(load_pretrained(network, config.init_from))
         return arrays
-    source = weights.load(Path(config.init_from).expanduser())
+    source = weights.load(config.init_from)
     _, *expected = network_structure(config)
     arrays = [*source.arrays]
     if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, arrays):

@@ -38,7 +38,7 @@ def shipped_names() -> list[str]:
 
 def load(name: str | os.PathLike) -> TrainedNetwork:
     """A trained network by its name, file or folder; see `jaxreg.load`."""
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if os.fspath(name) in shipped_names():
         return read_weights(SHIPPED / f"{name}{SUFFIX}")
     if path.suffix == SUFFIX and path.is_file():
@@ -88,11 +88,10 @@ def read_weights(path: Path) -> TrainedNetwork:
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
+            config, step, seconds = _about(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is no file of a trained network: {error}") from error
-    config = TrainConfig.from_dict(about["config"])
     structure, *expected = network_structure(config)
     wanted = _named(tuple(expected))
     shapes = {name: array.shape for name, array in arrays.items()}
@@ -103,7 +102,18 @@ def read_weights(path: Path) -> TrainedNetwork:
     with jax.ensure_compile_time_eval():
         leaves = [jax.device_put(leaf) for leaf in leaves]
     weights, statistics = jax.tree.unflatten(jax.tree.structure(tuple(expected)), leaves)
-    return TrainedNetwork(config, about["step"], structure, weights, statistics, about["seconds"])
+    return TrainedNetwork(config, step, structure, weights, statistics, seconds)
+
+
+def _about(metadata: dict[str, str]) -> tuple[TrainConfig, int, float | None]:
+    """Configuration, steps and seconds of the training that the metadata of a file tell of."""
+    if _KEY not in metadata:
+        raise ValueError(f"it has no {_KEY} metadata; was it written by jaxreg.export?")
+    about = json.loads(metadata[_KEY])
+    missing = {"config", "step", "seconds"}.difference(about if isinstance(about, dict) else ())
+    if missing:
+        raise ValueError(f"its metadata lack {', '.join(sorted(missing))}")
+    return TrainConfig.from_dict(about["config"]), about["step"], about["seconds"]
 
 
 def _named(arrays: Tree) -> dict[str, Any]:
