@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
+MOST_CHANNELS = 16  # what has more on its last axis is rather a stack of grey images
 # A number or an array of them, of which ``float(...)`` makes one.
 Real = float | np.number | np.ndarray | jax.Array
 
@@ -60,7 +61,26 @@ def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, inline=True)  # one call to the device instead of four
 def _stacked(*fields: ArrayLike) -> jax.Array:
-    return jnp.stack([jnp.asarray(f, jnp.float32) for f in fields], axis=-1)
+    return jnp.stack(_float32(*fields), axis=-1)
+
+
+def _float32(*fields: ArrayLike) -> Sequence[jax.Array]:
+    """Parameters as they are computed with, of one shape: small integers would overflow."""
+    return jnp.broadcast_arrays(*(jnp.asarray(f, jnp.float32) for f in fields))
+
+
+def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
+    """What an index takes of every field of a batch; a scalar among them is that of all.
+
+    Raises:
+      IndexError: as NumPy does, where JAX would take what is nearest.
+    """
+    if isinstance(index, list):
+        index = np.asarray(index, None if index else np.int32)
+    indices = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(i, jax.core.Tracer) for i in indices):
+        np.broadcast_to(False, batch_shape)[index]
+    return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, batch)
 
 
 def image_centre(shape: Shape) -> tuple[float, float]:
@@ -69,7 +89,7 @@ def image_centre(shape: Shape) -> tuple[float, float]:
     >>> image_centre((32, 48))
     (23.5, 15.5)
     """
-    if not 2 <= len(shape) <= 3:
+    if not 2 <= len(shape) <= 3 or max(shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {shape}")
     return (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
@@ -80,7 +100,7 @@ class RigidTransform:
     """A rotation about the image centre followed by a shift; a pytree.
 
     Fields are scalars, or arrays of one shared shape for a batch of transforms (every method
-    then works on the whole batch).
+    then works on the whole batch); a scalar among arrays is that of all.
 
     Attributes:
       tx: shift to the right, in pixels.
@@ -99,13 +119,37 @@ class RigidTransform:
 
     def __getitem__(self, index: Any) -> RigidTransform:
         """Some transforms of a batch, or one of them: whatever indexes an array."""
-        if not jnp.ndim(self.tx):
-            raise TypeError("one transform, not a batch of them, cannot be indexed")
-        return jax.tree.map(lambda v: v[index], self)
+        len(self)  # refuses what is no batch
+        return part(self, index, self.batch_shape)
 
     def __iter__(self) -> Iterator[RigidTransform]:
         """The transforms of a batch, one after the other."""
-        return (self[i] for i in range(len(self.as_array())))
+        return map(self.__getitem__, range(len(self)))
+
+    def __len__(self) -> int:
+        """How many transforms a batch holds."""
+        if not self.batch_shape:
+            raise TypeError("one transform, not a batch of them, has no length and no index")
+        return self.batch_shape[0]
+
+    def __bool__(self) -> bool:
+        """True, whatever the length: only None stands for no transform."""
+        return True
+
+    @property
+    def batch_shape(self) -> Shape:
+        """The shape of the fields that are arrays; ``()`` for one transform.
+
+        Raises:
+          ValueError: they have different ones.
+        """
+        shapes = {np.shape(v) for v in (self.tx, self.ty, self.theta)} - {()}
+        if len(shapes) > 1:
+            raise ValueError(
+                "tx, ty and theta must have one shape, or be scalars, "
+                f"got {', '.join(map(str, sorted(shapes)))}"
+            )
+        return shapes.pop() if shapes else ()
 
     @classmethod
     def identity(cls, batch_shape: Shape = ()) -> RigidTransform:
@@ -137,8 +181,12 @@ class RigidTransform:
 
         Args:
           matrix: ``(..., 3, 3)`` or ``(..., 2, 3)``, rigid: its 2x2 block a rotation. A block with
-            a scale or shear besides gives the angle of its nearest rotation.
+            a scale or shear besides gives the angle of its nearest rotation. A third row is taken
+            for ``(0, 0, 1)``.
           shape: one image's, ``(H, W)`` or ``(H, W, C)``.
+
+        Raises:
+          ValueError: it has another shape, or (outside of jit) its 2x2 block is a reflection.
 
         >>> t = RigidTransform(3.0, -2.0, 30.0)
         >>> back = RigidTransform.from_matrix(t.matrix((32, 32)), (32, 32))
@@ -148,6 +196,8 @@ class RigidTransform:
         m = jnp.asarray(matrix, jnp.float32)
         if m.shape[-2:] not in ((3, 3), (2, 3)):
             raise ValueError(f"matrix must be (..., 3, 3) or (..., 2, 3), got shape {m.shape}")
+        if not isinstance(m, jax.core.Tracer) and (np.linalg.det(m[..., :2, :2]) < 0).any():
+            raise ValueError("matrix must be a rotation and a shift, got a reflection")
         cx, cy = image_centre(shape)
         theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
         cos, sin = cos_sin_degrees(theta)
@@ -165,9 +215,10 @@ class RigidTransform:
           shape: one image's, ``(H, W)`` or ``(H, W, C)``; it fixes the centre of rotation.
         """
         cx, cy = image_centre(shape)
-        cos, sin = cos_sin_degrees(self.theta)
-        dx = cx + self.tx - cos * cx + sin * cy
-        dy = cy + self.ty - sin * cx - cos * cy
+        tx, ty, theta = self._float32()
+        cos, sin = cos_sin_degrees(theta)
+        dx = cx + tx - cos * cx + sin * cy
+        dy = cy + ty - sin * cx - cos * cy
         zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
         rows = [
             jnp.stack(row, axis=-1) for row in ([cos, -sin, dx], [sin, cos, dy], [zero, zero, one])
@@ -182,17 +233,15 @@ class RigidTransform:
 
     def compose(self, first: RigidTransform) -> RigidTransform:
         """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``."""
-        cos, sin = cos_sin_degrees(self.theta)
         tx, ty, theta = self._float32()
+        cos, sin = cos_sin_degrees(theta)
         x, y, angle = first._float32()
         return RigidTransform(
             cos * x - sin * y + tx, sin * x + cos * y + ty, wrap_degrees(theta + angle)
         )
 
-    def _float32(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The parameters as they are computed with: small integers would overflow."""
-        tx, ty, theta = (jnp.asarray(v, jnp.float32) for v in (self.tx, self.ty, self.theta))
-        return tx, ty, theta
+    def _float32(self) -> Sequence[jax.Array]:
+        return _float32(self.tx, self.ty, self.theta)
 
     def apply(self, points: ArrayLike, shape: Shape) -> jax.Array:
         """Where points of the fixed image lie in the moving one.

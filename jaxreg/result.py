@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.geometry import Real, RigidTransform
+from jaxreg.geometry import Real, RigidTransform, part
 
 
 class Doubt(enum.IntFlag):
@@ -89,14 +89,22 @@ class Registration:
 
     def __getitem__(self, index: Any) -> Registration:
         """Some pairs of a batch, or one of them: whatever indexes an array."""
-        if not jnp.ndim(self.transform.tx):
-            raise TypeError("the answer to one pair, not to a batch, cannot be indexed")
-        # A scalar, such as `found`, is that of all.
-        return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, self)
+        len(self)  # refuses what is no batch
+        return part(self, index, self.transform.batch_shape)
 
     def __iter__(self) -> Iterator[Registration]:
         """The pairs of a batch, one after the other."""
-        return (self[i] for i in range(len(self.transform.as_array())))
+        return map(self.__getitem__, range(len(self)))
+
+    def __len__(self) -> int:
+        """How many pairs a batch holds."""
+        if not self.transform.batch_shape:
+            raise TypeError("the answer to one pair, not to a batch, has no length and no index")
+        return len(self.transform)
+
+    def __bool__(self) -> bool:
+        """True, whatever the length: whether to trust an answer is `success`."""
+        return True
 
     @property
     def standard_errors(self) -> jax.Array | None:
@@ -109,10 +117,17 @@ class Registration:
     def reasons(self) -> list[str]:
         """What speaks against the answer to one pair, in words; not under a transformation.
 
+        Raises:
+          TypeError: it is a batch, or has no values to look at.
+
         >>> doubts = np.int32(Doubt.FEATURELESS | Doubt.NOT_FINITE)
         >>> Registration(RigidTransform.identity(), 0.0, False, doubts=doubts).reasons[0]
         'an image holds NaN or infinite values'
         """
+        if self.transform.batch_shape or isinstance(self.doubts, jax.core.Tracer):
+            raise TypeError(
+                "reasons are of one pair, and not under a transformation: rs[i].reasons"
+            )
         doubts = Doubt(int(self.doubts) if self.doubts is not None else 0)
         return [words for doubt, words in _IN_WORDS.items() if doubt in doubts]
 

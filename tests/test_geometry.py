@@ -108,19 +108,66 @@ def test_a_batch_is_indexed_like_an_array():
     np.testing.assert_array_equal(
         batch[parameters[:, 0] > 0].tx, parameters[:, 0][parameters[:, 0] > 0]
     )
+    np.testing.assert_array_equal(batch[[0, 3]].as_array(), parameters[[0, 3]])
     np.testing.assert_array_equal([t.as_array() for t in batch], parameters)
-    with pytest.raises(TypeError, match="one transform, not a batch"):
-        batch[0][0]
+    assert (len(batch), len(batch[[]]), len(batch[1:3])) == (5, 0, 2)
+    assert bool(batch[0]) is bool(batch[:0]) is True
+    for index in (5, -6, np.int64(7), (7,), [0, 7], np.ones(4, bool), (0, 0)):
+        with pytest.raises(IndexError):
+            batch[index]
+    for call in (len, iter, lambda one: one[0]):
+        with pytest.raises(TypeError, match="one transform, not a batch"):
+            call(batch[0])
+    np.testing.assert_array_equal(jax.jit(lambda b, i: b[i])(batch, 3).as_array(), parameters[3])
+
+
+def test_a_scalar_among_arrays_is_that_of_all():
+    some, shifts = RigidTransform(np.arange(3.0), 2, 30.0), np.arange(3.0)
+    whole = RigidTransform(shifts, np.full(3, 2.0), np.full(3, 30.0))
+    assert some.batch_shape == whole.batch_shape == (3,)
+    for made in (
+        lambda t: t.as_array(),
+        lambda t: t[1].as_array(),
+        lambda t: t.inverse().as_array(),
+        lambda t: t.compose(t).as_array(),
+        lambda t: t.matrix(SHAPE),
+        lambda t: t.apply(np.ones((4, 2)), SHAPE),
+    ):
+        np.testing.assert_array_equal(made(some), made(whole))
+    with pytest.raises(ValueError, match=r"tx, ty and theta must have one shape, .*\(2,\), \(3,\)"):
+        len(RigidTransform(np.zeros(2), np.zeros(3), 0.0))
 
 
 def test_wrong_shapes_are_named():
-    for shape in ((32,), (5, 32, 32, 3)):
+    for shape in ((32,), (5, 32, 32, 3), (5, 32, 32)):
         with pytest.raises(ValueError, match="shape must be one image's"):
             RigidTransform.identity().matrix(shape)
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2, 3\), got shape \(2, 2\)"):
         RigidTransform.from_matrix(np.eye(2), SHAPE)
+    with pytest.raises(ValueError, match="matrix must be a rotation and a shift, got a reflection"):
+        RigidTransform.from_matrix(np.stack([np.eye(3), np.diag([1.0, -1.0, 1.0])]), SHAPE)
+
+
+@given(angles, st.floats(0.3, 3.0), st.floats(-1.0, 1.0))
+@settings(deadline=None)
+def test_a_matrix_stands_for_its_nearest_rotation(theta, scale, shear):
+    block = scale * np.asarray(RigidTransform(0.0, 0.0, theta).matrix(SHAPE), np.float64)[:2, :2]
+    block = block @ [[1.0, shear], [0.0, 1.0]]
+    left, _, right = np.linalg.svd(block)
+    (cos, _), (sin, _) = left @ right
+    angle = RigidTransform.from_matrix(np.c_[block, [0.0, 0.0]], SHAPE).theta
+    expected = np.rad2deg(np.arctan2(sin, cos))
+    np.testing.assert_allclose(rotation_error(angle, expected), 0, atol=FLOAT32_DEGREES)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.float16, jnp.bfloat16])
+def test_a_matrix_of_small_floats_moves_points_as_apply_does(dtype):
+    t = RigidTransform(dtype(0.3), dtype(0.3), dtype(0.0))
+    matrix = t.matrix((512, 512))
+    assert matrix.dtype == jnp.float32
+    np.testing.assert_allclose(matrix[:2, 2], t.apply(np.zeros(2), (512, 512)), atol=FLOAT32_PIXELS)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.float16])
