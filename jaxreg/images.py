@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxreg.geometry import MOST_CHANNELS
+
 Images = jax.Array | np.ndarray
 
 _NAMES = ("fixed", "moving")
 SMALLEST = 8
 LARGEST = 2048
-MOST_CHANNELS = 16  # more are rather a stack of grey images that belongs to `register_batch`
 
 
 def are_traced(*arrays: object) -> bool:
@@ -23,9 +24,31 @@ def are_traced(*arrays: object) -> bool:
     return any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def _check_dtype(image: Images, name: str) -> None:
+def real_array(image: ArrayLike, name: str, instead: str = "fill it first") -> Images:
+    """An image, a stack of them or a mask as an array, on the host or the device where it is.
+
+    Args:
+      image: any real dtype; lists of arrays are stacks.
+      name: as an error is to call it.
+      instead: what to do with a masked array: without its mask it would be another image.
+
+    Raises:
+      ValueError: it does not hold real numbers, or hides some.
+    """
+    parts = image if isinstance(image, list | tuple) else [image]
+    if any(map(np.ma.is_masked, parts)):
+        raise ValueError(f"{name} is a masked array; {instead}")
+    if not isinstance(image, jax.Array):
+        image = jnp.asarray(image) if are_traced(*parts) else np.asarray(image)
     if image.dtype.kind not in "biu" and not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(f"{name} must hold real numbers, got dtype {image.dtype}")
+    return image
+
+
+def _real_pair(fixed: ArrayLike, moving: ArrayLike) -> list[Images]:
+    hint = "give its data and {0}_mask=~np.ma.getmaskarray({0})"
+    images = zip((fixed, moving), _NAMES, strict=True)
+    return [real_array(image, name, hint.format(name)) for image, name in images]
 
 
 def _check_finite(images: Images, name: str) -> None:
@@ -99,7 +122,7 @@ def _check_shape(shape: tuple[int, ...], name: str, batched: bool) -> None:
         if max(height, width) > LARGEST:
             hint = "; downsample it first"
         elif batched and width <= 4:
-            hint = "; for one pair call jaxreg.register, of a stack make both grey or both colour"
+            hint = "; for one pair call jaxreg.register"
         elif height <= 4 and min(width, channels) >= SMALLEST:
             hint = "; channels go last: np.moveaxis(image, -3, -1)"
         raise ValueError(
@@ -134,9 +157,8 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
     Raises:
       ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.
     """
-    pair = [_as_array(image) for image in (fixed, moving)]
+    pair = _real_pair(fixed, moving)
     for image, name in zip(pair, _NAMES, strict=True):
-        _check_dtype(image, name)
         _check_shape(image.shape, name, batched=False)
     _check_same(pair[0], pair[1])
     checked = _check_masks(masks, pair, pair[0].shape[:2])
@@ -147,10 +169,6 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
         elif not are_traced(pair[i], checked[i]):
             _check_finite(np.where(checked[i][..., None], pair[i], 0), name)
     return *pair, *checked
-
-
-def _as_array(image: ArrayLike) -> Images:
-    return image if isinstance(image, jax.Array) else np.asarray(image)
 
 
 def _check_masks(
@@ -168,16 +186,16 @@ def _check_masks(
     complete = []
     for mask, name in zip(masks, _NAMES, strict=True):
         mask = True if mask is None else mask
+        array: Any = real_array(mask, f"{name}_mask")
         # On the host, for what is done to an array on a device would become part of a program.
-        array: Any = mask if are_traced(mask) else np.asarray(mask)
-        _check_dtype(array, f"{name}_mask")
+        array = array if are_traced(array) else np.asarray(array)
         if mask is not True and array.shape not in (shape, shape[-2:]):
             raise ValueError(
                 f"{name}_mask must have the shape of its image without channels, {shape}"
                 f"{f' or, one for all, {shape[-2:]}' if len(shape) > 2 else ''}, got {array.shape}"
             )
         spread = jnp.broadcast_to if are_traced(array, *images) else np.broadcast_to
-        complete.append(spread(array > 0, shape))
+        complete.append(spread(array if array.dtype == bool else array > 0, shape))
     return tuple(complete)
 
 
@@ -197,11 +215,10 @@ def check_stacks(
     Raises:
       ValueError: shape, size or dtype is unfit; the argument is named.
     """
-    pair = [_as_array(images) for images in (fixed, moving)]
-    if pair[0].ndim != pair[1].ndim and pair[0].shape[:3] == pair[1].shape[:3]:
+    pair = _real_pair(fixed, moving)
+    if _one_is_grey(pair[0].shape, pair[1].shape):
         _check_same(pair[0], pair[1], batched=True)
     for image, other, name in zip(pair, pair[::-1], _NAMES, strict=True):
-        _check_dtype(image, name)
         _check_shape(image.shape, name, batched=image.ndim != other.ndim - 1)
     if pair[0].ndim != pair[1].ndim:
         alone = int(pair[1].ndim < pair[0].ndim)
@@ -215,12 +232,28 @@ def check_stacks(
     return *complete, *_check_masks(masks, pair, pair[0].shape[:3])
 
 
+def _one_is_grey(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether one of two shapes has channels and the other none, be they of stacks or one image.
+
+    >>> _one_is_grey((8, 9), (5, 8, 9, 3)), _one_is_grey((8, 9, 3), (5, 8, 9))
+    (True, True)
+    >>> _one_is_grey((8, 9), (5, 8, 9)), _one_is_grey((8, 9, 3), (5, 8, 9, 3))
+    (False, False)
+    """
+    less, more = sorted((a, b), key=len)
+    if len(more) == 4:
+        return less in (more[:3], more[1:3])
+    return len(less) == len(more) == 3 and a[1:] != b[1:] and (a[:2] == b[1:] or a[1:] == b[:2])
+
+
 def _check_same(fixed: Images, moving: Images, batched: bool = False) -> None:
     a, b = fixed.shape, moving.shape
     if a == b:
         return
     hint = "crop or pad one of them"
-    if batched and len(a) == len(b) and a[0] != b[0]:
+    if batched and _one_is_grey(a, b):
+        hint = "make both grey or both colour"
+    elif batched and len(a) == len(b) and a[0] != b[0]:
         hint = "give as many images in each"
     elif len(a) != len(b) or (a[:-1] == b[:-1] and len(a) == 3 + batched):
         hint = "make both grey or both colour"

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.geometry import RigidTransform, Shape
+from jaxreg.geometry import MOST_CHANNELS, RigidTransform, Shape
+from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
 
 _PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
@@ -91,7 +92,8 @@ def warp(
     """Move the content of an image, or of each image of a stack, by a rigid transform.
 
     Args:
-      image: ``(H, W)`` or ``(H, W, C)``, any real dtype; for N transforms a stack of N of them.
+      image: ``(H, W)`` or ``(H, W, C)``, any real dtype; for N transforms a stack of N of them. For
+        one transform a stack of grey images at most 16 wide looks like one image with channels.
       transform: one transform or N of them (see `jaxreg.geometry`: about the image centre, in
         degrees, positive clockwise).
       interpolation: ``"linear"`` (default), ``"cubic"`` or ``"spline"``.
@@ -100,22 +102,26 @@ def warp(
       float32 array of the shape of ``image``, zeros where nothing of the image falls.
 
     Raises:
-      ValueError: the shape of ``image`` is none of these, or the interpolation is unknown.
+      ValueError: the shape or dtype of ``image`` is none of these, it is a masked array, or the
+        interpolation is unknown.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
     >>> warp(image, RigidTransform(1.0, 0.0, 0.0)).tolist()  # one pixel to the right
     [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0], [0.0, 6.0, 7.0]]
     """
-    image = jnp.asarray(image, jnp.float32)
-    batch = transform.as_array().shape[:-1]
+    image = jnp.asarray(real_array(image, "image"), jnp.float32)
+    batch = transform.batch_shape
+    if len(batch) > 1:
+        raise ValueError(f"transform must be one or N of them, got a batch of shape {batch}")
     if batch:
         if image.ndim not in (3, 4) or image.shape[:1] != batch:
             raise ValueError(
                 f"image must be (N, H, W) or (N, H, W, C) for N = {batch[0]} transforms, "
                 f"got shape {image.shape}"
             )
-        return jax.vmap(lambda image, t: warp(image, t, interpolation))(image, transform)
-    if image.ndim not in (2, 3):
+        each = lambda image, t: warp(image, RigidTransform.from_array(t), interpolation)  # noqa: E731
+        return jax.vmap(each)(image, transform.as_array())
+    if image.ndim not in (2, 3) or max(image.shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(
             f"image must be (H, W) or (H, W, C), got shape {image.shape}; "
             "a stack takes as many transforms"
@@ -139,8 +145,9 @@ def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
     >>> overlap((2, 3), RigidTransform(1.0, 0.0, 0.0)).tolist()
     [[False, True, True], [False, True, True]]
     """
-    if jnp.ndim(transform.tx):
-        return jax.vmap(lambda t: overlap(shape, t))(transform)
+    if transform.batch_shape:
+        each = lambda t: overlap(shape, RigidTransform.from_array(t))  # noqa: E731
+        return jax.vmap(each)(transform.as_array())
     points = transform.inverse().apply(pixel_grid(shape), shape)
     limit = jnp.asarray([shape[1] - 1, shape[0] - 1], jnp.float32)
     return jnp.all((points >= -1e-3) & (points <= limit + 1e-3), axis=-1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.images import check_grey_levels, check_pair, check_stacks
+from jaxreg.images import check_grey_levels, check_pair, check_stacks, real_array
 
 
 def zeros(*shape, dtype=np.float32):
@@ -28,6 +28,17 @@ def test_real_dtypes_are_taken_as_they_are(module, dtype):
 
 def test_nested_lists_are_images():
     assert check_pair([[1] * 8] * 8, [[2] * 8] * 8)[1].shape == (8, 8, 1)
+    listed = jax.eval_shape(lambda one: real_array([one, one], "image"), zeros(8, 9))
+    assert listed.shape == (2, 8, 9)
+
+
+def test_a_masked_array_that_hides_nothing_is_an_image():
+    assert check_pair(np.ma.ones((8, 8)), zeros(8, 8))[0].shape == (8, 8, 1)
+
+
+def test_a_mask_may_not_be_a_masked_array():
+    with pytest.raises(ValueError, match="fixed_mask is a masked array; fill it first"):
+        check_pair(zeros(8, 8), zeros(8, 8), HIDDEN, None)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +66,7 @@ def test_one_image_may_stand_for_all_without_a_copy(module, tail):
         np.testing.assert_array_equal(b, 0)
 
 
+HIDDEN = np.ma.masked_equal(np.eye(8), 1)
 BAD_PAIRS = [
     (zeros(8), zeros(8), r"fixed must be \(H, W\).*got shape \(8,\)"),
     (zeros(), zeros(), r"got shape \(\)"),
@@ -73,6 +85,7 @@ BAD_PAIRS = [
     (np.full((8, 8), None), zeros(8, 8), "fixed must hold real.*object"),
     (zeros(8, 8), np.full((8, 8), np.inf), "moving must be finite.*64 NaN or infinite"),
     (np.full((8, 8), 1e300), zeros(8, 8), "fixed must be finite"),
+    (zeros(8, 8), HIDDEN, r"moving is a masked array; .*moving_mask=~np.ma.getmaskarray\(moving\)"),
 ]
 BAD_STACKS = [
     (zeros(8, 8), zeros(8, 8), "for one pair call jaxreg.register"),
@@ -81,9 +94,12 @@ BAD_STACKS = [
     (zeros(9, 8), zeros(3, 8, 8), "same shape.*; crop or pad"),
     (zeros(2, 8, 8, 1), zeros(2, 8, 8, 3), "same shape.*; make both grey or both colour"),
     (zeros(2, 8, 8), zeros(2, 8, 8, 1), "same shape.*; make both grey or both colour"),
-    (zeros(9, 8, 3), zeros(2, 9, 8), "got 8 x 3;.*make both grey or both colour"),
+    (zeros(9, 8, 3), zeros(2, 9, 8), "same shape.*; make both grey or both colour"),
     (zeros(2, 3, 32, 32), zeros(2, 3, 32, 32), "got 3 x 32; channels go last"),
     (zeros(2, 8, 8), np.full((2, 8, 8), "a"), "moving must hold real numbers"),
+    (zeros(8, 8), zeros(2, 8, 8, 1), r"\(8, 8\) and \(2, 8, 8, 1\); make both grey or both colour"),
+    (zeros(2, 8, 9), zeros(8, 9, 3), r"\(2, 8, 9\) and \(8, 9, 3\); make both grey or both"),
+    ([zeros(8, 8), HIDDEN], zeros(2, 8, 8), "fixed is a masked array"),
 ]
 
 

@@ -1,5 +1,7 @@
 """The warp against OpenCV, SciPy, PyTorch's conventions and exact cases."""
 
+import re
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -138,6 +140,15 @@ def test_a_stack_is_one_by_one(together):
         np.testing.assert_array_equal(seen[i], overlap((32, 32), t))
 
 
+def test_a_scalar_is_that_of_a_whole_batch():
+    pictures, shifts = np.stack([image(seed=s) for s in range(4)]), np.arange(4.0)
+    some, every = (RigidTransform(-1.5, shifts, theta) for theta in (20.0, np.full(4, 20.0)))
+    whole = RigidTransform(np.full(4, -1.5), shifts, every.theta)
+    for batch in (some, every):
+        np.testing.assert_array_equal(warp(pictures, batch), warp(pictures, whole))
+        np.testing.assert_array_equal(overlap((9, 8), batch), overlap((9, 8), whole))
+
+
 def test_overlap_is_where_a_white_image_stays_white():
     t = RigidTransform(3.2, -4.6, 25.0)
     white = np.asarray(warp(np.ones((32, 32)), t))
@@ -151,8 +162,19 @@ def test_bad_input_is_named():
         warp(np.zeros((4, 32, 32, 3)), RigidTransform.identity())
     with pytest.raises(ValueError, match=r"image must be .*got shape \(4, 32, 32, 3\)"):
         sample(np.zeros((4, 32, 32, 3)), np.zeros((5, 2)))
-    for shape, count in (((4, 32, 32), (3,)), ((32, 32), (32,)), ((4, 32, 32), (4, 1))):
+    with pytest.raises(ValueError, match=r"got shape \(40, 24, 32\); a stack takes as many"):
+        warp(np.zeros((40, 24, 32)), RigidTransform.identity())
+    with pytest.raises(ValueError, match=r"transform must be one or N .* shape \(4, 1\)"):
+        warp(np.zeros((4, 32, 32)), RigidTransform.identity((4, 1)))
+    with pytest.raises(ValueError, match="image must hold real numbers, got dtype complex64"):
+        warp(np.zeros((8, 8), np.complex64), RigidTransform.identity())
+    with pytest.raises(ValueError, match="image is a masked array; fill it first"):
+        warp(np.ma.masked_less(image(), 128.0), RigidTransform.identity())
+    for shape, count in (((4, 32, 32), (3,)), ((32, 32), (32,))):
         with pytest.raises(ValueError, match=r"image must be \(N, H, W\).*transforms, got shape"):
             warp(np.zeros(shape), RigidTransform.identity(count))
-    with pytest.raises(ValueError, match=r"shape must be one image's.*got \(4, 32, 32, 3\)"):
-        overlap((4, 32, 32, 3), RigidTransform.identity())
+    for shape in ((4, 32, 32, 3), (4, 32, 32)):
+        with pytest.raises(
+            ValueError, match=rf"shape must be one image's.*{re.escape(str(shape))}"
+        ):
+            overlap(shape, RigidTransform.identity())
