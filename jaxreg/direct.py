@@ -63,6 +63,12 @@ class DirectOptions:
     max_rotation: float = 180.0
 
     def __post_init__(self):
+        for name in ("max_shift", "max_rotation"):
+            value: Any = getattr(self, name)
+            try:
+                object.__setattr__(self, name, float(value))
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} must be a number, got {value!r}") from None
         if not 0.0 < self.max_shift <= 0.5:
             raise ValueError(
                 f"max_shift must be in (0, 0.5] of the shorter side, got {self.max_shift}"

@@ -81,6 +81,8 @@ def find_method(name: str | os.PathLike[str]) -> Estimator:
     >>> find_method("constant") is constant
     True
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"method must be a name, got {name!r}")
     name = os.fspath(name)
     network = _network(name)
     if name in BUILT_IN:

@@ -97,7 +97,7 @@ def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
         window[axis], pads[axis] = 2 * _RIM + 1, (_RIM, _RIM)
         around = jax.lax.reduce_window(around, False, jax.lax.bitwise_or, window, (1, 1, 1), pads)
     grey = mean_over_channels(units)
-    count = jnp.maximum((~around).sum((1, 2), keepdims=True), 1.0)
+    count = jnp.maximum((~around).sum((1, 2), keepdims=True).astype(jnp.float32), 1.0)
     mean = jnp.where(around, 0.0, grey).sum((1, 2), keepdims=True) / count
     energy = jnp.where(around, 0.0, jnp.square(grey - mean)).sum((1, 2), keepdims=True)
     return around & (grey < mean - _FAR * jnp.sqrt(energy / count))
@@ -106,7 +106,8 @@ def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
 def without_padding(plane: jax.Array, padding: jax.Array) -> jax.Array:
     """A plane ``(H, W)`` with the mean of the rest for its padding."""
     kept = ~padding
-    mean = (plane * kept).sum() / jnp.maximum(kept.sum(), 1.0)
+    mean = (plane * kept.astype(jnp.float32)).sum()
+    mean /= jnp.maximum(kept.sum().astype(jnp.float32), 1.0)
     return jnp.where(padding, mean, plane)
 
 

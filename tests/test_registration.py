@@ -89,6 +89,18 @@ def test_constant_images_may_be_part_of_a_program(call):
     assert result.shape == ()
 
 
+def test_dtypes_may_be_promoted_strictly():
+    image, mask = (jax.ShapeDtypeStruct((SIZE, SIZE), dtype) for dtype in ("float32", "bool"))
+    calls = (
+        lambda i, m: register(i, i, fixed_mask=m),
+        lambda i, _: register_batch(i[None], i[None]),
+        lambda i, _: register(i, i, method="compact+refine"),
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        for call in calls:
+            assert jax.eval_shape(call, image, mask).score.dtype == jnp.float32
+
+
 def test_a_second_pair_of_a_shape_compiles_nothing():
     fixed = texture((128, 95), seed=1)
     register(fixed, fixed)
@@ -207,6 +219,9 @@ def test_other_methods_by_name():
         (lambda i: register_batch(i, i), r"got 16 x 3; for one pair call jaxreg.register"),
         (lambda i: register(1e39 * np.float64(i), i), "fixed must be finite"),
         (lambda i: register(i / 255, i / 255, method="orb"), r"in 0\.\.255 for method 'orb'"),
+        (lambda i: register(i, i, max_shift="a"), "max_shift must be a number, got 'a'"),
+        (lambda i: register(i, i, max_rotation=None), "max_rotation must be a number, got None"),
+        (lambda i: register(i, i, method=None), "method must be a name, got None"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -250,8 +265,28 @@ def test_a_result_is_a_pytree_and_indexed_like_an_array(batch):
     assert len(good.transform.tx) == np.asarray(batch.success).sum()
     assert [float(r.score) for r in batch] == np.asarray(batch.score).tolist()
     assert Registration(batch.transform, batch.score, batch.success)[0].found is True
-    with pytest.raises(TypeError, match="to one pair, not to a batch"):
-        one[0]
+    assert len(batch) == len(batch.score)
+    assert bool(one) is bool(batch[:0]) is True
+    with pytest.raises(IndexError):
+        batch[len(batch)]
+    for call in (len, iter, lambda answer: answer[0]):
+        with pytest.raises(TypeError, match="to one pair, not to a batch"):
+            call(one)
+
+
+def test_reasons_are_of_one_pair(batch):
+    assert batch[3].reasons == []
+    with pytest.raises(TypeError, match=r"reasons are of one pair.*: rs\[i\].reasons"):
+        _ = batch.reasons
+    with pytest.raises(TypeError, match="reasons are of one pair"):
+        jax.jit(lambda r: len(r.reasons))(batch[3])
+
+
+def test_limits_may_be_arrays_of_one_number():
+    image = jnp.zeros((SIZE, SIZE))
+    limits = {"max_shift": jnp.float32(0.25), "max_rotation": np.full((), 30)}
+    call = lambda i: register(i, i, **limits)  # noqa: E731
+    assert jax.eval_shape(call, image).score.shape == ()
 
 
 def test_importing_is_light():

@@ -244,8 +244,11 @@ class Compact(Network):
     def _certainty(self, logits: jax.Array, best: jax.Array) -> jax.Array:
         """``(N,)`` probability of the cells within two of the best one."""
         side = 2 * self.config.reach + 1
-        k = jnp.abs(self._wrap(jnp.arange(self.config.angles) - best[:, :1])) <= 2
-        shift = jnp.arange(side) - self.config.reach
+        k = (
+            jnp.abs(self._wrap(jnp.arange(self.config.angles, dtype=jnp.float32) - best[:, :1]))
+            <= 2
+        )
+        shift = jnp.arange(side, dtype=jnp.float32) - self.config.reach
         y, x = (jnp.abs(shift - best[:, i, None]) <= 2 for i in (1, 2))
         chance = jax.nn.softmax(logits).reshape(-1, self.config.angles, side, side)
         near = (k.astype(jnp.float32), y.astype(jnp.float32), x.astype(jnp.float32))
