@@ -101,6 +101,14 @@ def test_dtypes_may_be_promoted_strictly():
             assert jax.eval_shape(call, image, mask).score.dtype == jnp.float32
 
 
+def test_a_batch_may_be_mapped_over_shards():
+    mesh = jax.make_mesh((1,), ("pairs",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("pairs")
+    call = jax.shard_map(register_batch, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    image = jax.ShapeDtypeStruct((2, SIZE, SIZE), "float32")
+    assert jax.eval_shape(call, image, image).covariance.shape == (2, 3, 3)
+
+
 def test_a_second_pair_of_a_shape_compiles_nothing():
     fixed = texture((128, 95), seed=1)
     register(fixed, fixed)
