@@ -59,8 +59,8 @@ def _caption(record: Mapping[str, Any]) -> str:
     return dry + (
         "Made by `python -m experiments.benchmark`. Every function of a group and the probes of "
         "the machine were called in turn, several rounds, in one process. Times are of whole "
-        "calls, the device waited for: median, and in brackets the median over the rounds of the "
-        "fastest call in each. The floor is the larger of two times: the operations that the "
+        "calls, the device waited for: the median over the rounds of the median call in each, and "
+        "in brackets of the fastest. The floor is the larger of two times: the operations that the "
         "traced program must do over the rate of a large matrix product, and its inputs, weights "
         "and results, moved once, over the rate of a large copy or read. The rates are the best "
         "ones measured along with any group. The last column is median "

@@ -1,12 +1,13 @@
 """Other libraries beside the direct method: accuracy and time, on the same pairs.
 
     python -m experiments.peers                     # the table again, from the record
-    python -m experiments.peers --run               # everything anew: an hour
+    python -m experiments.peers --run               # everything anew: a quarter of an hour
     python -m experiments.peers --run --suites=scene32 --methods=direct,simpleitk,orb_x4
 
 All methods answer to the same pairs through the harness. Then their calls with one pair, NumPy
-images in and parameters out, are timed in turn in one process. A run replaces what is recorded of
-its suites in experiments/results/peers.json; the table goes to peers.md beside it.
+images in and parameters out, are timed in turn in one process, on the first --rounds pairs. A run
+replaces what is recorded of its suites in experiments/results/peers.json; the table goes to
+peers.md beside it.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer("seed", 0, "Of images and transforms.", 0, flag_values=v)
     flags.DEFINE_integer("batch_size", 96, "Pairs a call, for the accuracy.", 1, flag_values=v)
     flags.DEFINE_integer(
-        "rounds", 24, "Turns of each method, each with another pair.", 1, flag_values=v
+        "rounds", 24, "Turns of each method; each times the next pair.", 1, flag_values=v
     )
     flags.DEFINE_float("turn", 0.1, "Seconds of a turn.", 0.0, flag_values=v)
     flags.DEFINE_string("results", str(RESULTS), "Folder of record and table.", flag_values=v)
@@ -224,9 +225,9 @@ _CAPTION = (
     "error in pixels, rotation error in degrees. Gross errors (of all pairs): rotation off by more "
     "than 5 degrees, or translation by more than 2 px (4 px at 96x96). Each peer has an equal "
     "search over rotations and translations and the best settings we found. Time: one pair, NumPy "
-    "images in, parameters out; the methods were called in turn in one process, the "
-    "same pair for all in each of several rounds; in brackets the median over the rounds of the "
-    "fastest call in each. Each runs as many "
+    "images in, parameters out; the methods were called in turn in one process, several rounds, "
+    "each round all with the suite's next pair, so that only its first pairs are timed: the median "
+    "over the rounds of the median call in each, and in brackets of the fastest. Each runs as many "
     "threads as each library takes by itself (SimpleITK one, which is its fastest here), the "
     "peers without our judging of their answers."
 )

@@ -19,9 +19,9 @@ class Seconds:
     """Times of one function's calls.
 
     Attributes:
-      median: of all its calls; what a user sees.
-      quiet: the median over all turns of the fastest call in each: where turns see different pairs,
-        what they take when little else disturbs them.
+      median: over all turns of the median call in each; what a user sees. Pairs that turns take one
+        by one count alike, however many calls fit into a turn.
+      quiet: likewise of the fastest call in each; what it takes when little else disturbs it.
       minimum: of all its calls; what the machine can do.
       calls: how many were timed.
     """
@@ -36,9 +36,10 @@ Images = np.ndarray | Sequence[Any]  # on the host, or one by one on a device
 
 
 class PairByPair:
-    """Calls with one pair of images, another one in each turn of `interleave`.
+    """Calls with one pair of images, the next one in each turn of `interleave`.
 
-    As all functions have as many turns, all are timed on the same pairs.
+    As all functions have as many turns, all are timed on the same pairs: the first ones, as many as
+    there are rounds.
     """
 
     def __init__(self, call: Callable[..., Any], fixed: Images, moving: Images):
@@ -88,9 +89,9 @@ def interleave(
 
 
 def _summary(turns: list[list[float]]) -> Seconds:
-    calls = [seconds for turn in turns for seconds in turn]
+    median = float(np.median([np.median(turn) for turn in turns]))
     quiet = float(np.median([min(turn) for turn in turns]))
-    return Seconds(float(np.median(calls)), quiet, min(calls), len(calls))
+    return Seconds(median, quiet, min(map(min, turns)), sum(map(len, turns)))
 
 
 def _turn(function: Callable[[], Any], turn: float, most: int, first_turn: bool) -> list[float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import pytest
 from flax import nnx
 
 from baselines.phase_correlation import fft
-from experiments import benchmark, benchmark_report, cases, naive
+from experiments import benchmark, benchmark_report, cases, naive, timing
 from experiments.floor import Rates, Work, count_operations, work_of
-from experiments.timing import PairByPair, host_memory, interleave
+from experiments.timing import PairByPair, Seconds, host_memory, interleave
 from jaxreg.evaluation.protocol import build_suite
 from jaxreg.evaluation.report import provenance
 from jaxreg.geometry import RigidTransform
@@ -91,6 +92,36 @@ def test_functions_take_turns_and_see_the_same_pairs():
     assert {f for name, f in seen if name == "a"} == {f for name, f in seen if name == "b"}
     assert [t.calls for t in times] == [2, 2]
     assert all(t.minimum <= t.quiet and t.minimum <= t.median for t in times)
+
+
+@pytest.fixture
+def take(monkeypatch):
+    """Lets so many seconds pass for whatever is timed."""
+    now = 0.0
+
+    def passing(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    return passing
+
+
+def test_a_turn_ends_with_its_time_or_with_enough_calls(take):
+    # The first of each turn does not count, unless it fills a later one.
+    turns = ((12.0, 4.0, 1.0, 2.0), (12.0,), (1.0, 3.0, 8.0))
+    calls = iter(sum(turns, ()))
+    (seconds,) = interleave([lambda: take(next(calls))], rounds=3, turn=10.0, most=3)
+    medians, fastest = (2.0, 12.0, 5.5), (1.0, 12.0, 3.0)
+    assert seconds == Seconds(np.median(medians), np.median(fastest), minimum=1.0, calls=6)
+    assert next(calls, None) is None
+
+
+def test_every_pair_counts_alike_however_many_calls_fit_into_its_turn(take):
+    durations = np.array([2.0] * 5 + [20.0] * 7)
+    pairs = PairByPair(lambda duration, _: take(duration), durations, durations)
+    (seconds,) = interleave([pairs], rounds=12, turn=100.0)
+    assert seconds.median == seconds.quiet == np.median(durations)
 
 
 def test_host_memory_sees_a_large_array():
