@@ -8,12 +8,14 @@ import pytest
 from jaxreg.evaluation import report
 from jaxreg.evaluation.harness import (
     Rows,
+    calibration,
     cramer_rao_ratio,
     evaluate,
     figures,
     measure_time,
     parameter_errors,
     risk_coverage,
+    risk_curve,
 )
 from jaxreg.evaluation.protocol import SuiteData, draw_parameters, parse_suite
 from jaxreg.geometry import RigidTransform
@@ -137,6 +139,13 @@ def test_no_answer_at_all_and_answers_that_are_not_numbers():
     assert "-" in report.text_table([f])
 
 
+def test_the_table_says_of_which_answers_a_ratio_is():
+    variance = np.ones((2, 3))
+    f = figures(rows(np.ones((2, 3)), variance=variance, bound=variance))
+    assert report.text_table([f]).count("(not gross)") == 2
+    assert "(not gross)" not in report.text_table([figures(rows(np.ones((2, 3))))])
+
+
 def test_the_last_partial_batch_is_kept_and_padded():
     shapes, done = [], []
 
@@ -172,6 +181,17 @@ def test_risk_coverage_by_hand():
     assert flat["area"] == 0.5
 
 
+def test_a_coverage_is_at_least_what_is_asked_for():
+    wrong = np.array([False, True, False])
+    risk = risk_coverage(np.array([0.9, 0.8, 0.7]), np.ones(3, bool), wrong)["risk"]
+    assert risk["0.5"] == 1 / 2  # of two pairs, as one of three is too few
+
+
+def test_a_score_that_is_no_number_comes_last():
+    curve = risk_curve(np.array([np.nan, 0.5]), np.ones(2, bool), np.array([True, False]))
+    np.testing.assert_array_equal(curve, [0, 1 / 2])
+
+
 def test_rates_of_success():
     errors = [[0, 0, 0]] * 8 + [[9, 0, 0]] * 2
     f = figures(rows(errors, success=np.array([True] * 6 + [False] * 2 + [True, False])))
@@ -196,6 +216,23 @@ def test_calibration_of_a_known_covariance():
     ratio = [f["cramer_rao"][p] for p in ("tx", "ty", "theta")]
     np.testing.assert_allclose(ratio, 2, rtol=0.05)
     assert f["calibration"]["pairs"] == f["cramer_rao"]["pairs"] == 3840
+
+
+def test_what_is_told_of_good_answers_is_not_changed_by_a_gross_one():
+    errors, variance = [[0.1, 0.2, 0.5], [0.3, -0.1, -1.0], [9, 0, 0]], np.ones((3, 3))
+    variance[2] = 1e-12  # sure of it, and nothing makes the pair hard
+    three = rows(errors, variance=variance, bound=variance)
+    two = rows(errors[:2], variance=variance[:2], bound=variance[:2])
+    assert figures(three)["gross"] == 1 / 3
+    for name in ("calibration", "cramer_rao"):
+        assert figures(three)[name] == figures(two)[name]
+        assert figures(three)[name]["pairs"] == 2
+
+
+def test_calibration_leaves_out_variances_that_are_none():
+    variance = np.array([[1.0, 1, 4], [0, 1, 1], [np.inf, 1, 1], [1, 1, 1]])
+    ratio = calibration(np.array([[1.0, 2, 2]] * 4), variance)
+    assert ratio == {"pairs": 2, "tx": 1.0, "ty": 4.0, "theta": 2.5}
 
 
 def test_cramer_rao_ratio_leaves_out_the_hopeless():
@@ -233,6 +270,9 @@ def test_everything_but_time_comes_back_from_the_raw_rows(tmp_path):
     report.write_rows(tmp_path / "rows.csv", both)
     back = report.read_rows(tmp_path / "rows.csv")
     assert [figures(r) for r in back] == [figures(r) for r in both]
+    for read, made in zip(back, both, strict=True):
+        np.testing.assert_array_equal(read.estimate, made.estimate)
+        np.testing.assert_array_equal(read.score, made.score)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not raw rows"):
         report.read_rows(tmp_path / "other.csv")

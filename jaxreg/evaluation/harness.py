@@ -203,7 +203,9 @@ def _by_parameter(values: np.ndarray) -> dict[str, float]:
 def calibration(errors: np.ndarray, variance: np.ndarray) -> dict[str, Any] | None:
     """Mean of error^2 / predicted variance of each parameter: 1 when the covariance is right.
 
-    Pairs without a finite positive variance are left out; ``pairs`` says how many were used.
+    Pairs without a finite positive variance are left out; ``pairs`` says how many were used. Gross
+    errors are for the caller to leave out, as `figures` does: a covariance describes how an answer
+    scatters about the truth, not that it may be somewhere else.
     """
     usable = (np.isfinite(variance) & (variance > 0)).all(-1)
     if not usable.any():
@@ -215,7 +217,8 @@ def calibration(errors: np.ndarray, variance: np.ndarray) -> dict[str, Any] | No
 def cramer_rao_ratio(errors: np.ndarray, bound: np.ndarray) -> dict[str, Any] | None:
     """RMSE of each parameter over the root of the mean bound: 1 is the best there can be.
 
-    Pairs that do not determine the transform (an infinite bound) are left out.
+    Pairs that do not determine the transform (an infinite bound) are left out. Gross errors are for
+    the caller to leave out, as `figures` does: the bound is of errors about the truth.
     """
     usable = np.isfinite(bound).all(-1)
     if not usable.any():
@@ -236,6 +239,9 @@ def figures(rows: Rows) -> dict[str, Any]:
     - ``rejected``: ``success`` is False, of all pairs;
     - ``flagged_failures``: the same, of the failures (answered or not); ``flagged_gross``, of the
       gross errors; ``rejected_good``, of the answers that are not gross.
+
+    ``calibration`` and ``cramer_rao`` are of the answers that are not gross: read them beside
+    ``gross``.
     """
     errors = parameter_errors(rows)
     translation, rotation = np.abs(errors[:, :2]).sum(-1), np.abs(errors[:, 2])
