@@ -97,7 +97,7 @@ def run_system(
         "batch_size": job.batch_size,
         "images": images,
         "training": training,
-        "time": _time(estimator, pairs) if job.timing else None,
+        "time": _time(estimator, pairs, job) if job.timing else None,
     }
     return save_record(job.results, system.name, Record(rows, about))
 
@@ -108,7 +108,7 @@ def time_system(system: System, suite: str, data: tuple[SuiteData, int], job: Jo
     if record is None:
         raise ValueError(f"{system.name} on {suite} has no recorded rows to time")
     _, estimator, _ = load_method(system, suite, job)
-    about = record.about | {"time": _time(estimator, data[0])}
+    about = record.about | {"time": _time(estimator, data[0], job)}
     return save_record(job.results, system.name, Record(record.rows, about))
 
 
@@ -129,12 +129,12 @@ def run_keypoints(system: System, suite: str, data: tuple[SuiteData, int], job: 
     return save_keypoints(job.results, suite, system.name, Keypoints(*counts, about))
 
 
-def _time(estimator: Estimator, data: SuiteData) -> dict[str, Any]:
+def _time(estimator: Estimator, data: SuiteData, job: Job) -> dict[str, Any]:
     """Seconds a pair and throughput, of which code, when, on what, and how busy that was."""
     measured = measure_time(estimator, data)
-    origin = provenance()
-    where = {name: origin[name] for name in ("date", "hardware")}
-    return {**measured, **where, "commit": current_commit(), "load_average": load_average()}
+    origin = _origin(job)
+    where = {name: origin[name] for name in ("date", "hardware", "commit")}
+    return {**measured, **where, "load_average": load_average()}
 
 
 def _origin(job: Job) -> dict[str, Any]:
