@@ -58,7 +58,11 @@ class Keypoints:
 
 
 def save_record(results: Path, system: str, record: Record) -> Path:
-    """Write a system's rows; the pairs' truth is written once for all systems."""
+    """Write a system's rows; the pairs' truth is written once for all systems.
+
+    Raises:
+      ValueError: other pairs are recorded under the same number and seed.
+    """
     rows, about = record.rows, record.about
     folder = results / "rows" / rows.suite
     pairs = f"pairs_{about['pairs']}_{about['seed']}.npz"
@@ -73,10 +77,22 @@ def save_record(results: Path, system: str, record: Record) -> Path:
             answers[name] = values.astype(bool if name in ("success", "found") else np.float32)
     # What stands where there is no answer means nothing, and zeros take no room.
     answers["estimate"] = np.where(rows.found[:, None], answers["estimate"], np.float32(0))
-    _write(folder / pairs, truth)
+    _keep_truth(folder / pairs, truth)
     path = folder / f"{system}.npz"
     _write(path, answers, {"suite": rows.suite, "method": rows.method} | about)
     return path
+
+
+def _keep_truth(path: Path, truth: dict[str, np.ndarray]) -> None:
+    if not path.exists():
+        _write(path, truth)
+        return
+    there, _ = _read(path)
+    if not all(np.array_equal(there[name], truth[name]) for name in truth):
+        raise ValueError(
+            f"{path} holds other pairs: give another folder as --results, or remove it and the "
+            "rows beside it"
+        )
 
 
 def load_record(results: Path, suite: str, system: str) -> Record | None:

@@ -45,6 +45,7 @@ ABOUT = {
         "pairs_per_second": 99.0,
         "best_batch": 16,
         "hardware": HARDWARE,
+        "load_average": 0.41,
     },
 }
 TRAINING = {
@@ -103,15 +104,28 @@ def test_rows_survive_the_disk(tmp_path):
     assert load_record(tmp_path, "cifar10", "sift") is None
 
 
+def of_other_pairs(made):
+    return dataclasses.replace(made, rows=dataclasses.replace(made.rows, truth=made.rows.truth + 1))
+
+
 def test_rows_of_other_pairs_are_refused(tmp_path):
-    save_record(tmp_path, "fft", record())
-    other = record()
-    other = dataclasses.replace(
-        other, rows=dataclasses.replace(other.rows, truth=other.rows.truth + 1)
-    )
-    save_record(tmp_path, "sift", other)
+    path = save_record(tmp_path / "here", "fft", record())
+    elsewhere = save_record(tmp_path / "elsewhere", "fft", of_other_pairs(record()))
+    path.write_bytes(elsewhere.read_bytes())
     with pytest.raises(ValueError, match="does not belong to the pairs"):
-        load_record(tmp_path, "cifar10", "fft")
+        load_record(tmp_path / "here", "cifar10", "fft")
+
+
+def test_the_truth_is_written_once_for_all_systems(tmp_path):
+    save_record(tmp_path, "fft", record())
+    (pairs,) = (tmp_path / "rows" / "cifar10").glob("pairs_*")
+    written = pairs.stat()
+    save_record(tmp_path, "sift", record(method="sift"))
+    assert pairs.stat() == written
+    with pytest.raises(ValueError, match=r"pairs_384_0\.npz holds other pairs"):
+        save_record(tmp_path, "orb", of_other_pairs(record(method="orb")))
+    assert pairs.stat() == written
+    assert recorded_systems(tmp_path, "cifar10") == ["fft", "sift"]
 
 
 def test_the_papers_numbers_beside_ours(tmp_path):
@@ -121,6 +135,9 @@ def test_the_papers_numbers_beside_ours(tmp_path):
     assert cells[:2] == ["FFT", "1.4542 ± 0.6620"]
     assert cells[2] == "0.7500 ± 0.0000"
     assert cells[3:7] == ["7.9713 ± 5.1973", "2.0000 ± 0.0000", "2.4132 ± 0.0896", "0.0123"]
+    more = line(made.markdown.partition("More of ours:")[2], "FFT")
+    assert more[2:6] == ["0.7500", "0.7500", "2.0000", "2.0000"]
+    assert more[-1] == "abacus, 2 cores, load 0.4"
     flat = {row["system"]: row for row in csv.DictReader(io.StringIO(made.csv))}
     assert float(flat["fft"]["paper_rotation_spread"]) == 5.1973
     np.testing.assert_allclose(float(flat["fft"]["translation_median"]), 0.75, atol=1e-5)
@@ -128,9 +145,20 @@ def test_the_papers_numbers_beside_ours(tmp_path):
     assert list(flat) == [system.name for system in PAPER_SYSTEMS]
 
 
+def test_a_few_large_errors_raise_the_mean_alone(tmp_path):
+    made = record(error=(0.25, 0.0, 1.0))
+    estimate = made.rows.estimate + np.float32((8.0, 0.0, 0.0)) * (np.arange(PAIRS) < 3)[:, None]
+    rows = dataclasses.replace(made.rows, estimate=estimate, condition=np.zeros(PAIRS, int))
+    save_record(tmp_path, "fft", dataclasses.replace(made, rows=rows))
+    text = table(tmp_path, 1).markdown
+    assert line(text, "FFT")[2] == "0.3125 ± 0.0000"  # 8 px in 3 of 384 pairs: 1/16
+    assert line(text.partition("More of ours:")[2], "FFT")[2] == "0.2500"
+
+
 def test_failures_in_brackets_and_not_available(tmp_path):
     save_record(tmp_path, "akaze", record(method="akaze", found=0.0))
-    save_record(tmp_path, "sift", record(method="sift", found=0.25))
+    lost = record(method="sift", error=(20.0, 0.0, 0.0), found=0.25)  # gross, which is an answer
+    save_record(tmp_path, "sift", lost)
     text = table(tmp_path, 1).markdown
     assert line(text, "AKAZE")[:7] == ["AKAZE (1; 1)", *["N.A."] * 6]
     assert line(text, "SIFT")[0] == "SIFT (0.9505; 0.7500)"
@@ -303,11 +331,13 @@ def test_timing_can_come_later(tmp_path, monkeypatch, capsys):
     time = {"seconds": 0.5, "pairs_per_second": 2.0, "best_batch": 1}
     monkeypatch.setattr(running, "measure_time", lambda *_: time)
     arguments = [f"--results={tmp_path}", "--suites=random32", "--pairs=16", "--table=2"]
-    assert tables.main(["tables", "--run=constant", "--no_timing", *arguments]) == 0
+    command = ["tables", "--run=constant", *arguments]
+    assert tables.main([*command, "--no_timing", "--commit=then"]) == 0
     before = load_record(tmp_path, "random32", "constant")
-    assert tables.main(["tables", "--run=constant", "--only_timing", *arguments]) == 0
+    assert tables.main([*command, "--only_timing", "--commit=later"]) == 0
     after = load_record(tmp_path, "random32", "constant")
     assert after.about["time"]["seconds"] == 0.5
+    assert (after.about["commit"], after.about["time"]["commit"]) == ("then", "later")
     assert {"hardware", "load_average"} <= set(after.about["time"])
     np.testing.assert_array_equal(before.rows.estimate, after.rows.estimate)
     assert before.about["date"] == after.about["date"]
