@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments import notes
+from experiments.plots import save
 from experiments.rendering import NOTHING, markdown_table
 from jaxreg.atomic import write_text
 
@@ -233,5 +233,4 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     right.invert_yaxis()
     right.set_title("One pair", fontsize=10)
     right.axvline(1.0, color="black", linewidth=0.8)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    save(figure, path)

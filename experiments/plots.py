@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxreg.atomic import replacing
 from jaxreg.evaluation.harness import Rows, gross_errors, parameter_errors, risk_curve
 from jaxreg.evaluation.protocol import SuiteData, parse_suite
 from jaxreg.geometry import RigidTransform
@@ -27,10 +28,12 @@ _LEAST = 1e-4
 _RIM = 2.5
 
 
-def _save(figure: Figure, path: Path, dpi: int = 100) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
     FigureCanvasAgg(figure)
-    # Without the version of matplotlib in it, the same rows give the same file for longer.
-    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    with replacing(path) as file:
+        # Without the version of matplotlib in it, the same rows give the same file for longer.
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
     return path
 
 
@@ -69,7 +72,7 @@ def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:
     answered = "" if rows.found.all() else f", {rows.found.sum():,} answered"
     lines = [f"{title}: {len(rows.found):,} pairs{answered}", *textwrap.wrap(note, 130)]
     figure.suptitle("\n".join(lines), fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _square(axes: Axes, limit: float, extent: float, index: int) -> None:
@@ -117,7 +120,7 @@ def qualitative(path: Path, data: SuiteData, rows: Rows, label: str) -> Path:
         line[2].set_xlabel(_numbers(rows.estimate[k]) if found else "no answer", fontsize=7)
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _numbers(parameters: np.ndarray) -> str:
@@ -162,7 +165,7 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     pairs = " or ".join(f"{n:,}" for n in sorted({len(r.found) for r in rows.values()}))
     figure.suptitle(f"Errors on {title}, {pairs} pairs; no answer counts as infinite")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def risk(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
@@ -188,7 +191,7 @@ def risk(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
     axes.grid(linewidth=0.3)
     axes.legend(frameon=False)
     axes.set_title(f"Risk and coverage on {title}; dots: success")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _line_style(label: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from experiments import figures, plots
@@ -40,6 +41,21 @@ def test_a_scatter_without_answers_and_one_far_off(tmp_path):
         ("far", record(error=(1e3, -1e3, 90.0)).rows),
     ):
         drawn(plots.scatter(tmp_path / f"{name}.png", rows, name))
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = plots.scatter(tmp_path / "a.png", record().rows, "FFT")
+    before = path.read_bytes()
+
+    def half(figure, file, **_):
+        file.write(b"half a picture")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="full"):
+        plots.scatter(path, record().rows, "FFT")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_error_curves(tmp_path):
