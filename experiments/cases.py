@@ -155,14 +155,10 @@ def image_pairs(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_of(settings: Settings, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many pairs, the same again where there are not so many.
-
-    In random order: neighbours show the same photograph, and pairs in doubt take twice as long.
-    """
-    images = image_pairs(size, settings.pairs)
-    order = np.random.default_rng(0).permutation(len(images[0]))
-    index = order[np.arange(batch) % len(order)]
-    return images[0][index], images[1][index]
+    """As many pairs, the same again where there are not so many."""
+    fixed, moving = image_pairs(size, settings.pairs)
+    index = np.arange(batch) % len(fixed)
+    return fixed[index], moving[index]
 
 
 def _pair_by_pair(
