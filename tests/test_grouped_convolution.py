@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from experiments import grouped_convolution_benchmark
 from jaxreg.models.grouped_convolution import convolution, grouped_convolution, kernel_gradient
 from tests.tolerances import FLOAT32_NETWORK
 
@@ -90,3 +91,10 @@ def test_weight_gradient_is_native_except_on_cpu(platform, convolutions):
     program = export.export(gradient, platforms=[platform])(images, kernel).mlir_module()
     assert program.count("stablehlo.convolution") == convolutions
     assert ("stablehlo.dot_general" in program) == (platform == "cpu")
+
+
+def test_help_of_the_benchmark_lists_its_flags(capsys):
+    assert grouped_convolution_benchmark.main(["benchmark", "--help"]) == 0
+    assert "--rounds" in capsys.readouterr().out
+    assert grouped_convolution_benchmark.main(["benchmark", "--rounds=0"]) == 2
+    assert "--rounds=0" in capsys.readouterr().err
