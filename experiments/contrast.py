@@ -1,7 +1,9 @@
 """How many keypoints feature methods find in images of lower contrast, and how often they fail.
 
-The paper's Tables 3 and 6 count a tenth of the keypoints that the same detectors find in the same
-image sets at their defaults. This measures one possible reason, a lack of contrast::
+In the same image sets and at its defaults, SIFT finds 8 to 30 times the keypoints that the paper's
+Tables 3 and 6 count; at 96x96, where they find any, AKAZE and ORB find 37 to 161 times as many and
+SURF 1.1 to 1.3 times. This measures one possible reason, a lack of contrast. No one gain gives all
+of the paper's counts: most are met between .15 and .3, AKAZE's on random96 between .5 and 1::
 
     python -m experiments.contrast --gains=1,0.25,0.2 --suites=cifar10,stl10
 
