@@ -108,11 +108,11 @@ def take(monkeypatch):
 
 
 def test_a_turn_ends_with_its_time_or_with_enough_calls(take):
-    # The first of each turn does not count, unless it fills a later one.
-    turns = ((12.0, 4.0, 1.0, 2.0), (12.0,), (1.0, 3.0, 8.0))
+    # The first call of each turn does not count, unless it fills a later turn than the first.
+    turns = ((12.0, 5.0, 6.0), (1.0, 4.0, 1.0, 2.0), (13.0,))
     calls = iter(sum(turns, ()))
     (seconds,) = interleave([lambda: take(next(calls))], rounds=3, turn=10.0, most=3)
-    medians, fastest = (2.0, 12.0, 5.5), (1.0, 12.0, 3.0)
+    medians, fastest = (5.5, 2.0, 13.0), (5.0, 1.0, 13.0)
     assert seconds == Seconds(np.median(medians), np.median(fastest), minimum=1.0, calls=6)
     assert next(calls, None) is None
 
