@@ -8,11 +8,13 @@ import json
 import numpy as np
 import pytest
 
+from baselines.features import count_keypoints
 from experiments import notes, paper, rendering, running, tables
 from experiments.records import (
     RESULTS,
     Keypoints,
     Record,
+    load_keypoints,
     load_record,
     recorded_systems,
     save_keypoints,
@@ -20,7 +22,7 @@ from experiments.records import (
 )
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system, method_of
 from jaxreg.evaluation.harness import Rows
-from jaxreg.evaluation.protocol import draw_parameters, parse_suite
+from jaxreg.evaluation.protocol import build_suite, draw_parameters, parse_suite
 from jaxreg.methods import find_method
 from jaxreg.training.checkpoint import Best, CheckpointStore, settle_config
 from jaxreg.training.configs import CONFIGS
@@ -224,6 +226,17 @@ def test_keypoints(tmp_path):
     assert cells[5:7] == ["0.0764 ± 0.2988", "–"]
     assert line(text, "AKAZE")[1] == "0 ± 0"
     assert "Missing counts" in text
+
+
+def test_keypoints_are_those_of_the_first_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "KEYPOINT_IMAGES", 2)
+    first = build_suite("random96", 2)
+    job, sift = running.Job(tmp_path, pairs=4), find_system("sift")
+    running.run_keypoints(sift, "random96", running.load_suite(job, "random96"), job)
+    counts = load_keypoints(tmp_path, "random96", "sift")
+    for made, images in ((counts.fixed, first.fixed), (counts.moving, first.moving)):
+        np.testing.assert_array_equal(made, count_keypoints(find_method("sift"), images))
+    assert counts.about["images"] == 2
 
 
 @pytest.mark.parametrize(
