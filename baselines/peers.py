@@ -2,7 +2,8 @@
 
 All are local methods or miss half a turn by themselves, so that each is given a search over the
 whole circle, and the best of its answers by the library's own criterion (or, where it has none, by
-the correlation of the overlap) is taken. All work on grey images.
+the correlation of the overlap) is taken. All work on grey images. Where the moving image is black,
+as beyond the rim of one that was warped, the first three are told that nothing is seen.
 
 ===============  ==============================================================================
 `simpleitk`      Euler2D, mean squares; exhaustive start, then descent on a cubic B-spline
@@ -48,8 +49,8 @@ def _simpleitk(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with SimpleITK.
 
     The exhaustive optimiser tries 25 angles and 5 x 5 shifts up to 1/6 of the image on smoothed
-    images; its three best and distinct positions are refined on the images themselves, and the
-    least mean square wins.
+    images; its three best and distinct positions are refined on the images themselves, over the
+    pixels of the moving image that are not black, and the least mean square wins.
     """
     sitk = _package("SimpleITK")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -70,7 +71,9 @@ def _pystackreg(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with pystackreg's rigid body.
 
     It takes no start, so that the moving image is turned back by every 15 degrees (its rim
-    repeated, not blackened), and twice more by the best answer so far.
+    repeated, not blackened), and four times more by the best answer so far. Nor does it take a
+    mask: in these last the fixed image itself stands in for what is not seen, which then pulls
+    nowhere; from a start far off it would hold the answer there.
     """
     return register_each(
         functools.partial(register_pystackreg, _package("pystackreg")), fixed, moving
@@ -102,9 +105,11 @@ def register_simpleitk(sitk: Any, fixed: np.ndarray, moving: np.ndarray) -> np.n
         starts = _itk_starts(sitk, images, centre, max(fixed.shape[:2]))
     except RuntimeError:  # ITK's exceptions
         return None
+    seen = sitk.GetImageFromArray(_seen(to_grey(moving)))
     for start in starts:
         method, transform = _itk_method(sitk, centre, start, sitk.sitkBSpline)
-        method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 100, 0.5, 1e-8)
+        method.SetMetricMovingMask(seen)
+        method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-5, 300, 0.5, 1e-8)
         method.SetOptimizerScalesFromPhysicalShift()
         try:
             method.Execute(*images)
@@ -166,8 +171,7 @@ def register_ecc(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
         turned = np.ascontiguousarray(np.rot90(m, quarters))
         back = to_matrix(np.array([0.0, 0.0, -90.0 * quarters]), f.shape)
         matrix = (back @ to_matrix(start, f.shape))[:2].astype(np.float32)
-        # Pixels next to black are blended with it.
-        seen = cv2.erode((turned > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+        seen = _seen(turned)
         try:
             for blur in (5, 1):
                 value, matrix = cv2.findTransformECC(
@@ -185,6 +189,11 @@ def register_ecc(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
             whole = np.linalg.inv(back) @ np.vstack([matrix, [0.0, 0.0, 1.0]])
             best, highest = from_matrix(whole, f.shape), value
     return best
+
+
+def _seen(moving: np.ndarray) -> np.ndarray:
+    """``(H, W)`` uint8: 1 but for black and its neighbours, which were blended with it."""
+    return cv2.erode((moving > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
 
 
 def _rotation_search(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
@@ -208,22 +217,24 @@ def register_pystackreg(package: Any, fixed: np.ndarray, moving: np.ndarray) -> 
     if f.std() == 0 or m.std() == 0:
         return None
     stackreg = package.StackReg(package.StackReg.RIGID_BODY)
+    seen = _seen(m).astype(np.float32)
 
-    def refine(start: np.ndarray) -> np.ndarray:
-        matrix = to_matrix(start, f.shape)
+    def refine(start: np.ndarray, fill: bool) -> np.ndarray:
+        matrix, size = to_matrix(start, f.shape), f.shape[::-1]
         flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        back = cv2.warpAffine(
-            m, matrix[:2], f.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+        back = cv2.warpAffine(m, matrix[:2], size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        if fill:
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            back = np.where(cv2.warpAffine(seen, matrix[:2], size, flags=flags) > 0.999, back, f)
         return from_matrix(matrix @ stackreg.register(f, back), f.shape)
 
     def agreement(parameters: np.ndarray) -> float:
         return overlap_correlation(f, m, parameters)
 
     starts = np.arange(-180.0, 180.0, 15.0)
-    best = max((refine(np.array([0.0, 0.0, theta])) for theta in starts), key=agreement)
-    for _ in range(2):
-        best = max(best, refine(best), key=agreement)
+    best = max((refine(np.array([0.0, 0.0, theta]), False) for theta in starts), key=agreement)
+    for _ in range(4):
+        best = max(best, refine(best, True), key=agreement)
     return best
 
 
