@@ -150,6 +150,8 @@ def _batched_by(batch: Callable[..., T], one: Callable[..., T], *operands: objec
 def _overwrite(pred: jax.Array, rare: Callable[..., T], result: T, operands: tuple) -> T:
     """``result`` ``(N, ...)`` with that of the rare branch where ``pred`` ``(N,)`` holds."""
     size, number = len(pred), pred.sum()
+    if not size:
+        return result
     block = min(max(_BLOCK, size // _SHARE), size)
     first = jnp.argsort(~pred, stable=True)
     nobody = size  # an index that is read as the last element and never written

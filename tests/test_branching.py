@@ -44,6 +44,11 @@ def test_a_batch_has_the_answers_of_its_elements(cond, numbers):
     np.testing.assert_array_equal(batches(x[None])[0], expected)
 
 
+@pytest.mark.parametrize("cond", [cond_rarely, cond_where_any])
+def test_an_empty_batch_has_no_answers(cond):
+    assert picking(cond)[1](jnp.zeros(0)).shape == (0,)
+
+
 @pytest.mark.parametrize(("taken", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (11, 3)])
 def test_the_rare_branch_runs_only_in_the_blocks_it_needs(taken, blocks):
     ran = []
