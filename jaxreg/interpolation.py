@@ -49,17 +49,18 @@ def taps(u: jax.Array, interpolation: Interpolation) -> tuple[jax.Array, list[ja
     if interpolation == "linear":
         return base, [1.0 - t, t]
     if interpolation == "spline":
-        s = 1.0 - t
-        return base - 1.0, [
-            s * s * s / 6.0,
-            (4.0 - 3.0 * t * t * (2.0 - t)) / 6.0,
-            (4.0 - 3.0 * s * s * (2.0 - s)) / 6.0,
-            t * t * t / 6.0,
-        ]
+        return base - 1.0, spline_weights(t)
     a = _KEYS_A
     near = lambda d: ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0  # noqa: E731
     far = lambda d: ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a  # noqa: E731
     return base - 1.0, [far(1.0 + t), near(t), near(1.0 - t), far(2.0 - t)]
+
+
+def spline_weights(t: jax.Array) -> list[jax.Array]:
+    """Cubic B-spline weights of the four coefficients around a point ``t`` past the second."""
+    s = 1.0 - t
+    near = lambda d: (4.0 - 3.0 * d * d * (2.0 - d)) / 6.0  # noqa: E731
+    return [s * s * s / 6.0, near(t), near(s), t * t * t / 6.0]
 
 
 @functools.cache

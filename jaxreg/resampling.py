@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
-from jaxreg.interpolation import spline_coefficients
+from jaxreg.interpolation import spline_coefficients, spline_weights
 from jaxreg.masking import Masks
 from jaxreg.products import dots, product
 from jaxreg.warping import pixel_grid
@@ -97,8 +97,7 @@ def _spline_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[
     first, (s, t) = _linear_taps(u, size, False)
     if slope:
         return first, [-0.5 * s * s, t * (1.5 * t - 2.0), s * (2.0 - 1.5 * s), 0.5 * t * t]
-    near = lambda d: (4.0 - 3.0 * d * d * (2.0 - d)) / 6.0  # noqa: E731
-    return first, [s * s * s / 6.0, near(t), near(s), t * t * t / 6.0]
+    return first, spline_weights(t)
 
 
 def pull(
