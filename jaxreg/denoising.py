@@ -50,12 +50,12 @@ def cosine_blur(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
     return product(cosines.T * kept, cosines)
 
 
-def wiener(image: jax.Array, noise_variance: jax.Array) -> jax.Array:
+def wiener(image: jax.Array, noise: jax.Array) -> jax.Array:
     """Shrink the frequencies of an image that its white noise outweighs.
 
     Args:
       image: ``(H, W, C)``.
-      noise_variance: scalar, per channel and pixel. Zero returns the image, except
+      noise: ``(C, C)`` its covariance, of each pixel's channels. Zero returns the image, except
         that bands with some millionth of the strongest one's power are damped.
 
     Returns:
@@ -72,7 +72,8 @@ def wiener(image: jax.Array, noise_variance: jax.Array) -> jax.Array:
     spectrum = separable(rows, mix(basis.T, centred).reshape(shape), columns)
     spectrum = spectrum.reshape(channels, -1)
     power = times(bands, jnp.square(spectrum)) / np.maximum(bands.sum(1), 1.0)
-    signal = jnp.maximum(power - noise_variance, 0.0)
-    gain = signal / (signal + noise_variance + 1e-6 * power.max() + 1e-12)
+    own = (basis * product(noise, basis)).sum(0)[:, None]
+    signal = jnp.maximum(power - own, 0.0)
+    gain = signal / (signal + own + 1e-6 * power.max() + 1e-12)
     spectrum = mix(basis, spectrum * gain[:, bands.argmax(0)]).reshape(shape)
     return jnp.moveaxis(separable(rows.T, spectrum, columns.T) + mean[..., None], 0, -1)

@@ -23,7 +23,7 @@ from jaxreg.branching import cond_rarely
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks, fill
+from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
@@ -35,7 +35,8 @@ from jaxreg.trust import correlation, doubts_about
 
 Kernel = Literal["auto", "linear", "spline"]
 
-_BOTH_WAYS, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
+# The best alignment twice, from far and from near (see `gauss_newton`), and its rival.
+_BEST_TWICE, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _CANDIDATES = 3  # coarse alignments that a search proposes
 _LEVEL_STEP = 2.5  # the largest ratio of the pixel sizes of neighbouring levels
@@ -120,7 +121,7 @@ def align(
     # Pixels that the search pulls from beyond the frame do not count, while those of a padded image
     # look like any other: so the one with less of them is pulled.
     pick = lambda a, b: jnp.where(pair.more_in_fixed, a, b)  # noqa: E731
-    there = _Views(grey[0], grey[1], both)
+    there = Pair(grey[0], grey[1], both)
     views = jax.tree.map(pick, there.swapped(), there)
     start, lead, evidence = _coarse_to_fine(views, options)
     start = jax.tree.map(pick, start.inverse(), start)
@@ -181,20 +182,8 @@ def _without_rounding(same: jax.Array, parameter: jax.Array) -> jax.Array:
     return jnp.where(same | (jnp.abs(parameter) < _UNRESOLVED), zero, parameter)
 
 
-class _Views(NamedTuple):
-    """Planes ``(H, W)``, the first pulled onto the second, and which of their pixels count."""
-
-    source: jax.Array
-    target: jax.Array
-    masks: Masks | None
-
-    def swapped(self) -> _Views:
-        """The same the other way round."""
-        return _Views(self.target, self.source, self.masks and self.masks.swapped())
-
-
 def _coarse_to_fine(
-    views: _Views, options: DirectOptions
+    views: Pair, options: DirectOptions
 ) -> tuple[RigidTransform, jax.Array, jax.Array]:
     """The best alignment by Gauss-Newton, its lead over the closest rival, and its evidence."""
     grid = coarse_side(min(views.source.shape))
@@ -204,13 +193,13 @@ def _coarse_to_fine(
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
 
-    def look_further(views: _Views, ranked: Ranked, grey: RigidTransform) -> tuple:
+    def look_further(views: Pair, ranked: Ranked, grey: RigidTransform) -> tuple:
         del ranked
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
 
-    def follow(views: _Views, ranked: Ranked, grey: RigidTransform) -> tuple:
+    def follow(views: Pair, ranked: Ranked, grey: RigidTransform) -> tuple:
         del grey
         return _follow(_pyramid(views, grid), ranked)
 
@@ -221,33 +210,33 @@ class _Level(NamedTuple):
     """Both images with pixels ``factor`` times as large as at full size."""
 
     factor: float
-    views: _Views
+    views: Pair
 
 
-def _pyramid(views: _Views, coarsest: int) -> list[_Level]:
+def _pyramid(views: Pair, coarsest: int) -> list[_Level]:
     """Levels from a shorter side of ``coarsest`` pixels to full size."""
 
     def level(factor: float) -> _Level:
         source, target, masks = views
         smaller = (downsample(source, factor), downsample(target, factor))
-        return _Level(factor, _Views(*smaller, masks and masks.coarser(factor)))
+        return _Level(factor, Pair(*smaller, masks and masks.coarser(factor)))
 
     return [level(f) for f in level_factors(views.source.shape, coarsest, _LEVEL_STEP)]
 
 
-def _refined(views: _Views, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
+def _refined(views: Pair, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
     source, target, masks = views
     return gauss_newton(source, target, starts, iterations, masks=masks, **kind)
 
 
-def _ranked(views: _Views, transforms: RigidTransform, sigma: float) -> Ranked:
+def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
     source, target, masks = views
     return best_and_rival(
         transforms, local_evidence(source, target, transforms, sigma, masks=masks)
     )
 
 
-def _candidates(views: _Views, options: DirectOptions) -> RigidTransform:
+def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     """Candidates found and refined on one kind of coarse images."""
     side = min(views.source.shape)
     reach = max(round(options.max_shift * side), 1)
@@ -284,7 +273,7 @@ def _look_further(
       options: settings.
     """
     views = levels[0].views
-    contrast = _Views(local_contrast(views.source), local_contrast(views.target), views.masks)
+    contrast = Pair(local_contrast(views.source), local_contrast(views.target), views.masks)
     both = jax.tree.map(lambda *v: jnp.stack(v), views, contrast)
     # A loop: its program is compiled once.
     more = jax.lax.map(lambda kind: _candidates(kind, options), both)
@@ -295,7 +284,7 @@ def _look_further(
         zoom, factor = factor / level.factor, level.factor
         sigma *= zoom
         # The best starts both ways: what it fails to explain may be hidden, or it may be off.
-        t = _zoomed(ranked.transform[_BOTH_WAYS], zoom)
+        t = _zoomed(ranked.transform[_BEST_TWICE], zoom)
         t = _refined(level.views, t, iterations=5, near=_NEAR)
         ranked = _ranked(level.views, t, sigma)
         if number == 0:
@@ -304,7 +293,7 @@ def _look_further(
     return ranked.transform[0], best - rival, best
 
 
-def _slid(views: _Views, ranked: Ranked, sigma: float) -> Ranked:
+def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:
     """With the alignment that `slide` finds first and the former best its rival, if clearly better.
 
     Else the same.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import dots, weighted_sum
+from jaxreg.products import dots, times, weighted_sum
 from jaxreg.refinement import OUTLIER, settled_weight
 
 
@@ -28,6 +28,11 @@ class Fit(NamedTuple):
     residual: jax.Array
     weight: jax.Array
     variance: jax.Array
+
+    def covariance(self) -> jax.Array:
+        """``(C, C)`` of the channels of the residual."""
+        planes = self.residual.T
+        return times(planes, self.weight * planes) / jnp.maximum(self.weight.sum(), 1.0)
 
 
 def weigh(

@@ -1,4 +1,4 @@
-"""Masks: which pixels of a pair count, and what stands in for those that do not.
+"""A pair of images, which of their pixels count, and what stands in for those that do not.
 
 What does not count has no weight in any sum over pixels. Blurs, splines and gradients reach over
 it, though, so it is filled with what its surroundings suggest, lest its rim look like an edge.
@@ -44,6 +44,28 @@ class Masks(NamedTuple):
         """Of pixels ``factor`` times as large: those of which half counts."""
         half = (downsample(v, factor) >= 0.5 for v in self)
         return Masks(*(v.astype(jnp.float32) for v in half))
+
+
+class Pair(NamedTuple):
+    """Two images, the source to be pulled onto the target's pixels.
+
+    Attributes:
+      source: ``(H, W, C)``, or planes ``(H, W)``.
+      target: the same shape.
+      masks: which pixels count, if not all do.
+    """
+
+    source: jax.Array
+    target: jax.Array
+    masks: Masks | None
+
+    def swapped(self) -> Pair:
+        """The same the other way round."""
+        return Pair(self.target, self.source, self.masks and self.masks.swapped())
+
+    def without_rim(self) -> Pair:
+        """With `Masks.without_rim`, if there are any."""
+        return self._replace(masks=self.masks and self.masks.without_rim())
 
 
 def fill(images: jax.Array, masks: jax.Array) -> jax.Array:

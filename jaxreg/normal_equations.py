@@ -11,22 +11,58 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.geometry import RigidTransform
 from jaxreg.products import product, times
+from jaxreg.refinement import solve
 
 # Of a secant's step, in plain ones: how long it may be, and how far it must lead their way.
 _LONGEST, _AHEAD = 3.0, 0.1
 
 
-class System(NamedTuple):
-    """What takes weighted residuals to steps of ``(tx, ty, theta, gain, bias...)``, U of them.
+class Unknowns(NamedTuple):
+    """What the finish looks for, U = 4 + C numbers.
 
     Attributes:
-      instruments: ``(U, P * C)``.
+      transform: from source to target.
+      gain: scalar, grey values of the target for one of the source.
+      bias: ``(C,)``.
+    """
+
+    transform: RigidTransform
+    gain: jax.Array
+    bias: jax.Array
+
+    def moved(self, step: jax.Array) -> Unknowns:
+        """A step ``(U,)`` away."""
+        t = self.transform
+        t = RigidTransform(t.tx + step[0], t.ty + step[1], t.theta + step[2])
+        return Unknowns(t, jnp.clip(self.gain + step[3], 0.1, 10.0), self.bias + step[4:])
+
+
+class System(NamedTuple):
+    """What takes weighted residuals to steps of the `Unknowns`.
+
+    Attributes:
+      instruments: ``(U, P * C)``, what residuals are projected on.
       inverse: ``(U, U)`` of instruments times derivatives; zero for gain and bias if held.
+      scale: ``(U,)``, what makes steps comparable.
     """
 
     instruments: jax.Array
     inverse: jax.Array
+    scale: jax.Array
+
+
+def columns(slope: jax.Array, level: jax.Array) -> jax.Array:
+    """``(U, P * C)``: how a source changes with the `Unknowns`.
+
+    Args:
+      slope: ``(3, P, C)``, with the transform.
+      level: ``(P, C)``, its values.
+    """
+    pixels, channels = level.shape
+    biases = jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, pixels))
+    return jnp.concatenate([slope.reshape(3, -1), level.reshape(1, -1), biases])
 
 
 def moments(instruments: jax.Array, weight: jax.Array, residual: jax.Array) -> jax.Array:
@@ -43,6 +79,21 @@ def normal_matrix(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.A
     """``(U, U)`` weighted products of ``(U, P * C)`` over all pixels and channels."""
     weighted = right * jnp.repeat(weight, right.shape[1] // weight.size)
     return times(left, weighted).T
+
+
+def after_a_small_move(
+    slope: jax.Array, weight: jax.Array, residual: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A residual ``(P, C)`` without what a small move takes away, and how much energy that is.
+
+    Args:
+      slope: ``(3, P * C)``, how the image changes with the transform.
+      weight: ``(P,)``.
+      residual: ``(P, C)``.
+    """
+    drop = moments(slope, weight, residual)
+    step = solve(normal_matrix(slope, slope, weight), drop)
+    return residual - product(step, slope).reshape(residual.shape), product(drop, step)
 
 
 def damped_inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:

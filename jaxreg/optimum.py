@@ -1,13 +1,12 @@
 """The optimum of an alignment whose direction and kernel are chosen, and its derivative.
 
-Which frequencies to trust: a Wiener filter at the measured noise, and a blur against aliasing where
-the residual's colour shows it. Whether the brightness changed: gain and bias are held at 1 and 0
-unless the images clearly say otherwise, for fitting them costs accuracy.
-
 The normal equations are those of instrumental variables: the residual
 ``target - gain * source(T^-1 p) - bias`` is projected on the derivative of a *denoised* image
 instead of the noisy one's. At low noise that is Gauss-Newton; at high noise it keeps the estimate
 near the Cramér-Rao bound, from which the noise in the derivative would otherwise carry it away.
+
+Whether the brightness changed: gain and bias are held at 1 and 0 unless the images clearly say
+otherwise, for fitting them costs accuracy.
 """
 
 from __future__ import annotations
@@ -19,42 +18,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.branching import run_long_rarely
-from jaxreg.denoising import cosine_blur, wiener
 from jaxreg.geometry import RigidTransform
+from jaxreg.instruments import aliased, instruments
 from jaxreg.intensity import Fit, fit_intensity, steepness, weigh
-from jaxreg.interpolation import spline_gradient
-from jaxreg.masking import Masks
+from jaxreg.masking import Masks, Pair
 from jaxreg.normal_equations import (
     System,
+    Unknowns,
+    columns,
     damped_inverse,
     guarded,
+    inverted,
     moments,
     normal_matrix,
     of_model,
     secant,
 )
-from jaxreg.products import apply_separable, dots, product
-from jaxreg.pyramid import blurring_matrix
-from jaxreg.refinement import clip_step, scale_by_steepness, solve
-from jaxreg.resampling import (
-    Points,
-    interpolant,
-    noise_gain,
-    pull,
-    slopes,
-    slopes_by_gradient,
-    source_points,
-)
+from jaxreg.products import dots, product
+from jaxreg.refinement import clip_step, solve
+from jaxreg.resampling import Points, interpolant, pull, slopes, source_points
 
-# Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
-# derivative is taken from an image blurred by up to this many px, and the source's rim is left out.
-# Chosen on scene pairs of the training photographs, as are the two shares below.
-_ALIASING_BLUR = 1.5
+# px: where neither kernel is exact, the source's rim is left out.
 _ALIASING_RIM = 1.0
-# A blur by so many px leaves about 5% of the power of white noise; 2% and less of aliasing's, which
-# lies in the finest detail; and more than half of the power of what hides a part of a view.
-_SLOW = 1.5
-WHITE, _ALIASING = 0.05, 0.02
 # Scales from which a residual is an outlier. Near the optimum it has long tails, at just the edges
 # that say most: the limit is wider than elsewhere, and where the residual is aliasing wider still.
 _TAILS, _TAILS_OF_ALIASING = 5.0, 12.0
@@ -71,17 +56,17 @@ class Optimum(NamedTuple):
     """Where a search ended, and what that is an optimum of.
 
     Attributes:
-      transform, gain, bias: the unknowns.
+      unknowns: there.
       system: its instruments, and what takes moments to steps.
-      slow: scalar, the share of the residual's power that is not fine detail, see `_slow_share`.
+      common: ``(3, U)``, from moments to the transform, going by what the images have in common.
+      slow: scalar, the residual's colour, see `slow_share`.
       changed: scalar bool, whether gain and bias are unknowns at all.
       settled: scalar bool, False if there was none near the start, which then is the transform.
     """
 
-    transform: RigidTransform
-    gain: jax.Array
-    bias: jax.Array
+    unknowns: Unknowns
     system: System
+    common: jax.Array
     slow: jax.Array
     changed: jax.Array
     settled: jax.Array
@@ -95,7 +80,6 @@ class _Problem(NamedTuple):
       target: ``(P, C)``.
       masks: which pixels count, if not all do.
       system: what takes moments to steps.
-      scale: ``(U,)``, what makes steps comparable.
       outlier: scalar, how many scales of the residual are one.
       steep: ``(P,)`` `steepness`, by which that scale grows, or None if it does not.
     """
@@ -104,7 +88,6 @@ class _Problem(NamedTuple):
     target: jax.Array
     masks: Masks | None
     system: System
-    scale: jax.Array
     outlier: jax.Array
     steep: jax.Array | None
 
@@ -113,7 +96,7 @@ class _State(NamedTuple):
     """What a step changes: the unknowns, and what the secant learns from.
 
     Attributes:
-      transform, gain, bias: the unknowns.
+      unknowns: so far.
       inverse: ``(U, U)``, from moments to steps.
       step: ``(U,)``, the last one.
       moments: ``(U,)``, before it.
@@ -121,9 +104,7 @@ class _State(NamedTuple):
       taken: steps so far.
     """
 
-    transform: RigidTransform
-    gain: jax.Array
-    bias: jax.Array
+    unknowns: Unknowns
     inverse: jax.Array
     step: jax.Array
     moments: jax.Array
@@ -131,95 +112,85 @@ class _State(NamedTuple):
     taken: jax.Array
 
 
-def find_optimum(
-    source: jax.Array,
-    target: jax.Array,
-    masks: Masks | None,
-    start: RigidTransform,
-    gain: jax.Array,
-    bias: jax.Array,
-    *,
-    linear: bool,
-) -> Optimum:
+def find_optimum(pair: Pair, start: Unknowns, *, linear: bool) -> Optimum:
     """The optimum near a start; has no derivative of its own, see `differentiable`.
 
     Args:
-      source: ``(H, W, C)``, pulled onto the pixels of
-      target: the same shape.
-      masks: which pixels count, if not all do.
-      start: within a few tenths of a pixel, from source to target.
-      gain: where to begin with it.
-      bias: ``(C,)``, likewise.
+      pair: images ``(H, W, C)``.
+      start: within a few tenths of a pixel.
       linear: the kernel, bilinear or cubic spline.
     """
-    pixels = flat(target)
-    image = interpolant(source, linear)
-    points = source_points(source.shape, start, _margin(linear), masks)
+    pixels = flat(pair.target)
+    image = interpolant(pair.source, linear)
+    points = _points(pair, start.transform, linear)
     value = pull(image, points, linear, once=True)
-    steep = _steepness(value, target, linear)
-    fit = fit_intensity(value, pixels, points.inside, gain, bias, steep)
-    left, right, slow = _instruments(source, target, points, value, fit, steep, linear)
-    normal = normal_matrix(left, of_model(right, fit.gain), fit.weight)
+    steep = _steepness(value, pair.target, linear)
+    fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep)
+    left, source, model, slow = instruments(pair, points, value, fit, steep)
+    right = of_model(model, fit.gain)
+    products = normal_matrix(jnp.concatenate([left, source]), right, fit.weight)
+    normal, common = products[:-3], products[-3:, :3]
     changed = _brightness_changed(left, normal, value, pixels, fit)
-    system = System(left, damped_inverse(normal, changed))
-    gain = jnp.where(changed, fit.gain, 1.0)
-    bias = jnp.where(changed, fit.bias, 0.0)
+    system = System(left, damped_inverse(normal, changed), jnp.abs(jnp.diagonal(normal)))
+    common = _by_what_is_common(system.inverse, normal, common)
 
-    scale = jnp.abs(jnp.diagonal(normal))
-    problem = _Problem(image, pixels, masks, system, scale, _outlier(slow), steep)
+    gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
+    problem = _Problem(image, pixels, pair.masks, system, _outlier(slow), steep)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.float32(jnp.inf), jnp.int32(0)
-    state = _State(start, gain, bias, system.inverse, nothing, nothing, far, none)
-    descend = functools.partial(_descend, shape=source.shape, linear=linear)
+    begin = Unknowns(start.transform, gain, bias)
+    state = _State(begin, system.inverse, nothing, nothing, far, none)
+    descend = functools.partial(_descend, shape=pair.source.shape, linear=linear)
     unfinished = lambda state: state.moved > _CONVERGED  # noqa: E731
     state = run_long_rarely(descend, unfinished, (_MOST_ARE_DONE, _MOST_STEPS), problem, state)
-    settled = _near(state.transform, start)
-    t = jax.tree.map(lambda end, begin: jnp.where(settled, end, begin), state.transform, start)
-    return Optimum(t, state.gain, state.bias, system, slow, changed, settled)
+    end = state.unknowns
+    settled = _near(end.transform, start.transform)
+    keep = lambda end, begin: jnp.where(settled, end, begin)  # noqa: E731
+    end = end._replace(transform=jax.tree.map(keep, end.transform, start.transform))
+    return Optimum(end, system, common, slow, changed, settled)
 
 
-def agreement(
-    source: jax.Array, target: jax.Array, masks: Masks | None, end: Optimum, *, linear: bool
-) -> tuple[Points, jax.Array, Fit]:
+def agreement(pair: Pair, end: Optimum, *, linear: bool) -> tuple[Points, jax.Array, Fit]:
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
-    points = source_points(source.shape, end.transform, _margin(linear), masks)
-    value = pull(interpolant(source, linear), points, linear)
-    steep = _steepness(value, target, linear)
-    fit = weigh(value, flat(target), points.inside, end.gain, end.bias, _outlier(end.slow), steep)
+    transform, gain, bias = end.unknowns
+    points = _points(pair, transform, linear)
+    value = pull(interpolant(pair.source, linear), points, linear)
+    steep = _steepness(value, pair.target, linear)
+    fit = weigh(value, flat(pair.target), points.inside, gain, bias, _outlier(end.slow), steep)
     return points, value, fit
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def differentiable(
-    linear: bool, source: jax.Array, target: jax.Array, masks: Masks | None, end: Optimum
-) -> RigidTransform:
-    """``end.transform`` as a function of the images, by the implicit function theorem.
+def differentiable(linear: bool, pair: Pair, end: Optimum) -> RigidTransform:
+    """The transform of an optimum as a function of the images, by the implicit function theorem.
 
     The search behind it need not be unrolled: one more step from there, of value zero, has the
     optimum's derivative. The theorem wants the residual's own derivative by the transform, where
     the search was content with a smooth one.
+
+    First derivatives only: weights, instruments and the points' places count as constants, so that
+    a second one is finite but is not the curvature.
     """
-    del linear, source, target, masks
-    return end.transform
+    del linear, pair
+    return end.unknowns.transform
 
 
 @differentiable.defjvp
 def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
-    source, target, masks, end = primals
-    points, value, fit = agreement(source, target, masks, end, linear=linear)
-    left, image = end.system.instruments, interpolant(source, linear)
-    columns = jnp.concatenate([slopes(image, points, linear), value[None]])
-    right = jnp.concatenate([columns.reshape(4, -1), _bias_columns(value)])
-    normal = normal_matrix(left, of_model(right, end.gain), fit.weight)
-    system = System(left, damped_inverse(normal, end.changed))
+    pair, end = primals
+    points, value, fit = agreement(pair, end, linear=linear)
+    left, gain = end.system.instruments, end.unknowns.gain
+    right = columns(slopes(interpolant(pair.source, linear), points, linear), value)
+    normal = normal_matrix(left, of_model(right, gain), fit.weight)
+    inverse = damped_inverse(normal, end.changed)
 
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
         value = pull(interpolant(source, linear), points, linear)
-        residual = flat(target) - end.gain * value - end.bias
-        return product(system.inverse, moments(system.instruments, fit.weight, residual))[:3]
+        residual = flat(target) - gain * value - end.unknowns.bias
+        return product(inverse, moments(left, fit.weight, residual))[:3]
 
-    moved = jax.jvp(step, (source, target), tangents[:2])[1]
-    return end.transform, RigidTransform(moved[0], moved[1], moved[2])
+    moved = jax.jvp(step, pair[:2], tangents[0][:2])[1]
+    return end.unknowns.transform, RigidTransform(moved[0], moved[1], moved[2])
 
 
 def _descend(
@@ -234,23 +205,22 @@ def _descend(
       linear: the kernel.
       limit: how many steps at most, those before included.
     """
-    image, target, masks, system, scale, outlier, steep = problem
+    image, target, masks, system, outlier, steep = problem
 
     def step(state: _State) -> _State:
-        t, gain, bias = state.transform, state.gain, state.bias
-        points = source_points(shape, t, _margin(linear), masks)
+        transform, gain, bias = state.unknowns
+        points = source_points(shape, transform, _margin(linear), masks)
         value = pull(image, points, linear, once=True)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep)
         found = moments(system.instruments, fit.weight, fit.residual)
-        inverse = secant(state.inverse, scale, state.step, state.moments - found)
+        inverse = secant(state.inverse, system.scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
         plain = jnp.nan_to_num(product(system.inverse, found))
-        delta = guarded(jnp.nan_to_num(product(inverse, found)), plain, scale)
+        delta = guarded(jnp.nan_to_num(product(inverse, found)), plain, system.scale)
         delta = delta.at[:3].set(clip_step(delta[:3]))
-        gain = jnp.clip(gain + delta[3], 0.1, 10.0)
         moved = jnp.maximum(jnp.abs(delta[:3]), jnp.abs(plain[:3])).max()
-        t, bias = _add(t, delta), bias + delta[4:]
-        return _State(t, gain, bias, inverse, delta, found, moved, state.taken + 1)
+        there = state.unknowns.moved(delta)
+        return _State(there, inverse, delta, found, moved, state.taken + 1)
 
     moves = lambda state: (state.moved > _CONVERGED) & (state.taken < limit)  # noqa: E731
     return jax.lax.while_loop(moves, step, state)
@@ -259,6 +229,10 @@ def _descend(
 def flat(image: jax.Array) -> jax.Array:
     """``(P, C)`` pixels of an image ``(H, W, C)``."""
     return image.reshape(-1, image.shape[-1])
+
+
+def _points(pair: Pair, transform: RigidTransform, linear: bool) -> Points:
+    return source_points(pair.source.shape, transform, _margin(linear), pair.masks)
 
 
 def _steepness(value: jax.Array, target: jax.Array, linear: bool) -> jax.Array | None:
@@ -280,106 +254,19 @@ def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:
     return (moved < jnp.asarray(_FARTHEST, jnp.float32)).all()
 
 
-def _add(t: RigidTransform, step: jax.Array) -> RigidTransform:
-    return RigidTransform(t.tx + step[0], t.ty + step[1], t.theta + step[2])
-
-
-def _instruments(
-    source: jax.Array,
-    target: jax.Array,
-    points: Points,
-    value: jax.Array,
-    fit: Fit,
-    steep: jax.Array | None,
-    linear: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the residual is projected on, the model's derivatives, and how slow the residual is.
-
-    The former two are ``(4 + C, P * C)``, the latter is `_slow_share`, as of white noise where the
-    kernel is the bilinear one.
-
-    The unknowns are ``(tx, ty, theta)``, the gain, and each channel's bias. The former are the mean
-    of source and target, each denoised on its own grid. Each half stays with its own noise as the
-    transform moves; averaging the pictures first would tie the estimate to the transform at which
-    they were averaged.
-    """
-    height, width, channels = source.shape
-    noise = fit.variance / (1.0 + jnp.square(fit.gain) * noise_gain(points, linear))
-    # Beyond the overlap the target may be black or something else altogether.
-    expected = fit.gain * value + fit.bias
-    seen = jnp.where(points.inside[:, None] > 0, flat(target), expected)
-    seen = (seen.reshape(target.shape) - fit.bias) / fit.gain
-    noise_of_both = noise / jnp.square(fit.gain)
-    smooth_source, smooth_target = (wiener(image, noise_of_both) for image in (source, seen))
-    biases = _bias_columns(value)
-
-    def columns(a: jax.Array, b: jax.Array) -> jax.Array:
-        image = interpolant(a, linear)
-        v, u = (flat(g) for g in spline_gradient(b))
-        slope = 0.5 * (
-            slopes(image, points, linear, once=True) + slopes_by_gradient(u, v, points.lever)
-        )
-        level = 0.5 * (pull(image, points, linear, once=True) + flat(b))
-        return jnp.concatenate([jnp.concatenate([slope, level[None]]).reshape(4, -1), biases])
-
-    smooth = columns(smooth_source, smooth_target)
-    if steep is None:
-        return smooth, smooth, jnp.float32(WHITE)
-    # What a small move would take away is no property of the optimum.
-    normal = normal_matrix(smooth[:3], smooth[:3], fit.weight)
-    step = solve(normal, moments(smooth[:3], fit.weight, fit.residual))
-    rest = fit.residual - product(step, smooth[:3]).reshape(fit.residual.shape)
-    slow = _slow_share((points.inside[:, None] * rest).reshape(source.shape))
-    sigma = _ALIASING_BLUR * _aliased(slow)
-    rows, across = (cosine_blur(size, sigma) for size in (height, width))
-    blurred = (apply_separable(rows, image, across) for image in (smooth_source, smooth_target))
-    trust = _precision(jnp.sqrt(jnp.square(rest).mean(-1)), fit.weight, steep, _aliased(slow))
-    return columns(*blurred) * jnp.repeat(trust, channels), smooth, slow
-
-
-def _bias_columns(value: jax.Array) -> jax.Array:
-    """``(C, P * C)``: how values ``(P, C)`` change with the bias of each channel."""
-    pixels, channels = value.shape
-    return jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, pixels))
-
-
-def _precision(
-    size: jax.Array, weight: jax.Array, steep: jax.Array, aliased: jax.Array
-) -> jax.Array:
-    """How much each pixel is to say, ``(P,)``: the less, the larger a residual is expected there.
-
-    Half way to weights by that expectation, and only as far as the residual is aliasing: what tells
-    a straight edge's place along itself is the faint rest of the picture.
-
-    Args:
-      size: ``(P,)`` of the residuals.
-      weight: ``(P,)``.
-      steep: ``(P,)`` `steepness`.
-      aliased: scalar, see `_aliased`.
-    """
-    mean = dots(weight, size) / jnp.maximum(weight.sum(), 1.0)
-    expected = mean + aliased * (scale_by_steepness(size, weight, steep) - mean)
-    return (2.0 * mean + 1e-12) / (mean + expected + 1e-12)
-
-
-def _slow_share(residual: jax.Array) -> jax.Array:
-    """How much of the power of a residual ``(H, W, C)`` survives a blur: its colour, a scalar."""
-    rows, across = (blurring_matrix(size, _SLOW) for size in residual.shape[:2])
-    slow = jnp.square(apply_separable(rows, residual, across)).sum()
-    return slow / jnp.maximum(jnp.square(residual).sum(), 1e-20)
-
-
-def _aliased(slow: jax.Array) -> jax.Array:
-    """Whether a residual of this colour is aliasing, 0 to 1; 0 for white noise and what is slower.
-
-    Noise wants the sharpest derivative there is; what hides a part of a view, to be an outlier.
-    """
-    return jnp.clip((WHITE - slow) / (WHITE - _ALIASING), 0.0, 1.0)
-
-
 def _outlier(slow: jax.Array) -> jax.Array:
     """How many scales of a residual of this colour are an outlier."""
-    return _TAILS + (_TAILS_OF_ALIASING - _TAILS) * _aliased(slow)
+    return _TAILS + (_TAILS_OF_ALIASING - _TAILS) * aliased(slow)
+
+
+def _by_what_is_common(inverse: jax.Array, normal: jax.Array, common: jax.Array) -> jax.Array:
+    """The first rows ``(3, U)`` of an inverse with another block ``(3, 3)`` in the normal matrix.
+
+    One of the instruments of the source alone: the noise of one image is not the other's, so what
+    is left is what determines the transform.
+    """
+    change = product(inverse[:3, :3], common - normal[:3, :3])
+    return product(inverted(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
 
 
 def _brightness_changed(
@@ -396,4 +283,7 @@ def _brightness_changed(
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)
-    return excess > unlikely * jnp.maximum(fit.variance, floor)
+    # Channels that share their noise say but once what they say.
+    shared = fit.covariance()
+    repeated = jnp.square(shared).sum() / jnp.maximum(jnp.trace(shared) * fit.variance, 1e-30)
+    return excess > unlikely * jnp.maximum(repeated * fit.variance, floor)

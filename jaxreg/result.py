@@ -26,6 +26,7 @@ class Doubt(enum.IntFlag):
       SLIPPERY: shifted by a few pixels it fits nearly as well.
       FEATURELESS: an image leaves a direction open.
       UNSURE: the network is not sure.
+      COINCIDENT: the images agree in a few places only, as by chance.
 
     >>> Doubt.LOST in Doubt(6), Doubt.NOT_FINITE in Doubt(6)
     (True, False)
@@ -39,12 +40,14 @@ class Doubt(enum.IntFlag):
     SLIPPERY = enum.auto()
     FEATURELESS = enum.auto()
     UNSURE = enum.auto()
+    COINCIDENT = enum.auto()
 
 
 _IN_WORDS = {  # causes before effects
     Doubt.NOT_FINITE: "an image holds NaN or infinite values",
     Doubt.FEATURELESS: "an image leaves a direction open: flat, striped, or a lone edge",
     Doubt.DISAGREEING: "the fine detail of the two images does not agree",
+    Doubt.COINCIDENT: "the images agree in a few places only, as by chance, and elsewhere do not",
     Doubt.AMBIGUOUS: "another alignment fits nearly as well, as on a symmetric or periodic image",
     Doubt.SLIPPERY: "shifted by a few pixels it fits nearly as well, as along an edge",
     Doubt.IMPRECISE: "the standard errors are large: too much noise, or too little to go by",

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxreg.finishing import Finished
 from jaxreg.masking import Masks
-from jaxreg.products import mean_over_channels, mix, product, separable
+from jaxreg.products import mean_over_channels, mix, product, separable, times
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.result import Doubt, raised
 from jaxreg.similarity import masked_ncc
@@ -33,6 +33,11 @@ _LEAST_LEAD = 0.1
 # 20 reach 40 and more, wrong answers that pass all else stay below 3.
 _LEAST_DISTINCTION = 10.0
 _FARTHEST = 3  # px
+# Two or three spots lie somewhere in any field of spots as they do in any other, and the rest is
+# left out as hidden. So who leaves that much out, as a ratio of what is unexplained with it to what
+# is without, must agree in some places, each a blur of so many px wide. Of 1,200 unrelated pairs of
+# drawn fields none is believed instead of 29, at the cost of 2 of 369 photographs with 20% hidden.
+_MUCH, _FEW_PLACES, _PLACE = 3.0, 5.0, 1.5
 # The larger its standard error, the more clearly the winner must lead over its rival and over
 # itself shifted: (lead / evidence)^2 * distinction is above so much for each px of error. Of 146
 # wrong answers on 20,000 scene pairs of the training photographs, with and without noise, 16 were
@@ -80,10 +85,14 @@ def doubts_about(
     determination = jnp.minimum(*map(_determination, (fixed, moving), seen))
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     distinct = (distinction > _LEAST_DISTINCTION) & (margin > _LEAST_MARGIN * largest)
+    detail, places = _detail(source, target, weight)
+    everywhere, kept = _unexplained(source, target, jnp.stack([end.inside, end.weight]))
+    left_out = everywhere > _MUCH * kept
     passed = {
         Doubt.LOST: end.settled,
         Doubt.IMPRECISE: precise,
-        Doubt.DISAGREEING: _detail(source, target, weight) > _LEAST_DETAIL,
+        Doubt.DISAGREEING: detail > _LEAST_DETAIL,
+        Doubt.COINCIDENT: ~left_out | (places > _FEW_PLACES),
         Doubt.AMBIGUOUS: lead > _LEAST_LEAD * jnp.maximum(evidence_of_best, 1.0),
         Doubt.SLIPPERY: distinct,
         Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
@@ -91,22 +100,36 @@ def doubts_about(
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
 
 
-def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
-    """Correlation of the detail between 1 and 2 px of planes ``(H, W)``, weighted ``(H, W)``.
+def _unexplained(source: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
+    """The share of a plane's variance that the other does not explain, by K weights ``(K, P)``."""
+    s, t = source.reshape(-1), target.reshape(-1)
+    sums = times(jnp.stack([jnp.ones_like(s), s, t, s * s, t * t, s * t]), weights)
+    s, t, ss, tt, st = sums[:, 1:].T / jnp.maximum(sums[:, 0], 1.0)
+    spread = jnp.maximum((ss - s * s) * (tt - t * t), 1e-12)
+    return 1.0001 - jnp.square(jnp.clip((st - s * t) * jax.lax.rsqrt(spread), 0.0, 1.0))
 
-    Smooth shading matches smooth shading at some angle, related or not; detail does not.
+
+def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How well the detail between 1 and 2 px of planes ``(H, W)`` agrees, and in how many places.
+
+    Smooth shading matches smooth shading at some angle, related or not; detail does not. The places
+    are as many as would share the agreement evenly.
     """
     count = jnp.maximum(weight.sum(), 1.0)
     centred = [(plane - (plane * weight).sum() / count) * weight for plane in (source, target)]
     planes = jnp.stack([*centred, weight])
 
-    def blurred(sigma: float) -> jax.Array:
+    def blurred(planes: jax.Array, sigma: float) -> jax.Array:
         rows, columns = (blurring_matrix(size, sigma) for size in weight.shape)
-        smooth = separable(rows, planes, columns)
-        return smooth[:2] / jnp.maximum(smooth[2], 1e-3)
+        return separable(rows, planes, columns)
 
-    source, target = (blurred(1.0) - blurred(2.0))[..., None]
-    return masked_ncc(source, target, weight)
+    narrow, wide = (blurred(planes, sigma) for sigma in (1.0, 2.0))
+    fine, rough = (smooth[:2] / jnp.maximum(smooth[2], 1e-3) for smooth in (narrow, wide))
+    source, target = fine - rough
+    agreeing = blurred(weight * jnp.maximum(source * target, 0.0), _PLACE)
+    spread = jnp.square(agreeing.sum()) / jnp.maximum(jnp.square(agreeing).sum(), 1e-20)
+    ncc = masked_ncc(source[..., None], target[..., None], weight)
+    return ncc, spread / (4.0 * np.pi * _PLACE**2)
 
 
 def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
@@ -147,10 +170,10 @@ def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
 
     Of an image ``(H, W, C)`` in common units, whose spread is about 1. The determinant of the
     normal matrix of ``(tx, ty, theta)`` over what it would be with three equal eigenvalues, the
-    turn counted in pixels at the rim. Zero for stripes and edges, whose shift along themselves
-    nobody can tell, and for a lone dot, which may turn about itself. The gradient is that of
-    central differences, which are blind to stripes and checkerboards of single pixels: those lose
-    their place as soon as they are sampled between the pixels.
+    turn counted in pixels at the mean distance from the middle. Zero for stripes and edges, whose
+    shift along themselves nobody can tell, and for a lone dot, which may turn about itself. The
+    gradient is that of central differences, which are blind to stripes and checkerboards of single
+    pixels: those lose their place as soon as they are sampled between the pixels.
     """
     image = jax.lax.stop_gradient(image)
     u = image[1:-1, 2:] - image[1:-1, :-2]
@@ -158,8 +181,8 @@ def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
     squares = jnp.stack([mean_over_channels(slopes) for slopes in (u * u, u * v, v * v)])
     if mask is not None:
         squares *= mask[1:-1, 1:-1]
-    half = min(image.shape[:2]) / 2
-    down, right = (_powers(size - 2, half) for size in image.shape[:2])
+    mean_lever = float(np.hypot(image.shape[0], image.shape[1])) / np.sqrt(8.0)
+    down, right = (_powers(size - 2, mean_lever) for size in image.shape[:2])
     # Sums of each, weighted by powers of the lever down (first index) and to the right.
     uu, uv, vv = separable(down, squares, right)
     a, b, c = uu[0, 0], vv[0, 0], uu[2, 0] - 2 * uv[1, 1] + vv[0, 2]  # of x, y, turn with itself

@@ -8,11 +8,14 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreg.finishing import _bilinear_explains_more, _trial, finish
+from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
+from jaxreg.instruments import aliased, precision, slow_share
 from jaxreg.intensity import fit_intensity, steepness
+from jaxreg.kernel_choice import bilinear_explains_more, trial
+from jaxreg.masking import Pair
 from jaxreg.normal_equations import guarded, inverted
-from jaxreg.optimum import _aliased, _outlier, _precision, _slow_share
+from jaxreg.optimum import _outlier
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROUNDED
@@ -66,18 +69,22 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
 @pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 1)])
 def test_aliasing_is_no_sign_of_the_bilinear_kernel(shape):
     """Though that kernel leaves less of it than the spline, unlike where it made the pair."""
-    rng, judge = np.random.default_rng(0), jax.jit(_bilinear_explains_more)
-    trial = jax.jit(_trial, static_argnames="linear")
+    rng, judge = np.random.default_rng(0), jax.jit(bilinear_explains_more)
+    explain = jax.jit(trial, static_argnames="linear")
     fine = jnp.asarray(texture((2 * shape[0], 2 * shape[1], shape[2]), sigma=0.9) / 60)
-    aliased, half_a_pixel = (fine[::2, ::2], fine[1::2, 1::2]), RigidTransform(-0.5, -0.5, 0.0)
-    left = trial(*aliased, None, half_a_pixel, linear=False).mismatch
-    assert not judge(0.5 * left, *aliased, None, half_a_pixel)
-    assert judge(0.01 * left, *aliased, None, half_a_pixel)  # that is no aliasing after all
+    coarse, half_a_pixel = (
+        Pair(fine[::2, ::2], fine[1::2, 1::2], None),
+        RigidTransform(-0.5, -0.5, 0.0),
+    )
+    left = explain(coarse, half_a_pixel, linear=False).mismatch
+    assert not judge(0.5 * left, coarse, half_a_pixel)
+    assert judge(0.01 * left, coarse, half_a_pixel)  # that is no aliasing after all
     images = fine[: shape[0], : shape[1]], warp(fine[: shape[0], : shape[1]], TRUTH)
-    noisy = [image + 0.1 * rng.normal(size=shape).astype(np.float32) for image in images]
-    bilinear = trial(*noisy, None, TRUTH, linear=True)
-    assert judge(bilinear.mismatch, *noisy, None, TRUTH)
-    assert not judge(2.0 * bilinear.mismatch, *noisy, None, TRUTH)
+    noisy = (image + 0.1 * rng.normal(size=shape).astype(np.float32) for image in images)
+    pair = Pair(*noisy, None)
+    bilinear = explain(pair, TRUTH, linear=True)
+    assert judge(bilinear.mismatch, pair, TRUTH)
+    assert not judge(2.0 * bilinear.mismatch, pair, TRUTH)
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 1)])
@@ -86,10 +93,10 @@ def test_the_colour_of_a_residual_tells_aliasing_from_noise_and_from_what_hides_
     fine = noise - scipy.ndimage.gaussian_filter(noise, (1.0, 1.0, 0.0))
     hidden = 0.3 * fine
     hidden[: shape[0] // 2, : shape[1] // 2] += 2.0
-    fine, white, slow = (_slow_share(jnp.asarray(residual)) for residual in (fine, noise, hidden))
-    assert _aliased(fine) == 1.0
-    assert _aliased(white) < 0.5  # the share of one draw scatters
-    assert _aliased(slow) == 0.0
+    fine, white, slow = (slow_share(jnp.asarray(residual)) for residual in (fine, noise, hidden))
+    assert aliased(fine) == 1.0
+    assert aliased(white) < 0.5  # the share of one draw scatters
+    assert aliased(slow) == 0.0
     assert _outlier(slow) < _outlier(white) + 1e-6 < _outlier(fine)
 
 
@@ -124,7 +131,7 @@ def test_a_secant_that_leaps_is_shortened_and_one_that_turns_back_is_not_followe
         np.testing.assert_allclose(guarded(astray, plain, scale), 0.5 * plain)
 
 
-def test_second_derivatives_are_those_of_the_first():
+def test_second_derivatives_exist():
     fixed = jnp.asarray(texture((16, 16, 1)) / 60)
     bump, moving = jnp.asarray(texture((16, 16, 1), seed=5) / 60), warp(fixed, TRUTH)
     shift = lambda s: finish(fixed + s * bump, moving, START).transform.tx  # noqa: E731
@@ -142,8 +149,8 @@ def test_the_fainter_image_is_no_better_source_than_the_brighter_one(gain):
     fixed = texture((32, 32, 3), sigma=3.0) / 60
     moving = gain * fixed + 0.1 * rng.normal(size=fixed.shape)
     fixed = fixed + 0.1 * rng.normal(size=fixed.shape)
-    images, still = [jnp.float32(fixed), jnp.float32(moving)], RigidTransform.identity()
-    ways = [_trial(*pair, None, still, linear=True) for pair in (images, images[::-1])]
+    pair, still = Pair(jnp.float32(fixed), jnp.float32(moving), None), RigidTransform.identity()
+    ways = [trial(way, still, linear=True) for way in (pair, pair.swapped())]
     assert float(ways[0].mismatch) == pytest.approx(float(ways[1].mismatch), rel=0.15)
 
 
@@ -158,7 +165,7 @@ def test_steepness_is_that_of_the_least_steep_image():
 def test_under_aliasing_steep_pixels_say_less():
     steep = jnp.asarray(np.where(np.arange(400) < 300, 0.1, 2.0), jnp.float32)
     size, weight = 0.3 * steep, jnp.ones(400)
-    np.testing.assert_allclose(_precision(size, weight, steep, jnp.float32(0.0)), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(_precision(0 * size, weight, steep, jnp.float32(1.0)), 1.0)
-    trust = _precision(size, weight, steep, jnp.float32(1.0))
+    np.testing.assert_allclose(precision(size, weight, steep, jnp.float32(0.0)), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(precision(0 * size, weight, steep, jnp.float32(1.0)), 1.0)
+    trust = precision(size, weight, steep, jnp.float32(1.0))
     np.testing.assert_allclose(trust, 2 * size.mean() / (size.mean() + size), rtol=1e-4)

@@ -1,0 +1,136 @@
+"""What the finish projects its residual on: derivatives of both images, denoised.
+
+Which frequencies to trust: a Wiener filter at the measured noise, and a blur against aliasing where
+the residual's colour shows it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.denoising import cosine_blur, wiener
+from jaxreg.intensity import Fit
+from jaxreg.interpolation import spline_gradient
+from jaxreg.masking import Pair
+from jaxreg.normal_equations import after_a_small_move, columns
+from jaxreg.products import apply_separable, dots
+from jaxreg.pyramid import blurring_matrix
+from jaxreg.refinement import scale_by_steepness
+from jaxreg.resampling import Points, interpolant, noise_gain, pull, slopes, slopes_by_gradient
+
+# Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
+# derivative is taken from an image blurred by up to this many px. Chosen on scene pairs of the
+# training photographs, as are the two shares below.
+_ALIASING_BLUR = 1.5
+# A blur by so many px leaves about 5% of the power of white noise; 2% and less of aliasing's, which
+# lies in the finest detail; and more than half of the power of what hides a part of a view.
+_SLOW = 1.5
+WHITE, _ALIASING = 0.05, 0.02
+
+
+class Instruments(NamedTuple):
+    """What residuals are projected on, and what changes them, see `columns`.
+
+    Attributes:
+      columns: ``(U, P * C)``, the mean of both images, each denoised on its own grid. Each stays
+        with its own noise as the transform moves; averaging the pictures first would tie the
+        estimate to the transform at which they were averaged.
+      source: ``(3, P * C)``, the source's part of their slopes.
+      model: ``(U, P * C)``, of the target as it is: what the residual itself changes by.
+      slow: scalar, the share of the residual's power that is not fine detail, see `slow_share`; as
+        of white noise where the kernel is the bilinear one.
+    """
+
+    columns: jax.Array
+    source: jax.Array
+    model: jax.Array
+    slow: jax.Array
+
+
+def instruments(
+    pair: Pair, points: Points, value: jax.Array, fit: Fit, steep: jax.Array | None
+) -> Instruments:
+    """The instruments of an alignment.
+
+    Args:
+      pair: images ``(H, W, C)``.
+      points: where the target's pixels lie in the source.
+      value: ``(P, C)``, the source there.
+      fit: how well that explains the target.
+      steep: ``(P,)`` `steepness`; None where the bilinear kernel is the pair's own.
+    """
+    linear = steep is None
+    seen = _seen(pair, points, value, fit)
+    noise = fit.covariance() / (1.0 + jnp.square(fit.gain) * noise_gain(points, linear))
+    noise_of_both = noise / jnp.square(fit.gain)
+    source, target = (wiener(image, noise_of_both) for image in (pair.source, seen))
+    model = columns(*_of_target(seen, points))
+    slow, trust = jnp.float32(WHITE), jnp.float32(1.0)
+    if steep is not None:
+        # What a small move would take away is no property of the optimum.
+        rest, _ = after_a_small_move(model[:3], fit.weight, fit.residual)
+        slow = slow_share((points.inside[:, None] * rest).reshape(source.shape))
+        sigma = _ALIASING_BLUR * aliased(slow)
+        rows, across = (cosine_blur(size, sigma) for size in source.shape[:2])
+        source, target = (apply_separable(rows, image, across) for image in (source, target))
+        trust = precision(jnp.sqrt(jnp.square(rest).mean(-1)), fit.weight, steep, aliased(slow))
+        trust = jnp.repeat(trust, value.shape[1])
+    image = interpolant(source, linear)
+    slope, level = slopes(image, points, linear, once=True), pull(image, points, linear, once=True)
+    slope_of_target, level_of_target = _of_target(target, points)
+    mean = columns(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
+    return Instruments(trust * mean, trust * slope.reshape(3, -1), model, slow)
+
+
+def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
+    """The target in the source's grey values, and what is expected beyond the overlap.
+
+    There it may be black or something else altogether.
+    """
+    expected = (fit.gain * value + fit.bias).reshape(pair.target.shape)
+    inside = points.inside.reshape(*pair.target.shape[:2], 1)
+    return (jnp.where(inside > 0, pair.target, expected) - fit.bias) / fit.gain
+
+
+def _of_target(image: jax.Array, points: Points) -> tuple[jax.Array, jax.Array]:
+    """Slopes ``(3, P, C)`` and values ``(P, C)`` of an image on the target's grid."""
+    pixels = image.reshape(-1, image.shape[-1])
+    v, u = (g.reshape(pixels.shape) for g in spline_gradient(image))
+    return slopes_by_gradient(u, v, points.lever), pixels
+
+
+def precision(
+    size: jax.Array, weight: jax.Array, steep: jax.Array, aliased: jax.Array
+) -> jax.Array:
+    """How much each pixel is to say, ``(P,)``: the less, the larger a residual is expected there.
+
+    Half way to weights by that expectation, and only as far as the residual is aliasing: what tells
+    a straight edge's place along itself is the faint rest of the picture.
+
+    Args:
+      size: ``(P,)`` of the residuals.
+      weight: ``(P,)``.
+      steep: ``(P,)`` `steepness`.
+      aliased: scalar, see `aliased`.
+    """
+    mean = dots(weight, size) / jnp.maximum(weight.sum(), 1.0)
+    expected = mean + aliased * (scale_by_steepness(size, weight, steep) - mean)
+    return (2.0 * mean + 1e-12) / (mean + expected + 1e-12)
+
+
+def slow_share(residual: jax.Array) -> jax.Array:
+    """How much of the power of a residual ``(H, W, C)`` survives a blur: its colour, a scalar."""
+    rows, across = (blurring_matrix(size, _SLOW) for size in residual.shape[:2])
+    slow = jnp.square(apply_separable(rows, residual, across)).sum()
+    return slow / jnp.maximum(jnp.square(residual).sum(), 1e-20)
+
+
+def aliased(slow: jax.Array) -> jax.Array:
+    """Whether a residual of this colour is aliasing, 0 to 1; 0 for white noise and what is slower.
+
+    Noise wants the sharpest derivative there is; what hides a part of a view, to be an outlier.
+    """
+    return jnp.clip((WHITE - slow) / (WHITE - _ALIASING), 0.0, 1.0)
