@@ -10,6 +10,7 @@ Several processes train together, each on the devices it sees, if each is given
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -61,11 +62,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it isn't one of the tracebacks that orbax logs, one a thread, of what it raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 def _failed(message: object, status: int) -> int:
     print(f"jaxreg.train: {message}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
+    logging.getLogger("absl").addFilter(_is_news)
     keep_compilations()
     sys.exit(main(sys.argv))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import warnings
 import zlib
@@ -130,14 +129,6 @@ def read_config(folder: Path) -> TrainConfig:
         return TrainConfig.from_dict(json.loads(path.read_text()))
     except ValueError as error:
         raise CheckpointError(f"{path} is none of a jaxreg.train run: {error}") from error
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether it isn't one of the tracebacks that orbax logs, one a thread, of what it raises."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-logging.getLogger("absl").addFilter(_is_news)
 
 
 class CheckpointStore:
