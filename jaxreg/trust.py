@@ -33,10 +33,11 @@ _LEAST_LEAD = 0.1
 # 20 reach 40 and more, wrong answers that pass all else stay below 3.
 _LEAST_DISTINCTION = 10.0
 _FARTHEST = 3  # px
-# Two or three spots lie somewhere in any field of spots as they do in any other, and the rest is
-# left out as hidden. So who leaves that much out, as a ratio of what is unexplained with it to what
-# is without, must agree in some places, each a blur of so many px wide. Of 1,200 unrelated pairs of
-# drawn fields none is believed instead of 29, at the cost of 2 of 369 photographs with 20% hidden.
+# Two or three spots lie somewhere in any field of spots as they do in any other, and robust weights
+# leave the rest out as hidden. An alignment that leaves out so much (what is unexplained with it,
+# over what is without) must agree in more places than these, each a blur of so many px wide. Of
+# 1,200 unrelated pairs of drawn fields none is believed, of which 29 pass all else; 2 of 369
+# photographs with 20% hidden are refused for it.
 _MUCH, _FEW_PLACES, _PLACE = 3.0, 5.0, 1.5
 # The larger its standard error, the more clearly the winner must lead over its rival and over
 # itself shifted: (lead / evidence)^2 * distinction is above so much for each px of error. Of 146
