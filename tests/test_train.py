@@ -145,7 +145,8 @@ def test_a_full_disk_is_told(source, tmp_path):
         timeout=120,
     )
     assert result.returncode == 2
-    assert "jaxreg.train: no checkpoint written at step 6: " in result.stderr.splitlines()[-1]
+    # Threads of tensorstore's may say more behind it.
+    assert "\njaxreg.train: no checkpoint written at step 6: " in result.stderr
     assert "_SignalingThread" not in result.stderr  # orbax's own report
 
 
