@@ -159,8 +159,9 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     Args:
       one: from an image of each stack, float32, to a `Registration`; hashable, for it is compiled
         once.
-      *stacks: fixed and moving images ``(N, H, W, C)``, and what else there is of each pair, such
-        as masks ``(N, H, W)``; any real dtype, on the host or a device.
+      *stacks: fixed and moving images ``(N, H, W, C)``, and what else there is of each pair: what
+        is known of it ``(N, 3)``, both masks ``(N, H, W)``; any real dtype, on the host or a
+        device.
 
     Returns:
       A `Registration` whose fields have a leading axis N.
@@ -173,7 +174,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     # On an accelerator the second brings the next pairs meanwhile.
     values = height * width * channels
     threads = _threads(_cores(), values) if lone_cpu else 2
-    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels, masked=len(stacks) > 2)
+    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels, masked=len(stacks) > 3)
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
     # Threads begin without the settings that the caller made with these.

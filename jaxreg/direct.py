@@ -37,6 +37,9 @@ Kernel = Literal["auto", "linear", "spline"]
 
 # The best alignment twice, from far and from near (see `gauss_newton`), and its rival.
 _BEST_TWICE, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
+# Degrees from an alignment known beforehand at which it is improved, and from near which of them.
+_ASIDE = np.array([0.0, 0.0, -12.0, 12.0], np.float32)
+_NEAR_OF_ASIDE = np.array([False, True, False, False])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _CANDIDATES = 3  # coarse alignments that a search proposes
 _LEVEL_STEP = 2.5  # the largest ratio of the pixel sizes of neighbouring levels
@@ -45,6 +48,7 @@ _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the 
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than that, in sides
 _UNKNOWN = 1e6  # px^2 and degrees^2: the largest variance there is
+_NO_RIVAL = np.float32(np.inf)  # the lead of an alignment for which none was looked for
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
@@ -82,6 +86,20 @@ class DirectOptions:
             )
 
 
+class _Start(NamedTuple):
+    """Where the finish begins.
+
+    Attributes:
+      transform: within a few tenths of a pixel.
+      lead: by how much evidence it beats its closest rival.
+      evidence: its own.
+    """
+
+    transform: RigidTransform
+    lead: jax.Array | np.float32
+    evidence: jax.Array
+
+
 def coarse_side(side: int) -> int:
     """Shorter side of the coarse grid: a quarter of the image's, but 16 to 32 pixels.
 
@@ -109,6 +127,57 @@ def align(
       *masks: none, or of both images ``(H, W)``, float32: 1 where a pixel counts, else 0.
       options: settings.
     """
+    pair, both, views = _prepared(fixed, moving, masks)
+    start = _coarse_to_fine(views, options)
+    t = _zero_if_same(_turned_round(start.transform, pair), pair)
+    start = start._replace(transform=t)
+    return _finish_and_judge(pair, start, options.interpolation, both)
+
+
+def align_near(
+    fixed: jax.Array,
+    moving: jax.Array,
+    initial: jax.Array,
+    *masks: jax.Array,
+    options: DirectOptions = DirectOptions(),
+) -> Registration:
+    """`align` near an alignment known beforehand, in place of the search.
+
+    Args:
+      fixed: as for `align`.
+      moving: as for `align`.
+      initial: ``(3,)``, its ``(tx, ty, theta)``.
+      *masks: as for `align`.
+      options: settings; those of the search are not asked.
+    """
+    pair, both, views = _prepared(fixed, moving, masks)
+    known = RigidTransform.from_array(jnp.nan_to_num(jax.lax.stop_gradient(initial)))
+    start = _improve(views, _turned_round(known, pair))
+    start = start._replace(transform=_turned_round(start.transform, pair))
+    return _finish_and_judge(pair, start, options.interpolation, both)
+
+
+def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> Registration:
+    """`align` from an alignment that is close enough for the finish, such as a network's.
+
+    Args:
+      fixed: ``(H, W, C)`` float32.
+      moving: the same shape.
+      transform: within a few tenths of a pixel.
+    """
+    pair = prepare(fixed, moving)
+    start = _Start(_zero_if_same(transform, pair), _NO_RIVAL, jnp.float32(0.0))
+    return _finish_and_judge(pair, start, "auto")
+
+
+def _prepared(
+    fixed: jax.Array, moving: jax.Array, masks: tuple[jax.Array, ...]
+) -> tuple[Prepared, Masks | None, Pair]:
+    """A pair in common units, its masks if any, and what is searched: its grey values.
+
+    Pixels that the search pulls from beyond the frame do not count, while those of a padded image
+    look like any other: so the one with less of them is pulled, the other way round if need be.
+    """
     both = Masks(*masks) if masks else None
     if both:
         fixed, moving = fill(jnp.stack([fixed, moving]), jnp.stack(both))
@@ -118,26 +187,20 @@ def align(
         without_padding(_along(pair.axis, image), pad)
         for image, pad in zip(images, pair.padding, strict=True)
     ]
-    # Pixels that the search pulls from beyond the frame do not count, while those of a padded image
-    # look like any other: so the one with less of them is pulled.
-    pick = lambda a, b: jnp.where(pair.more_in_fixed, a, b)  # noqa: E731
     there = Pair(grey[0], grey[1], both)
-    views = jax.tree.map(pick, there.swapped(), there)
-    start, lead, evidence = _coarse_to_fine(views, options)
-    start = jax.tree.map(pick, start.inverse(), start)
-    return _finish_and_judge(pair, start, lead, evidence, options.interpolation, both)
+    pick = functools.partial(jnp.where, pair.more_in_fixed)
+    return pair, both, jax.tree.map(pick, there.swapped(), there)
 
 
-def align_from(fixed: jax.Array, moving: jax.Array, start: RigidTransform) -> Registration:
-    """`align` from a close start that somebody else vouches for, such as a network.
+def _turned_round(t: RigidTransform, pair: Prepared) -> RigidTransform:
+    """From the pair as given to the pair as it is searched, or back."""
+    return jax.tree.map(functools.partial(jnp.where, pair.more_in_fixed), t.inverse(), t)
 
-    Args:
-      fixed: ``(H, W, C)`` float32.
-      moving: the same shape.
-      start: within a few tenths of a pixel.
-    """
-    no_rival, nothing = jnp.float32(jnp.inf), jnp.float32(0.0)
-    return _finish_and_judge(prepare(fixed, moving), start, no_rival, nothing, "auto")
+
+def _zero_if_same(t: RigidTransform, pair: Prepared) -> RigidTransform:
+    """The answer to two images that are the same, even if they fit at other angles as well."""
+    same = (pair.fixed == pair.moving).all()
+    return jax.tree.map(lambda v: jnp.where(same, 0.0, v), t)
 
 
 def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
@@ -146,19 +209,14 @@ def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _finish_and_judge(
-    pair: Prepared,
-    start: RigidTransform,
-    lead: jax.Array,
-    evidence: jax.Array,
-    kernel: Kernel,
-    masks: Masks | None = None,
+    pair: Prepared, start: _Start, kernel: Kernel, masks: Masks | None = None
 ) -> Registration:
     """Finish an alignment and judge it."""
-    end = finish(pair.fixed, pair.moving, start, kernel, masks=masks)
+    transform, lead, evidence = start
+    end = finish(pair.fixed, pair.moving, transform, kernel, masks=masks)
     doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence, masks)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
-    same = (pair.fixed == pair.moving).all()
-    transform = jax.tree.map(functools.partial(_without_rounding, same), end.transform)
+    transform = jax.tree.map(_without_rounding, end.transform)
     # Nobody knows what the images leave open, nor how it would change with them.
     known = (doubts & Doubt.FEATURELESS) == 0
     transform = jax.tree.map(lambda v: jnp.where(known, v, jax.lax.stop_gradient(v)), transform)
@@ -172,20 +230,36 @@ def _finish_and_judge(
     return Registration(transform, score, doubts == 0, covariance, jnp.bool_(True), doubts)
 
 
-def _without_rounding(same: jax.Array, parameter: jax.Array) -> jax.Array:
-    """Finite, and zero for images that are the same, or where float32 coordinates could not tell.
+def _without_rounding(parameter: jax.Array) -> jax.Array:
+    """Finite, and zero where float32 coordinates could not tell.
 
     The derivative stays.
     """
     parameter = jnp.nan_to_num(parameter)
     zero = parameter - jax.lax.stop_gradient(parameter)
-    return jnp.where(same | (jnp.abs(parameter) < _UNRESOLVED), zero, parameter)
+    return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _coarse_to_fine(
-    views: Pair, options: DirectOptions
-) -> tuple[RigidTransform, jax.Array, jax.Array]:
-    """The best alignment by Gauss-Newton, its lead over the closest rival, and its evidence."""
+def _improve(views: Pair, known: RigidTransform) -> _Start:
+    """An alignment known beforehand, improved where that helps.
+
+    From a turn aside Gauss-Newton comes back to it; where images look alike at any angle it stays
+    there, a rival.
+    """
+    t, factor = jax.tree.map(lambda v: v[None], known), 1.0
+    for level in _pyramid(views, coarse_side(min(views.source.shape))):
+        t, factor = _zoomed(t, factor / level.factor), level.factor
+        starts = RigidTransform(t.tx + 0 * _ASIDE, t.ty + 0 * _ASIDE, t.theta + _ASIDE)
+        improved = _refined(level.views, starts, iterations=5, near=_NEAR_OF_ASIDE)
+        t = jax.tree.map(lambda *v: jnp.concatenate(v), t, improved)
+        ranked = _ranked(level.views, t, _NEIGHBOURHOOD)
+        t = ranked.transform[:1]
+    best, rival = ranked.score
+    return _Start(t[0], best - rival, best)
+
+
+def _coarse_to_fine(views: Pair, options: DirectOptions) -> _Start:
+    """The best alignment anywhere."""
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
     grey = _candidates(coarse, options)
@@ -193,15 +267,17 @@ def _coarse_to_fine(
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
 
-    def look_further(views: Pair, ranked: Ranked, grey: RigidTransform) -> tuple:
+    def look_further(views: Pair, ranked: Ranked, grey: RigidTransform) -> _Start:
         del ranked
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
 
-    def follow(views: Pair, ranked: Ranked, grey: RigidTransform) -> tuple:
+    def follow(views: Pair, ranked: Ranked, grey: RigidTransform) -> _Start:
         del grey
-        return _follow(_pyramid(views, grid), ranked)
+        best, rival = ranked.score
+        end = _follow(_pyramid(views, grid), ranked.transform[:1])
+        return _Start(end, best - rival, best)
 
     return cond_rarely(~decided, look_further, follow, views, ranked, grey)
 
@@ -247,19 +323,17 @@ def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     return _refined(views, found.transform, iterations=4)
 
 
-def _follow(levels: list[_Level], ranked: Ranked) -> tuple[RigidTransform, jax.Array, jax.Array]:
-    """`_coarse_to_fine` where one candidate is the only one in question."""
-    t = ranked.transform[:1]
+def _follow(levels: list[_Level], t: RigidTransform) -> RigidTransform:
+    """The only alignment in question, of one, from the coarsest level to full size."""
     for coarser, level in itertools.pairwise(levels):
         t = _zoomed(t, coarser.factor / level.factor)
         t = _refined(level.views, t, iterations=3)
-    best, rival = ranked.score
-    return t[0], best - rival, best
+    return t[0]
 
 
 def _look_further(
     levels: list[_Level], grey: RigidTransform, sigma: float, options: DirectOptions
-) -> tuple[RigidTransform, jax.Array, jax.Array]:
+) -> _Start:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
     Grey values show what is faint, local contrast is insensitive to what hides a part: each is
@@ -290,7 +364,7 @@ def _look_further(
         if number == 0:
             ranked = _slid(level.views, ranked, sigma)
     best, rival = ranked.score
-    return ranked.transform[0], best - rival, best
+    return _Start(ranked.transform[0], best - rival, best)
 
 
 def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:

@@ -12,28 +12,34 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxreg.batching import OnePair, compiler_options, map_batches, map_pairs, runs_on_cpu
-from jaxreg.direct import DirectOptions, Kernel, align
+from jaxreg.direct import DirectOptions, Kernel, align, align_near
+from jaxreg.geometry import RigidTransform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
 
 _DEFAULT = DirectOptions()
 
-_jitted = functools.partial(jax.jit, align, static_argnames="options")
-_align = _jitted()  # as part of a larger program, which is compiled as its author likes
+
+def _jitted(near: bool, **options: Any) -> Any:
+    return jax.jit(align_near if near else align, static_argnames="options", **options)
+
+
+# As part of a larger program, which is compiled as its author likes.
+_align, _align_near = _jitted(near=False), _jitted(near=True)
 
 
 @functools.cache
-def _program(on_cpu: bool, values: int) -> Any:
-    """`align` as a program of its own, for images of so many values."""
+def _program(on_cpu: bool, values: int, near: bool = False) -> Any:
+    """`align`, or `align_near`, as a program of its own, for images of so many values."""
     del on_cpu  # what the options depend on besides
-    return _jitted(compiler_options=compiler_options(values))
+    return _jitted(near, compiler_options=compiler_options(values))
 
 
 @functools.cache
-def _aligner(options: DirectOptions) -> OnePair:
-    """`align` with its options: one object for equal ones, so that it is compiled once."""
-    return functools.partial(align, options=options)
+def _aligner(options: DirectOptions, near: bool = False) -> OnePair:
+    """Either with its options: one object for equal ones, so that it is compiled once."""
+    return functools.partial(align_near if near else align, options=options)
 
 
 def register(
@@ -44,6 +50,7 @@ def register(
     max_shift: float = 1 / 3,
     max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
+    initial: RigidTransform | None = None,
     fixed_mask: ArrayLike | None = None,
     moving_mask: ArrayLike | None = None,
 ) -> Registration:
@@ -69,6 +76,9 @@ def register(
         limit also rules out the other answers that a symmetric image has. For ``"direct"`` alone.
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
+      initial: an alignment known beforehand, within a sixteenth of the shorter side and 10 degrees,
+        to be improved in place of the search. Whether another one fits as well, as on a symmetric
+        image, is not asked then. For ``"direct"`` alone.
       fixed_mask: ``(H, W)``, False, or not above zero, where a pixel of fixed does not count: dust,
         text, dead pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
       moving_mask: likewise of moving.
@@ -91,14 +101,16 @@ def register(
     ([2.25, -1.5, 100.0], True)
     """
     pair = check_pair(fixed, moving, fixed_mask, moving_mask)
-    options = _options(method, max_shift, interpolation, max_rotation, masked=len(pair) > 2)
+    options = _options(method, max_shift, interpolation, max_rotation, initial, len(pair) > 2)
     if method == "direct":
-        images = [image.astype(np.float32) for image in pair]
-        if not are_traced(*images):
+        known = _known(initial, ())
+        arrays = [array.astype(np.float32) for array in (*pair[:2], *known, *pair[2:])]
+        if not are_traced(*arrays):
             # Part of a program in spite of that, it may have no compiler options of its own.
             with contextlib.suppress(ValueError):
-                return _program(runs_on_cpu(), pair[0].size)(*images, options=options)
-        return _align(*images, options=options)
+                program = _program(runs_on_cpu(), pair[0].size, near=bool(known))
+                return program(*arrays, options=options)
+        return (_align_near if known else _align)(*arrays, options=options)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
@@ -112,6 +124,7 @@ def register_batch(
     max_shift: float = 1 / 3,
     max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
+    initial: RigidTransform | None = None,
     fixed_mask: ArrayLike | None = None,
     moving_mask: ArrayLike | None = None,
 ) -> Registration:
@@ -130,6 +143,7 @@ def register_batch(
       max_shift: as for `register`.
       max_rotation: as for `register`.
       interpolation: as for `register`.
+      initial: as for `register`; a batch of N, or one for all.
       fixed_mask: as for `register`, ``(N, H, W)``; or ``(H, W)``, one for all.
       moving_mask: likewise.
 
@@ -150,9 +164,10 @@ def register_batch(
     [2.0, 1.0, 3.0]
     """
     stacks = check_stacks(fixed, moving, fixed_mask, moving_mask)
-    options = _options(method, max_shift, interpolation, max_rotation, masked=len(stacks) > 2)
+    options = _options(method, max_shift, interpolation, max_rotation, initial, len(stacks) > 2)
     if method == "direct":
-        return map_pairs(_aligner(options), *stacks)
+        known = _known(initial, stacks[0].shape[:1])
+        return map_pairs(_aligner(options, bool(known)), *stacks[:2], *known, *stacks[2:])
     return map_batches(_other(method, *stacks), *stacks)
 
 
@@ -161,15 +176,51 @@ def direct_estimator(fixed: jax.Array, moving: jax.Array) -> Registration:
     return map_pairs(_aligner(_DEFAULT), fixed, moving)
 
 
-def _options(method: str, *settings: Any, masked: bool) -> DirectOptions:
+def _options(
+    method: str,
+    max_shift: float,
+    interpolation: Kernel,
+    max_rotation: float,
+    initial: RigidTransform | None,
+    masked: bool,
+) -> DirectOptions:
     """The direct method's settings; ValueError where they, or masks, are for another one."""
-    options = DirectOptions(*settings)
-    if method != "direct" and (masked or options != _DEFAULT):
+    options = DirectOptions(max_shift, interpolation, max_rotation)
+    if method != "direct" and (masked or initial is not None or options != _DEFAULT):
         raise ValueError(
-            "max_shift, max_rotation, interpolation and masks are for method 'direct', got them "
-            f"for method {method!r}; leave them out"
+            "max_shift, max_rotation, interpolation, initial and masks are for method 'direct', "
+            f"got them for method {method!r}; leave them out"
+        )
+    if initial is None:
+        return options
+    unbounded = DirectOptions(interpolation=interpolation)
+    if options != unbounded:
+        raise ValueError(
+            "max_shift and max_rotation bound the search, of which initial takes the "
+            "place, got both; leave either out"
         )
     return options
+
+
+def _known(
+    initial: RigidTransform | None, batch_shape: tuple[int, ...]
+) -> list[jax.Array | np.ndarray]:
+    """An alignment of each pair, ``batch_shape + (3,)``, or none; ValueError if it is unfit."""
+    if initial is None:
+        return []
+    if not isinstance(initial, RigidTransform):
+        raise ValueError(f"initial must be a RigidTransform, got {type(initial).__name__}")
+    if initial.batch_shape not in ((), batch_shape):
+        wanted = f"one alignment or a batch of {batch_shape[0]}" if batch_shape else "one alignment"
+        raise ValueError(f"initial must be {wanted}, got a batch of shape {initial.batch_shape}")
+    fields = initial.tx, initial.ty, initial.theta
+    traced = are_traced(*fields)
+    # On the host, for in a program that is being traced every new array of a device is traced.
+    xp: Any = jnp if traced else np
+    parameters = xp.stack([xp.broadcast_to(xp.float32(v), batch_shape) for v in fields], axis=-1)
+    if not traced and not np.isfinite(parameters).all():
+        raise ValueError("initial must be finite, got NaN or infinite values")
+    return [parameters]
 
 
 def _other(method: str, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray) -> Estimator:
