@@ -48,7 +48,6 @@ _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the 
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than that, in sides
 _UNKNOWN = 1e6  # px^2 and degrees^2: the largest variance there is
-_NO_RIVAL = np.float32(np.inf)  # the lead of an alignment for which none was looked for
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
@@ -96,7 +95,7 @@ class _Start(NamedTuple):
     """
 
     transform: RigidTransform
-    lead: jax.Array | np.float32
+    lead: jax.Array
     evidence: jax.Array
 
 
@@ -166,7 +165,8 @@ def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -
       transform: within a few tenths of a pixel.
     """
     pair = prepare(fixed, moving)
-    start = _Start(_zero_if_same(transform, pair), _NO_RIVAL, jnp.float32(0.0))
+    no_rival, nothing = jnp.float32(jnp.inf), jnp.float32(0.0)
+    start = _Start(_zero_if_same(transform, pair), no_rival, nothing)
     return _finish_and_judge(pair, start, "auto")
 
 
