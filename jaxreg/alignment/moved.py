@@ -13,7 +13,7 @@ import numpy as np
 from jaxreg.alignment.files import check_folder, keeps, read_picture, write_picture
 from jaxreg.alignment.pages import own_name, split_page
 from jaxreg.alignment.pictures import warp_pixels
-from jaxreg.alignment.table import Job, job_of
+from jaxreg.alignment.table import Job, is_success, job_of
 from jaxreg.alignment.working import crop
 from jaxreg.geometry import RigidTransform
 
@@ -109,11 +109,11 @@ class MovedPictures:
 
     def _write_one(self, row: Mapping[str, str]) -> None:
         """One row's picture; its image is read again, as a batch of them could fill the memory."""
-        if row["success"] != "true":
+        if not is_success(row):
             self._remove(job_of(row))
             return
         moving = read_picture(row["moving"])
-        size = int(row["width"]), int(row["height"])
+        size = int(float(row["width"])), int(float(row["height"]))  # pandas saves 48 as 48.0
         larger = all(now >= then for now, then in zip(moving.size, size, strict=True))
         if moving.size != size and not (larger and "--crop" in row["settings"].split()):
             raise ValueError(f"{row['moving']} is of another size than when it was registered")

@@ -7,6 +7,7 @@ row says how it was made; a run with other settings is refused, for a mixture wo
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -152,6 +153,15 @@ def job_of(row: Mapping[str, str]) -> Job:
     return Job(row["fixed"], row["moving"])
 
 
+def is_success(row: Mapping[str, str]) -> bool:
+    """Whether a row's answer can be trusted; spreadsheets save TRUE, pandas True.
+
+    >>> is_success({"success": "TRUE"}), is_success({"success": "false"})
+    (True, False)
+    """
+    return row["success"].lower() == "true"
+
+
 class Table:
     """The CSV file of answers, open for more rows; a context manager.
 
@@ -198,12 +208,13 @@ class Table:
         header = (",".join(COLUMNS) + "\n").encode()
         if header.startswith(data):  # nothing, or a header cut short
             return len(data) if data == header else 0
-        if not data.startswith(header):
+        # A spreadsheet may have saved it, with a byte order mark and other ends of lines.
+        if not data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n", 1).startswith(header):
             raise ValueError(
                 f"{self.path} exists and is not a table of jaxreg.align, of this version"
             )
         whole = data[: data.rfind(b"\n") + 1]
-        text = whole.decode("utf-8", errors="surrogateescape")
+        text = whole.decode("utf-8-sig", errors="surrogateescape")
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
             if None in row or None in row.values():
                 raise ValueError(f"{self.path}, line {number}: not a row of jaxreg.align")
@@ -212,7 +223,7 @@ class Table:
                     f"{self.path} was begun with --method={row['method']} {row['settings']}; "
                     f"use another --out for --method={method} {settings}"
                 )
-            self.rows[job_of(row).absolute()] = row["success"] == "true"
+            self.rows[job_of(row).absolute()] = is_success(row)
         return len(whole)
 
     def add(self, rows: Iterable[Mapping[str, str]]) -> None:
@@ -220,11 +231,11 @@ class Table:
         rows = list(rows)
         self._append(rows)
         for row in rows:
-            self.rows[job_of(row).absolute()] = row["success"] == "true"
+            self.rows[job_of(row).absolute()] = is_success(row)
 
     def stored(self) -> Iterator[dict[str, str]]:
         """The rows in the file, read anew: `rows` keeps little of them."""
-        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with open(self.path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             yield from csv.DictReader(file)
 
     def check_unchanged(self, job: Job) -> None:
