@@ -72,6 +72,20 @@ def test_bad_files_cost_nobody_else_the_answer(tmp_path, capsys, calls):
     assert "1.png is not a readable image" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 256])
+def test_rows_of_a_sequence_come_in_its_order(tmp_path, calls, size):
+    (tmp_path / "b").mkdir()
+    for i in range(8):
+        write_picture(tmp_path / "b" / f"{i}.png", scene(seed=i))
+    for i in (0, 2, 3, 7):
+        (tmp_path / "b" / f"{i}.png").write_bytes(b"garbage")
+    write_picture(tmp_path / "fixed.png", scene())
+    out = tmp_path / "t.csv"
+    arguments = f"--fixed={tmp_path / 'fixed.png'}", f"--moving_dir={tmp_path / 'b'}"
+    assert run(*arguments, f"--out={out}", f"--batch_size={size}") == 1
+    assert "".join(row["moving"][-5] for row in table(out)) == "01234567"
+
+
 @pytest.mark.parametrize("cut", [0, 1, 30, 10**6])
 def test_a_stopped_run_is_taken_up_again(tmp_path, capsys, calls, monkeypatch, cut):
     pair, out = folders(tmp_path), tmp_path / "t.csv"

@@ -19,7 +19,7 @@ import numpy as np
 import jaxreg
 from jaxreg.alignment.files import Picture, check_finite, read_mask, read_picture
 from jaxreg.alignment.pages import split_page
-from jaxreg.alignment.table import COLUMNS, Job, one_line_name
+from jaxreg.alignment.table import COLUMNS, Job, job_of, one_line_name
 from jaxreg.alignment.working import (
     Answer,
     WorkingPair,
@@ -155,23 +155,34 @@ def align_jobs(jobs: Iterable[Job], settings: Settings) -> Iterator[list[dict[st
     """Rows of a table for a stream of pairs; those done together come together.
 
     A pair that cannot be read or registered has a row that says why; nothing is raised for it.
-    Rows do not come in the order of the pairs where shapes are mixed.
+    Rows do not come in the order of the pairs where shapes are mixed; where all have one, they do.
     """
     waiting: dict[tuple[int, ...], list[tuple[Job, WorkingPair]]] = {}
+    failed: list[dict[str, str]] = []  # rows held back until those before them are there
+    order: dict[Job, int] = {}
+
+    def with_failed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        rows = sorted([*rows, *failed], key=lambda row: order[job_of(row)])
+        failed.clear()
+        return rows
+
     for job, pair in _read_ahead(jobs, settings):
+        order[job] = len(order)
         if isinstance(pair, str):
-            yield [failed_row(job, pair, settings)]
+            failed.append(failed_row(job, pair, settings))
+            if not waiting:
+                yield with_failed([])
             continue
         shape = pair.fixed.shape
         group = waiting.setdefault(shape, [])
         group.append((job, pair))
         if len(group) >= _full(shape, settings):
-            yield _align_group(waiting.pop(shape), settings)
+            yield with_failed(_align_group(waiting.pop(shape), settings))
         elif sum(s[0] * s[1] * len(g) for s, g in waiting.items()) > _WAITING_PIXELS:
             fullest = max(waiting, key=lambda s: len(waiting[s]) / _full(s, settings))
-            yield _align_group(waiting.pop(fullest), settings)
+            yield with_failed(_align_group(waiting.pop(fullest), settings))
     for group in waiting.values():
-        yield _align_group(group, settings)
+        yield with_failed(_align_group(group, settings))
 
 
 def _full(shape: tuple[int, ...], settings: Settings) -> int:
