@@ -182,6 +182,24 @@ def test_overlays_show_agreement(style, shape):
     assert not np.array_equal(before, after)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_hot_pixel_does_not_darken_an_overlay(dtype):
+    image = scene(channels=1).astype(dtype)
+    hot, nothing = image.copy(), RigidTransform(0.0, 0.0, 0.0)
+    hot[5, 7], hot[30, 40] = 60000, 0
+    shown, plain = (overlay(i, i, nothing, "checkerboard")[28:] for i in (hot, image))
+    assert plain.std() > 20
+    close = np.abs(shown.astype(float) - plain) < 10
+    assert close.mean() > 0.99
+
+
+def test_an_overlay_shows_a_lone_spot():
+    image = np.full((60, 60), 700, np.uint16)
+    image[20, 30] = 900
+    picture = overlay(image, image, RigidTransform(0.0, 0.0, 0.0), "checkerboard")
+    assert set(np.unique(picture[40:, :200])) == {0, 255}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,6 +12,7 @@ _LARGEST_PANEL = 1024  # longer side of one panel of an overlay, in pixels
 _SMALLEST_PANEL = 256  # smaller panels are magnified by a whole factor
 _TILES = 8  # of the checkerboard, along the shorter side
 _GAP, _CAPTION = 8, 28
+_STRETCHED = (0.1, 99.9)  # percent of deep pixels that become black and white
 
 
 def warp_pixels(pixels: np.ndarray, transform: RigidTransform, back: bool = False) -> np.ndarray:
@@ -76,13 +77,18 @@ def overlay(
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
-    """RGB uint8; deeper pixels are stretched to their range, for the eye."""
+    """RGB uint8; deeper pixels are stretched to their range, for the eye.
+
+    A thousandth of them at either end is clipped: a single hot pixel would leave the rest black.
+    """
     if image.dtype != np.uint8:
         known = image[np.isfinite(image)]  # a mask may have covered the others
-        low, high = float(known.min()), float(known.max())
+        low, high = map(float, np.percentile(known, _STRETCHED))
+        if low == high:
+            low, high = float(known.min()), float(known.max())
         gain = 255.0 / (high - low) if high > low else 0.0
-        image = np.rint(np.nan_to_num((image - low) * gain, posinf=0.0, neginf=0.0))
-        image = image.astype(np.uint8)
+        image = np.nan_to_num((image - low) * gain, posinf=0.0, neginf=0.0)
+        image = np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)
     return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
 
 
