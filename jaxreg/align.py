@@ -107,17 +107,28 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
         if len(files) != 2:
             raise ValueError(f"two files are registered, FIXED MOVING; got {len(files)}: {files}")
         return [Job(*files)], False
-    if not options.out:
-        raise ValueError("--out=TABLE.csv is needed for many pairs")
-    for name in ("overlay", "json"):
-        if options[name].value:
-            raise ValueError(f"--{name} is for one pair; many go into the table --out")
+    _check_many(options)
     if listed:
         return jobs_of_list(options.pairs), True
     jobs = jobs_of_stack(options.stack, options.fixed) if in_pages else _in_folders(options)
     if in_pages or options.fixed is not None:  # one image for all, refused once
         read_picture(jobs[0].fixed)
     return jobs, True
+
+
+def _check_many(options: flags.FlagValues) -> None:
+    """Raise ValueError unless the flags of what is written are those for many pairs."""
+    from jaxreg.data.folder import SUFFIXES
+
+    if not options.out:
+        raise ValueError("--out=TABLE.csv is needed for many pairs")
+    for name in ("overlay", "json"):
+        if options[name].value:
+            raise ValueError(f"--{name} is for one pair; many go into the table --out")
+    for name, what in (("out", "a table, such as drift.csv"), ("out_moving", "a folder")):
+        path = options[name].value or ""
+        if os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.exists(path):
+            raise ValueError(f"--{name}={path} is named like a picture; of many pairs it is {what}")
 
 
 def _in_folders(options: flags.FlagValues) -> list[Job]:
@@ -257,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxreg.methods import find_method
 
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
+        for name in options:
+            if options[name].value == "":  # as of a shell's variable that is not set
+                raise ValueError(f"--{name} is empty")
         jobs, many = _jobs(options, files)
         find_method(options.method)
         names = [field.name for field in dataclasses.fields(Settings)]

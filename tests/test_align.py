@@ -255,6 +255,13 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png", "moving.png", "--working_size=8"], "8x6 at working size"),
         (["fixed.png", "moving.png", "--pairs=list.csv"], "give either two files"),
         (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
+        (["--pairs=pair.csv", "--out=all.tif"], "of many pairs it is a table, such as drift.csv"),
+        (
+            ["--pairs=pair.csv", "--out=t.csv", "--out_moving=all.TIF"],
+            "--out_moving=all.TIF is named like a picture; of many pairs it is a folder",
+        ),
+        (["fixed.png", "moving.png", "--out="], "--out is empty"),
+        (["fixed.png", "moving.png", "--fixed_mask="], "--fixed_mask is empty"),
         (["--pairs=list.csv", "--out=t.csv"], "list.csv, line 2: must be two paths"),
         (["--pairs=twice.csv", "--out=t.csv"], "line 2: the same pair as in line 1"),
         (["--pairs=quote.csv", "--out=t.csv"], "quote.csv, line 2: unexpected end of data; is a"),
