@@ -118,6 +118,26 @@ def test_a_tiff_is_read_as_its_header_says(tmp_path, order, big):
         read(two, photometric="minisblack", planarconfig="contig")
 
 
+def test_a_tiff_that_cannot_be_read_says_how_it_is_stored(tmp_path):
+    channels = np.zeros((40, 48, 5), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", channels, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ValueError, match="a TIFF of 5 samples of 16 bits a pixel; save it as grey"):
+        read_picture(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", np.zeros((40, 48), np.float16))
+    with pytest.raises(ValueError, match="a TIFF of 1 sample of 16-bit floats a pixel; save"):
+        read_picture(tmp_path / "b.tif")
+    (tmp_path / "c.tif").write_bytes(b"II*\0" + bytes(9))
+    with pytest.raises(ValueError, match=r"not a readable image$"):
+        read_picture(tmp_path / "c.tif")
+
+
+def test_black_ink_is_no_alpha(tmp_path):
+    PIL.Image.fromarray(scene()).convert("CMYK").save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    assert not picture.transparent
+    assert np.array_equal(picture.pixels, scene())
+
+
 @pytest.mark.parametrize("progressive", [0, 1])
 def test_a_jpeg_ends_where_its_picture_does(tmp_path, progressive):
     path, random = tmp_path / "a.jpg", np.random.default_rng(0)

@@ -72,20 +72,6 @@ def test_bad_files_cost_nobody_else_the_answer(tmp_path, capsys, calls):
     assert "1.png is not a readable image" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 256])
-def test_rows_of_a_sequence_come_in_its_order(tmp_path, calls, size):
-    (tmp_path / "b").mkdir()
-    for i in range(8):
-        write_picture(tmp_path / "b" / f"{i}.png", scene(seed=i))
-    for i in (0, 2, 3, 7):
-        (tmp_path / "b" / f"{i}.png").write_bytes(b"garbage")
-    write_picture(tmp_path / "fixed.png", scene())
-    out = tmp_path / "t.csv"
-    arguments = f"--fixed={tmp_path / 'fixed.png'}", f"--moving_dir={tmp_path / 'b'}"
-    assert run(*arguments, f"--out={out}", f"--batch_size={size}") == 1
-    assert "".join(row["moving"][-5] for row in table(out)) == "01234567"
-
-
 @pytest.mark.parametrize("cut", [0, 1, 30, 10**6])
 def test_a_stopped_run_is_taken_up_again(tmp_path, capsys, calls, monkeypatch, cut):
     pair, out = folders(tmp_path), tmp_path / "t.csv"
@@ -387,16 +373,18 @@ def test_two_pairs_do_not_write_one_picture(tmp_path, capsys, calls, monkeypatch
     )
     assert not (tmp_path / "t.csv").exists()
     assert run(*command[:2]) == 1
-    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=c/0.png", "--out_moving=c") == 2
+    (tmp_path / "b" / "0.bmp").rename(tmp_path / "b" / "0.raw")
+    (tmp_path / "list.csv").write_text("a/0.png,b/0.raw\n")
+    assert run("--pairs=list.csv", "--out=c/0.raw", "--out_moving=c") == 2
     (tmp_path / "c").mkdir()
-    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=c/0.png", "--out_moving=c") == 2
+    assert run("--pairs=list.csv", "--out=c/0.raw", "--out_moving=c") == 2
     assert "would be overwritten by a picture" in capsys.readouterr().err
     (tmp_path / "link").symlink_to("c")
-    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=link/0.png", "--out_moving=c") == 2
+    assert run("--pairs=list.csv", "--out=link/0.raw", "--out_moving=c") == 2
     assert "would be overwritten by a picture" in capsys.readouterr().err
     (tmp_path / "t.csv").touch()
     (tmp_path / "c" / "0.png").symlink_to("../t.csv")
-    assert run("--fixed=a/0.png", "--moving_dir=b", "--out=t.csv", "--out_moving=c") == 2
+    assert run("--pairs=list.csv", "--out=t.csv", "--out_moving=c") == 2
     assert (
         "c/0.png is one of the images to register, a mask or the table" in capsys.readouterr().err
     )

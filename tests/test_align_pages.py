@@ -61,6 +61,18 @@ def test_a_movie_is_registered_to_its_first_page(tmp_path, capsys):
         assert off <= 0.2 * before
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 256])
+def test_rows_of_a_movie_come_in_the_order_of_its_pages(tmp_path, calls, size):
+    movie, table = tmp_path / "movie.tif", tmp_path / "t.csv"
+    pages = np.stack([scene(channels=1, dtype=np.float32, seed=k) for k in range(8)])
+    pages[[1, 3, 4, 7], 0, 0] = np.nan
+    tifffile.imwrite(movie, pages, photometric="minisblack")
+    assert run(f"--stack={movie}", f"--out={table}", f"--batch_size={size}") == 1
+    rows = rows_of(table)
+    assert [row["moving"] for row in rows] == [f"{movie}[{k}]" for k in range(8)]
+    assert ["NaN" in row["error"] for row in rows] == [k in (1, 3, 4, 7) for k in range(8)]
+
+
 def test_a_stack_may_have_another_reference_and_is_taken_up_again(tmp_path, capsys, calls):
     movie, table = tmp_path / "movie.tif", tmp_path / "t.csv"
     save_movie(movie, compression="zlib")
@@ -161,7 +173,7 @@ def test_numbers_beyond_any_file_end_a_tiff(tmp_path, calls, place):
     ("arguments", "message"),
     [
         (["--stack=movie.tif[1]"], "give the whole file, movie.tif"),
-        (["--stack=movie.tif", "--fixed="], "No such file"),
+        (["--stack=movie.tif", "--fixed="], "--fixed is empty"),
         (["--stack=complex.tif"], "complex.tif[0] is not a readable image"),
         (["--stack=movie.tif", "--moving_dir=."], "give either two files"),
         (["--stack=."], "Is a directory"),

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from jaxreg.alignment.pages import count_pages, read_page, split_page
-from jaxreg.alignment.tiff import faithful, is_tiff, leave_colours
+from jaxreg.alignment.tiff import faithful, has_inks, is_tiff, layout, leave_colours
 from jaxreg.atomic import check_replaceable, replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
@@ -75,7 +75,9 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     except cv2.error as error:
         raise ValueError(f"{path} cannot be decoded: {error.err or error}") from error
     if pixels is None:
-        raise ValueError(f"{path} is not a readable image")
+        stored = layout(data) if is_tiff(data) else ""
+        hint = f": a TIFF of {stored}; save it as grey or RGB, uncompressed" if stored else ""
+        raise ValueError(f"{path} is not a readable image{hint}")
     if is_tiff(data):
         pixels = faithful(path, data, pixels)
     if pixels.dtype.name not in _FIT:
@@ -92,6 +94,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     if pixels.ndim == 3 and _is_png(data) and data[25] == _GREY_WITH_ALPHA:
         pixels = np.ascontiguousarray(pixels[..., 0])  # thrice the same
     transparent = whole is not None and whole.ndim == 3 and whole.shape[2] in (2, 4)
+    if is_tiff(data) and has_inks(data):
+        transparent = False
     return Picture(_reversed_channels(pixels), transparent)
 
 

@@ -18,9 +18,14 @@ _COLOURS = 262  # PhotometricInterpretation
 _SAMPLES = 277  # SamplesPerPixel
 _PLANES = 284  # PlanarConfiguration
 _EXTRA = 338  # ExtraSamples
+_COMPRESSION = 259
+_FORMAT = 339  # SampleFormat
 # Values of these.
 REDUCED = 1  # NewSubfileType's bit for a smaller copy of another page
 _WHITE_IS_ZERO = 0
+_INKS = 5  # cyan, magenta, yellow and black
+_PLAIN = 1  # no compression
+_FLOATS = 3
 _APART = 2  # planes one after another
 _MULTIPLIED, _UNTOUCHED = 1, 2  # what alpha has done to the colours
 _KINDS = {1: "B", 3: "H", 4: "I"}  # `struct`'s letters for the types of numbers
@@ -93,6 +98,23 @@ def _first_page(data: np.ndarray) -> list[tuple[int, int, int]]:
         return list(tiff.values(tiff.entries(tiff.number(tiff.offset, tiff.first))))
     except DAMAGE:
         return []
+
+
+def layout(data: np.ndarray) -> str:
+    """How the first page is stored, in words; empty where that cannot be told."""
+    tags = {tag: value for tag, value, _ in _first_page(data)}
+    if not tags:
+        return ""
+    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
+    kind = "-bit floats" if tags.get(_FORMAT) == _FLOATS else " bits"
+    compressed = tags.get(_COMPRESSION, _PLAIN)
+    packed = "" if compressed == _PLAIN else f", compression {compressed}"
+    return f"{samples} sample{'s' * (samples != 1)} of {bits}{kind} a pixel{packed}"
+
+
+def has_inks(data: np.ndarray) -> bool:
+    """Whether the first page's fourth sample is black ink, not alpha."""
+    return any((tag, value) == (_COLOURS, _INKS) for tag, value, _ in _first_page(data))
 
 
 def faithful(path: object, data: np.ndarray, pixels: np.ndarray) -> np.ndarray:
