@@ -6,6 +6,7 @@ prints tx, ty (pixels) and theta (degrees) with their standard errors, the score
 trust them. A pixel p of FIXED is found in MOVING at R(theta) (p - c) + c + (tx, ty), c the image
 centre, x right, y down. --out gets FIXED warped by this: it looks like MOVING and keeps FIXED's
 bit depth. --out_moving gets MOVING warped back: it looks like FIXED and keeps MOVING's bit depth.
+Metadata, such as pixel sizes or colour profiles, is not kept.
 Both are written whether the answer is to be trusted or not; the exit status tells.
 
     python -m jaxreg.align --fixed_dir=a --moving_dir=b --out=table.csv
