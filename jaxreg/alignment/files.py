@@ -220,7 +220,8 @@ def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = Non
     if pixels is not None and not keeps(path.suffix, pixels):
         kept = " or ".join(suffix for suffix in _EXACT if keeps(suffix, pixels))
         hint = f"use {kept}" if kept else "nor does any other format of this OpenCV"
-        raise ValueError(f"{path} would not keep {pixels.dtype} pixels; {hint}")
+        kind = f"{pixels.dtype} pixels{' in colour' if pixels.ndim == 3 else ''}"
+        raise ValueError(f"{path} would not keep {kind}; {hint}")
 
 
 def check_folder(folder: Path, path: str | os.PathLike[str]) -> None:

@@ -26,6 +26,9 @@ COLUMNS = (
 )
 
 
+_TRUTHS = ("true", "false")  # in lower case
+
+
 class Job(NamedTuple):
     """Two files to register, or pages of such."""
 
@@ -159,7 +162,7 @@ def is_success(row: Mapping[str, str]) -> bool:
     >>> is_success({"success": "TRUE"}), is_success({"success": "false"})
     (True, False)
     """
-    return row["success"].lower() == "true"
+    return row["success"].lower() == _TRUTHS[0]
 
 
 class Table:
@@ -216,7 +219,7 @@ class Table:
         whole = data[: data.rfind(b"\n") + 1]
         text = whole.decode("utf-8-sig", errors="surrogateescape")
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
-            if None in row or None in row.values():
+            if None in row or None in row.values() or row["success"].lower() not in _TRUTHS:
                 raise ValueError(f"{self.path}, line {number}: not a row of jaxreg.align")
             if (row["method"], row["settings"]) != (method, settings):
                 raise ValueError(
