@@ -268,6 +268,7 @@ def test_an_overlay_shows_a_lone_spot():
         (["--pairs=quote.csv", "--out=t.csv"], "quote.csv, line 2: unexpected end of data; is a"),
         (["--pairs=endless.csv", "--out=t.csv"], "line 1: field larger than field limit"),
         (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
+        (["--pairs=wide.csv", "--out=t.csv"], "wide.csv, line 1: not a text in UTF-8"),
         (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
         (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
         (["--fixed_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
@@ -303,6 +304,7 @@ def test_refusals_are_one_line_and_status_2(
     (tmp_path / "quote.csv").write_text('fixed.png,moving.png\nfixed.png,"b.png\na,b\n')
     (tmp_path / "endless.csv").write_text(f'"fixed.png,{"x" * 2**18}\n')
     (tmp_path / "empty.csv").write_text("fixed,moving\n")
+    (tmp_path / "wide.csv").write_text("fixed.png,moving.png\n", encoding="utf-16")
     (tmp_path / "link.png").symlink_to("o.png")
     for name in ("none", "shared"):
         (tmp_path / name).mkdir()

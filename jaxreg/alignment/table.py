@@ -134,9 +134,11 @@ def jobs_of_list(path: str) -> list[Job]:
 
 
 def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a CSV file by their numbers; ValueError where a quote stays open."""
+    """The lines of a CSV file by their numbers; ValueError at an open quote, or for no text."""
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         for line, text in enumerate(file, 1):
+            if "\0" in text:  # as in UTF-16, which some Windows programs write
+                raise ValueError(f"{path}, line {line}: not a text in UTF-8; save it as one")
             try:
                 (cells,) = csv.reader([text], strict=True)
                 yield line, [cell.strip() for cell in cells]
