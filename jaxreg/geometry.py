@@ -83,6 +83,14 @@ def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
     return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, batch)
 
 
+def as_points(points: ArrayLike) -> jax.Array:
+    """Points ``(..., 2)`` of ``(x, y)`` in float32; ValueError if they have another shape."""
+    points = jnp.asarray(points, jnp.float32)
+    if points.ndim == 0 or points.shape[-1] != 2:
+        raise ValueError(f"points must end in an axis of 2 (x, y), got shape {points.shape}")
+    return points
+
+
 def image_centre(shape: Shape) -> tuple[float, float]:
     """Centre ``(x, y)`` of an image whose shape is ``(H, W)`` or ``(H, W, C)``.
 
@@ -196,7 +204,8 @@ class RigidTransform:
         m = jnp.asarray(matrix, jnp.float32)
         if m.shape[-2:] not in ((3, 3), (2, 3)):
             raise ValueError(f"matrix must be (..., 3, 3) or (..., 2, 3), got shape {m.shape}")
-        if not isinstance(m, jax.core.Tracer) and (np.linalg.det(m[..., :2, :2]) < 0).any():
+        block = m[..., :2, :2]
+        if not isinstance(block, jax.core.Tracer) and (np.linalg.det(block) < 0).any():
             raise ValueError("matrix must be a rotation and a shift, got a reflection")
         cx, cy = image_centre(shape)
         theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
@@ -251,11 +260,14 @@ class RigidTransform:
             one set of points ``(P, 2)`` for all or ``batch_shape + (P, 2)``.
           shape: one image's, ``(H, W)`` or ``(H, W, C)``.
 
+        Raises:
+          ValueError: points or shape have another form.
+
         >>> t = RigidTransform(0.0, 0.0, 90.0)
         >>> [float(v) for v in t.apply([0.0, 0.0], (32, 32))]  # the top-left corner goes top-right
         [31.0, 0.0]
         """
-        points = jnp.asarray(points, jnp.float32)
+        points = as_points(points)
         cx, cy = image_centre(shape)
         tx, ty, theta = self._float32()
         cos, sin = cos_sin_degrees(theta)

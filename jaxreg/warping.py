@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.geometry import MOST_CHANNELS, RigidTransform, Shape
+from jaxreg.geometry import MOST_CHANNELS, RigidTransform, Shape, as_points
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
 
@@ -31,30 +31,34 @@ def pixel_grid(shape: Shape) -> jax.Array:
 
 
 def sample(
-    image: jax.Array, points: ArrayLike, interpolation: Interpolation = "linear"
+    image: ArrayLike, points: ArrayLike, interpolation: Interpolation = "linear"
 ) -> jax.Array:
     """Values of an image at points, zeros outside.
 
     Args:
-      image: ``(H, W)`` or ``(H, W, C)``.
+      image: ``(H, W)`` or ``(H, W, C)``, any real dtype.
       points: ``(..., 2)`` array of ``(x, y)`` in pixels.
       interpolation: ``"linear"``, ``"cubic"`` or ``"spline"`` (see `jaxreg.interpolation`).
 
     Returns:
       ``(...,)`` or ``(..., C)`` float32.
 
+    Raises:
+      ValueError: the shape or dtype of ``image`` or the shape of ``points`` is none of these, the
+        image is a masked array, or the interpolation is unknown.
+
     >>> ramp = jnp.arange(16.0).reshape(4, 4)
     >>> float(sample(ramp, jnp.array([1.5, 2.0])))
     9.5
     """
     check_interpolation(interpolation)
-    image = jnp.asarray(image, jnp.float32)
+    image = jnp.asarray(real_array(image, "image"), jnp.float32)
     if image.ndim == 2:
         return sample(image[..., None], points, interpolation)[..., 0]
     if image.ndim != 3:
         raise ValueError(f"image must be (H, W) or (H, W, C), got shape {image.shape}")
     height, width, channels = image.shape
-    points = jnp.asarray(points, jnp.float32)
+    points = as_points(points)
     if interpolation == "spline":
         # The spline goes on mirrored: it is held at the rim and faded, as zeros blend in.
         image, pad = spline_coefficients(image, rim=1), _PAD - 1

@@ -101,6 +101,13 @@ def test_batches_and_transformations():
     np.testing.assert_allclose(gradient, [0, np.pi / 180], atol=FLOAT32_PIXELS)
 
 
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_a_constant_matrix_may_be_part_of_a_program(array):
+    matrix = array(np.eye(3, dtype=np.float32))
+    tx = jax.jit(lambda x: x + RigidTransform.from_matrix(matrix, SHAPE).tx)(2.0)
+    assert tx == 2.0
+
+
 def test_a_batch_is_indexed_like_an_array():
     parameters = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     batch = RigidTransform.from_array(parameters)
@@ -144,6 +151,9 @@ def test_wrong_shapes_are_named():
             RigidTransform.identity().matrix(shape)
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
+    for points in (1.0, [1.0, 2.0, 1.0]):  # one number; homogeneous ones
+        with pytest.raises(ValueError, match="points must end in an axis of 2"):
+            RigidTransform.identity().apply(points, SHAPE)
     with pytest.raises(ValueError, match=r"\(\.\.\., 2, 3\), got shape \(2, 2\)"):
         RigidTransform.from_matrix(np.eye(2), SHAPE)
     with pytest.raises(ValueError, match="matrix must be a rotation and a shift, got a reflection"):
