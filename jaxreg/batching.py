@@ -107,7 +107,7 @@ def _chunk(
         )
     if devices > 1:
         spec = PartitionSpec(_PAIRS)
-        run = jax.shard_map(run, mesh=_mesh(), in_specs=spec, out_specs=spec, check_vma=False)
+        run = jax.shard_map(run, mesh=_mesh(), in_specs=spec, out_specs=spec)
     return run(*stacks)
 
 
@@ -120,7 +120,7 @@ def _mesh() -> Mesh:
 def _one_by_one(one: OnePair, count: int | jax.Array, *stacks: jax.Array) -> Registration:
     """The first ``count`` pairs, in a loop; zeros for the rest."""
     shapes = jax.eval_shape(one, *(images[0] for images in stacks))
-    answers = jax.tree.map(lambda s: jnp.zeros((len(stacks[0]), *s.shape), s.dtype), shapes)
+    answers = jax.tree.map(lambda s: jnp.zeros_like(s, shape=(len(stacks[0]), *s.shape)), shapes)
 
     def step(i: jax.Array, answers: Registration) -> Registration:
         answer = one(*(images[i] for images in stacks))

@@ -58,7 +58,7 @@ def cond_where_any(
     def batch(pred: jax.Array, *operands: object) -> T:
         branches = jax.vmap(on_true), jax.vmap(on_false)
         shapes = jax.eval_shape(branches[0], *operands)
-        skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+        skip = lambda *_: jax.tree.map(jnp.zeros_like, shapes)  # noqa: E731
         yes, no = (
             jax.lax.cond(taken.any(), branch, skip, *operands)
             for taken, branch in zip((pred, ~pred), branches, strict=True)
@@ -120,7 +120,7 @@ def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
     Array([1., 4., 9.], dtype=float32)
     """
     shapes = jax.eval_shape(function, *operands)
-    nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    nothing = lambda *_: jax.tree.map(jnp.zeros_like, shapes)  # noqa: E731
 
     def batch(_: jax.Array, *operands: object) -> T:
         return jax.vmap(function)(*operands)

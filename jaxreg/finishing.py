@@ -89,7 +89,7 @@ def finish(
         # A pair that the bilinear kernel explains to rounding needs no trial of the spline.
         linear = cond_where_any(
             least < _EXACT,
-            lambda *_: jnp.bool_(True),
+            lambda least, *_: jnp.ones_like(least, bool),
             bilinear_explains_more,
             *(least, jax.lax.stop_gradient(pair), t),
         )

@@ -68,7 +68,7 @@ def instruments(
     noise_of_both = noise / jnp.square(fit.gain)
     source, target = (wiener(image, noise_of_both) for image in (pair.source, seen))
     model = columns(*_of_target(seen, points))
-    slow, trust = jnp.float32(WHITE), jnp.float32(1.0)
+    slow, trust = jnp.full_like(fit.gain, WHITE), jnp.float32(1.0)
     if steep is not None:
         # What a small move would take away is no property of the optimum.
         rest, _ = after_a_small_move(model[:3], fit.weight, fit.residual)

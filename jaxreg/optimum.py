@@ -137,7 +137,7 @@ def find_optimum(pair: Pair, start: Unknowns, *, linear: bool) -> Optimum:
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
     problem = _Problem(image, pixels, pair.masks, system, _outlier(slow), steep)
     nothing = jnp.zeros_like(left[:, 0])
-    far, none = jnp.float32(jnp.inf), jnp.int32(0)
+    far, none = jnp.full_like(gain, jnp.inf), jnp.zeros_like(gain, jnp.int32)
     begin = Unknowns(start.transform, gain, bias)
     state = _State(begin, system.inverse, nothing, nothing, far, none)
     descend = functools.partial(_descend, shape=pair.source.shape, linear=linear)

@@ -132,8 +132,7 @@ def register_batch(
 
     Pairs are handled in chunks of a fixed number, so memory is bounded however many there are; but
     in a program under ``jit`` an accelerator takes all at once. One bad image spoils its own pair
-    alone: NaN or infinity in it gives ``success`` False there. Inside `jax.shard_map` the direct
-    method needs ``check_vma=False``.
+    alone: NaN or infinity in it gives ``success`` False there.
 
     Args:
       fixed: ``(N, H, W)`` or ``(N, H, W, C)``, in the dtype and unit that `register` takes. Or one

@@ -165,7 +165,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"points must end in an axis of 2.*got shape \(5, 3\)"):
         sample(image(), np.zeros((5, 3)))
     for unfit in (np.zeros((8, 8), np.complex64), np.ma.masked_less(image(), 128.0)):
-        with pytest.raises(ValueError, match="image (must hold real numbers|is a masked array)"):
+        with pytest.raises(ValueError, match=r"image (must hold real numbers|is a masked array)"):
             sample(unfit, np.zeros((5, 2)))
     with pytest.raises(ValueError, match=r"got shape \(40, 24, 32\); a stack takes as many"):
         warp(np.zeros((40, 24, 32)), RigidTransform.identity())
