@@ -123,7 +123,9 @@ def _solve_jvp(primals: tuple, tangents: tuple) -> tuple:
 
     def describe(source: jax.Array, target: jax.Array) -> Finished:
         moved = Pair(source, target, pair.masks)
-        return jax.lax.cond(linear, *_by_either_kernel(_describe), moved, optimum)
+        # Not a `cond`, which under `vmap` has no reverse mode once it is differentiated.
+        yes, no = (stage(moved, optimum) for stage in _by_either_kernel(_describe))
+        return jax.tree.map(lambda a, b: jnp.where(linear, a, b), yes, no)
 
     return jax.jvp(describe, pair[:2], tangents[1][:2])
 

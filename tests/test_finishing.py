@@ -142,6 +142,13 @@ def test_second_derivatives_exist():
     jax.make_jaxpr(jax.grad(jax.grad(shift)))(0.0)
 
 
+def test_a_batch_has_gradients():
+    images = jnp.zeros((2, 16, 16, 1))
+    turn = lambda f, m: finish(f, m, START).transform.theta  # noqa: E731
+    batch = lambda f, m: jax.vmap(turn)(f, m).sum()  # noqa: E731
+    assert jax.eval_shape(jax.grad(batch), images, images).shape == images.shape
+
+
 @pytest.mark.parametrize("gain", [0.5, 2.0])
 def test_the_fainter_image_is_no_better_source_than_the_brighter_one(gain):
     """With as much noise in both, either direction explains a pair as well, whatever its gain."""
