@@ -293,7 +293,7 @@ def search(
     transform = RigidTransform(
         (x - reach).astype(jnp.float32) - half_x,
         (y - reach).astype(jnp.float32) - half_y,
-        (k + turns[0]).astype(jnp.float32) * (360.0 / angles),
+        (k + int(turns[0])).astype(jnp.float32) * (360.0 / angles),
     )
     return Peaks(transform, score)
 

@@ -36,7 +36,12 @@ class Masks(NamedTuple):
     def without_rim(self) -> Masks:
         """Less the source's pixels beside one that does not count, which a spline would mix in."""
         neighbours = jax.lax.reduce_window(
-            jax.lax.stop_gradient(self.source), 1.0, jax.lax.min, (3, 3), (1, 1), "SAME"
+            jax.lax.stop_gradient(self.source),
+            jnp.float32(1.0),
+            jax.lax.min,
+            (3, 3),
+            (1, 1),
+            "SAME",
         )
         return Masks(neighbours, self.target)
 

@@ -89,14 +89,15 @@ def test_constant_images_may_be_part_of_a_program(call):
     assert result.shape == ()
 
 
-def test_dtypes_may_be_promoted_strictly():
+@pytest.mark.parametrize("x64", [False, True])
+def test_dtypes_may_be_promoted_strictly(x64):
     image, mask = (jax.ShapeDtypeStruct((SIZE, SIZE), dtype) for dtype in ("float32", "bool"))
     calls = (
         lambda i, m: register(i, i, fixed_mask=m),
         lambda i, _: register_batch(i[None], i[None]),
         lambda i, _: register(i, i, method="compact+refine"),
     )
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
         for call in calls:
             assert jax.eval_shape(call, image, mask).score.dtype == jnp.float32
 

@@ -211,7 +211,7 @@ class Compact(Network):
         grid = volume.reshape(n, -1, side, side)
         grid = jnp.concatenate([grid[:, -half:], grid, grid[:, :half]], 1)
         grid = jnp.pad(grid, ((0, 0), (0, 0), (half, half), (half, half)))
-        start = cell.astype(jnp.int32) + jnp.array([0, self.config.reach, self.config.reach])
+        start = cell.astype(jnp.int32) + jnp.int32([0, self.config.reach, self.config.reach])
         near = jax.vmap(lambda g, s: jax.lax.dynamic_slice(g, s, (NEAR,) * 3))(grid, start)
         x = near.reshape(n, -1)
         x = 10.0 * (x - x[:, NEAR**3 // 2, None])
