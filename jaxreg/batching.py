@@ -168,6 +168,7 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     """
     if _in_program(*stacks):
         return each_pair(one, *(jnp.asarray(images, jnp.float32) for images in stacks))
+    stacks = tuple(map(_gathered, stacks))
     count, devices, on_cpu = len(stacks[0]), len(_devices()), runs_on_cpu()
     lone_cpu = on_cpu and devices == 1
     height, width, channels = stacks[0].shape[1:]
@@ -184,6 +185,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
         with contextlib.ExitStack() as stack:
             for name, value in settings.items():
                 stack.enter_context(getattr(jax, name)(value))
+            if devices > 1 and not jax.sharding.get_abstract_mesh().empty:  # the caller's
+                stack.enter_context(jax.set_mesh(_mesh()))
             some = [_filled_up(images[start : start + step], size) for images in stacks]
             if devices > 1:  # wherever they were, even committed to one of them
                 some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
@@ -254,10 +257,9 @@ def map_batches(
     Returns:
       A `Registration` whose fields have a leading axis N.
     """
-    stacks = fixed, moving
-    if _in_program(*stacks):
-        return _traced_batches(estimator, *stacks)
-    count = len(fixed)
+    if _in_program(fixed, moving):
+        return _traced_batches(estimator, fixed, moving)
+    stacks, count = (_gathered(fixed), _gathered(moving)), len(fixed)
     # Powers of two: few compilations, of an estimator that is compiled.
     size = min(_BATCH, 1 << max(count - 1, 0).bit_length())
 
@@ -288,6 +290,13 @@ def _traced_batches(
         return results
     last = estimator(*(images[-rest:] for images in stacks))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), results, last)
+
+
+def _gathered(images: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The same, on the host if spread over a mesh of explicit axes, of which no part can be had."""
+    if isinstance(images, jax.Array) and any(jax.typeof(images).sharding.spec):
+        return np.asarray(images)
+    return images
 
 
 def _filled_up(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:

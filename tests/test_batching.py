@@ -86,7 +86,7 @@ def test_what_fills_a_chunk_up_are_pairs_again():
 SPREAD = """
 import jax
 import numpy as np
-from jaxreg.batching import map_pairs
+from jaxreg.batching import map_batches, map_pairs
 from tests.test_batching import first_pixels, numbered
 assert jax.local_device_count() == 8
 images = numbered(1200)
@@ -99,6 +99,16 @@ np.testing.assert_array_equal(answer.transform.ty, np.arange(70))
 committed = jax.device_put(images, jax.local_devices()[3])
 answer = map_pairs(first_pixels, committed, images + 1)
 np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
+for kind in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
+    mesh = jax.make_mesh((8,), ("theirs",), axis_types=(kind,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("theirs"))
+    spread = jax.device_put(images, spec)
+    with jax.set_mesh(mesh):
+        answer = map_pairs(first_pixels, images, images + 1)
+        np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
+    for call, one in (map_pairs, first_pixels), (map_batches, jax.vmap(first_pixels)):
+        answer = call(one, spread, spread)
+        np.testing.assert_array_equal(answer.transform.tx, np.arange(1200) % 200)
 """
 
 
