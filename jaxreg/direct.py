@@ -27,7 +27,7 @@ from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
-from jaxreg.ranking import Ranked, best_and_rival, local_evidence
+from jaxreg.ranking import Ranked, Standing, best_and_rival, local_evidence, standing
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.sliding import slide
@@ -85,20 +85,6 @@ class DirectOptions:
             )
 
 
-class _Start(NamedTuple):
-    """Where the finish begins.
-
-    Attributes:
-      transform: within a few tenths of a pixel.
-      lead: by how much evidence it beats its closest rival.
-      evidence: its own.
-    """
-
-    transform: RigidTransform
-    lead: jax.Array
-    evidence: jax.Array
-
-
 def coarse_side(side: int) -> int:
     """Shorter side of the coarse grid: a quarter of the image's, but 16 to 32 pixels.
 
@@ -127,10 +113,10 @@ def align(
       options: settings.
     """
     pair, both, views = _prepared(fixed, moving, masks)
-    start = _coarse_to_fine(views, options)
-    t = _zero_if_same(_turned_round(start.transform, pair), pair)
-    start = start._replace(transform=t)
-    return _finish_and_judge(pair, start, options.interpolation, both)
+    ranked = _coarse_to_fine(views, options)
+    against_rival = standing(ranked, views.target.shape, both)
+    start = _zero_if_same(_turned_round(ranked.transform[0], pair), pair)
+    return _finish_and_judge(pair, start, against_rival, options.interpolation, both)
 
 
 def align_near(
@@ -151,9 +137,10 @@ def align_near(
     """
     pair, both, views = _prepared(fixed, moving, masks)
     known = RigidTransform.from_array(jnp.nan_to_num(jax.lax.stop_gradient(initial)))
-    start = _improve(views, _turned_round(known, pair))
-    start = start._replace(transform=_turned_round(start.transform, pair))
-    return _finish_and_judge(pair, start, options.interpolation, both)
+    ranked = _improve(views, _turned_round(known, pair))
+    against_rival = standing(ranked, views.target.shape, both)
+    start = _turned_round(ranked.transform[0], pair)
+    return _finish_and_judge(pair, start, against_rival, options.interpolation, both)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> Registration:
@@ -165,9 +152,9 @@ def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -
       transform: within a few tenths of a pixel.
     """
     pair = prepare(fixed, moving)
-    no_rival, nothing = jnp.float32(jnp.inf), jnp.float32(0.0)
-    start = _Start(_zero_if_same(transform, pair), no_rival, nothing)
-    return _finish_and_judge(pair, start, "auto")
+    far_ahead = jnp.float32(jnp.inf)
+    no_rival = Standing(jnp.float32(0.0), far_ahead, far_ahead)
+    return _finish_and_judge(pair, _zero_if_same(transform, pair), no_rival, "auto")
 
 
 def _prepared(
@@ -209,12 +196,15 @@ def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _finish_and_judge(
-    pair: Prepared, start: _Start, kernel: Kernel, masks: Masks | None = None
+    pair: Prepared,
+    start: RigidTransform,
+    against_rival: Standing,
+    kernel: Kernel,
+    masks: Masks | None = None,
 ) -> Registration:
     """Finish an alignment and judge it."""
-    transform, lead, evidence = start
-    end = finish(pair.fixed, pair.moving, transform, kernel, masks=masks)
-    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, lead, evidence, masks)
+    end = finish(pair.fixed, pair.moving, start, kernel, masks=masks)
+    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, against_rival, masks)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     # Nobody knows what the images leave open, nor how it would change with them.
@@ -240,7 +230,7 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _improve(views: Pair, known: RigidTransform) -> _Start:
+def _improve(views: Pair, known: RigidTransform) -> Ranked:
     """An alignment known beforehand, improved where that helps.
 
     From a turn aside Gauss-Newton comes back to it; where images look alike at any angle it stays
@@ -254,12 +244,11 @@ def _improve(views: Pair, known: RigidTransform) -> _Start:
         t = jax.tree.map(lambda *v: jnp.concatenate(v), t, improved)
         ranked = _ranked(level.views, t, _NEIGHBOURHOOD)
         t = ranked.transform[:1]
-    best, rival = ranked.score
-    return _Start(t[0], best - rival, best)
+    return ranked
 
 
-def _coarse_to_fine(views: Pair, options: DirectOptions) -> _Start:
-    """The best alignment anywhere."""
+def _coarse_to_fine(views: Pair, options: DirectOptions) -> Ranked:
+    """The best alignment anywhere, and its closest rival."""
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
     grey = _candidates(coarse, options)
@@ -267,17 +256,15 @@ def _coarse_to_fine(views: Pair, options: DirectOptions) -> _Start:
     best, rival = ranked.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
 
-    def look_further(views: Pair, ranked: Ranked, grey: RigidTransform) -> _Start:
+    def look_further(views: Pair, ranked: Ranked, grey: RigidTransform) -> Ranked:
         del ranked
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
 
-    def follow(views: Pair, ranked: Ranked, grey: RigidTransform) -> _Start:
+    def follow(views: Pair, ranked: Ranked, grey: RigidTransform) -> Ranked:
         del grey
-        best, rival = ranked.score
-        end = _follow(_pyramid(views, grid), ranked.transform[:1])
-        return _Start(end, best - rival, best)
+        return _follow(_pyramid(views, grid), ranked)
 
     return cond_rarely(~decided, look_further, follow, views, ranked, grey)
 
@@ -323,17 +310,19 @@ def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     return _refined(views, found.transform, iterations=4)
 
 
-def _follow(levels: list[_Level], t: RigidTransform) -> RigidTransform:
-    """The only alignment in question, of one, from the coarsest level to full size."""
+def _follow(levels: list[_Level], ranked: Ranked) -> Ranked:
+    """`_coarse_to_fine` where one candidate is the only one in question; its rival stays coarse."""
+    t = ranked.transform[:1]
+    rival = _zoomed(ranked.transform[1:], levels[0].factor)
     for coarser, level in itertools.pairwise(levels):
         t = _zoomed(t, coarser.factor / level.factor)
         t = _refined(level.views, t, iterations=3)
-    return t[0]
+    return ranked._replace(transform=jax.tree.map(lambda *v: jnp.concatenate(v), t, rival))
 
 
 def _look_further(
     levels: list[_Level], grey: RigidTransform, sigma: float, options: DirectOptions
-) -> _Start:
+) -> Ranked:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
     Grey values show what is faint, local contrast is insensitive to what hides a part: each is
@@ -363,8 +352,7 @@ def _look_further(
         ranked = _ranked(level.views, t, sigma)
         if number == 0:
             ranked = _slid(level.views, ranked, sigma)
-    best, rival = ranked.score
-    return _Start(ranked.transform[0], best - rival, best)
+    return ranked
 
 
 def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:

@@ -18,7 +18,7 @@ from jaxreg.masking import Masks
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.products import product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.resampling import sampled
+from jaxreg.resampling import sampled, source_points
 
 # Share of the target's energy below which a neighbourhood counts as flat.
 _FAINT = 0.002
@@ -36,6 +36,21 @@ class Ranked(NamedTuple):
 
     transform: RigidTransform
     score: jax.Array
+
+
+class Standing(NamedTuple):
+    """How the best of some alignments stands against its closest rival.
+
+    Attributes:
+      evidence: its own, see `local_evidence`.
+      lead: by how much that is more than the rival's.
+      lead_alike: the same, had the rival as much of the frame to show: a pattern that repeats fits
+        as well one period on, but on less, which is less evidence and no worse a fit.
+    """
+
+    evidence: jax.Array
+    lead: jax.Array
+    lead_alike: jax.Array
 
 
 def local_evidence(
@@ -96,3 +111,18 @@ def best_and_rival(transform: RigidTransform, score: jax.Array) -> Ranked:
     rival = jnp.argmax(rivals)
     both = jnp.stack([best, rival])
     return Ranked(transform[both], jnp.stack([score[best], rivals[rival]]))
+
+
+def standing(ranked: Ranked, shape: tuple[int, ...], masks: Masks | None = None) -> Standing:
+    """How the best stands against its rival.
+
+    Args:
+      ranked: transforms between images of this size.
+      shape: theirs, ``(H, W)``.
+      masks: which pixels count, if not all do.
+    """
+    seen = lambda t: source_points(shape, t, masks=masks).inside.sum()  # noqa: E731
+    of_best, of_rival = jax.lax.map(seen, ranked.transform)
+    best, rival = ranked.score
+    more = jnp.maximum(of_best / jnp.maximum(of_rival, 1.0), 1.0)
+    return Standing(best, best - rival, best - jnp.where(rival > 0.0, more, 1.0) * rival)

@@ -17,13 +17,14 @@ from jaxreg.finishing import Finished
 from jaxreg.masking import Masks
 from jaxreg.products import mean_over_channels, mix, product, separable, times
 from jaxreg.pyramid import blurring_matrix
+from jaxreg.ranking import Standing
 from jaxreg.result import Doubt, raised
 from jaxreg.similarity import masked_ncc
 
 # Chosen on pairs of training images with noise 10 and 20 and on
 # unrelated pairs: standard errors in shares of the shorter side and in degrees; the correlation of
-# detail between 1 and 2 px; and the lead over the closest rival, in units of `evidence` and as a
-# share of the winner's.
+# detail between 1 and 2 px; and the lead over the closest rival, were that to show as much of the
+# frame, in units of `evidence` and as a share of the winner's.
 _LARGEST_ERROR = 0.12 / 32
 _LARGEST_TURN_ERROR = 0.8
 _LEAST_DETAIL = 0.6
@@ -60,8 +61,7 @@ def doubts_about(
     fixed: jax.Array,
     moving: jax.Array,
     axis: jax.Array,
-    lead: jax.Array,
-    evidence_of_best: jax.Array,
+    against_rival: Standing,
     masks: Masks | None = None,
 ) -> jax.Array:
     """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
@@ -71,8 +71,7 @@ def doubts_about(
       fixed: ``(H, W, C)``.
       moving: the same shape.
       axis: ``(C, 1)``, the mix of channels that varies most.
-      lead: by how much evidence it beat its closest rival.
-      evidence_of_best: its own (see `jaxreg.ranking.local_evidence`).
+      against_rival: how it stands against the closest other alignment.
       masks: which pixels of fixed (the source) and moving count, if not all.
     """
     shape = fixed.shape[:2]
@@ -80,7 +79,8 @@ def doubts_about(
     source, target = (mix(axis.T, image.T).reshape(shape) for image in (end.value, end.target))
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     largest, distinction = errors[:2].max(), _distinction(source, target, weight)
-    margin = jnp.square(lead / evidence_of_best) * distinction
+    evidence, lead, lead_alike = against_rival
+    margin = jnp.square(lead / evidence) * distinction
     ways = (masks.without_rim(), masks.swapped().without_rim()) if masks else (None, None)
     seen = (None if way is None else way.source for way in ways)
     determination = jnp.minimum(*map(_determination, (fixed, moving), seen))
@@ -94,7 +94,7 @@ def doubts_about(
         Doubt.IMPRECISE: precise,
         Doubt.DISAGREEING: detail > _LEAST_DETAIL,
         Doubt.COINCIDENT: ~left_out | (places > _FEW_PLACES),
-        Doubt.AMBIGUOUS: lead > _LEAST_LEAD * jnp.maximum(evidence_of_best, 1.0),
+        Doubt.AMBIGUOUS: lead_alike > _LEAST_LEAD * jnp.maximum(evidence, 1.0),
         Doubt.SLIPPERY: distinct,
         Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
     }

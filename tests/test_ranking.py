@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
-from jaxreg.ranking import best_and_rival, local_evidence
+from jaxreg.ranking import Ranked, best_and_rival, local_evidence, standing
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
 
@@ -68,3 +68,21 @@ def test_the_rival_is_another_alignment():
     np.testing.assert_allclose(ranked.score, [0.9, 0.5])
     alone = best_and_rival(candidates[:2], jnp.array([0.9, 0.8]))
     assert float(alone.score[1]) == -1.0
+
+
+@pytest.mark.parametrize(
+    ("best", "rival", "rival_alike"),
+    [
+        (RigidTransform(0.0, 0.0, 0.0), RigidTransform(0.0, 4.0, 0.0), 0.8),  # 12 of 16 rows
+        (RigidTransform(8.0, 0.0, 180.0), RigidTransform(0.0, 4.0, 0.0), 0.6),  # 12 of 20 columns
+        (RigidTransform(0.0, 8.0, 0.0), RigidTransform(0.0, 4.0, 0.0), 0.6),
+    ],
+)
+def test_a_rival_that_shows_less_is_compared_pixel_by_pixel(best, rival, rival_alike):
+    found = standing(Ranked(stacked(best, rival), jnp.array([0.9, 0.6])), (16, 20))
+    np.testing.assert_allclose(np.array(found), [0.9, 0.3, 0.9 - rival_alike], atol=1e-6)
+
+
+def test_without_a_rival_nothing_is_alike():
+    alone = Ranked(stacked(TRUTH, TRUTH), jnp.array([0.9, -1.0]))
+    np.testing.assert_allclose(np.array(standing(alone, (16, 20))), [0.9, 1.9, 1.9], atol=1e-6)
