@@ -10,6 +10,13 @@ import pytest
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN = pytest.StashKey[str]()
+# What takes longest comes first, or else one process would end long before the other. The first two
+# do not wait for one another: only one of them needs `batch_program`.
+_LONGEST = (
+    *("test_registration", "test_train", "test_direct", "test_honesty", "test_loop", "test_masks"),
+    *("test_processes", "test_benchmark", "test_align", "test_learned", "test_finishing"),
+    *("test_resnext", "test_compact", "test_recipes"),
+)
 
 
 def pytest_configure(config):
@@ -18,6 +25,14 @@ def pytest_configure(config):
         config.stash[_OWN] = os.environ[_CACHE] = tempfile.mkdtemp(prefix="jaxreg-tests-")
     # Small programs too, for they are many; but the smallest are made sooner than found.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if hasattr(config.option, "loadscopereorder"):  # xdist would go by the number of tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order of `_LONGEST`, and then the others as they were."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_unconfigure(config):
