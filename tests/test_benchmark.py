@@ -20,6 +20,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.methods import constant
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.result import Registration
+from tests.compilation_support import quickly_compiled
 from tests.tolerances import FLOAT32_NETWORK
 from tests.training_support import TINY_COMPACT
 
@@ -163,6 +164,7 @@ def quick_direct(monkeypatch):
     monkeypatch.setattr(cases, "register_batch", constant)
     monkeypatch.setattr(cases, "image_pairs", lambda size, count: pictures(size, count))
     monkeypatch.setattr(cases, "CompactConfig", small_compact)
+    monkeypatch.setitem(benchmark._QUICK, "rounds", 1)
 
 
 def pictures(size, count):
@@ -170,6 +172,7 @@ def pictures(size, count):
     return data.fixed, data.moving
 
 
+@quickly_compiled()
 def test_dry_run_times_everything_and_its_report_can_be_made_again(tmp_path, quick_direct, capsys):
     command = ["benchmark", "--quick", "--batches=1", f"--results={tmp_path}"]
     cache = jax.config.jax_enable_compilation_cache

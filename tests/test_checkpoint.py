@@ -33,14 +33,16 @@ from tests.training_support import (
 MESH = data_mesh(1)
 
 
-@pytest.fixture(autouse=True)
-def _normed(monkeypatch):
-    register_normed(monkeypatch)
+@pytest.fixture(scope="module", autouse=True)
+def _normed():
+    with pytest.MonkeyPatch.context() as patch:
+        register_normed(patch)
+        yield
 
 
-@pytest.fixture
-def config(tmp_path):
-    return tiny_config(write_images(tmp_path))
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_config(write_images(tmp_path_factory.mktemp("images")))
 
 
 def at_step(state, step):
@@ -50,10 +52,10 @@ def at_step(state, step):
     return dataclasses.replace(state, step=state.step * 0 + step, weights=weights)
 
 
-@pytest.fixture
-def run(tmp_path, config):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, config):
     """A folder with checkpoints of steps 4 and 8, and the two states."""
-    folder = tmp_path / "run"
+    folder = tmp_path_factory.mktemp("saved")
     settle_config(folder, config)
     store = CheckpointStore(folder)
     states = {step: at_step(create_state(config, MESH), step) for step in (4, 8)}
@@ -61,6 +63,13 @@ def run(tmp_path, config):
         store.save(state, Best(step, 1.5), config)
     store.close()
     return folder, states
+
+
+@pytest.fixture
+def run(tmp_path, saved):
+    """A copy of the folder, and the two states."""
+    folder, states = saved
+    return shutil.copytree(folder, tmp_path / "run"), states
 
 
 def restore(folder, config):

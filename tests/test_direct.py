@@ -13,6 +13,7 @@ from jaxreg.pairs import draw_transforms
 from jaxreg.registration import register_batch
 from jaxreg.scenes import draw_scene_pairs, draw_tiles, scene_pairs, tile_side
 from jaxreg.warping import warp
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import (
     COUNT,
     FAR_AND_UPRIGHT,
@@ -103,6 +104,7 @@ def test_whole_pixel_shifts_find_new_scene():
 # Accuracy.
 
 
+@quickly_compiled()
 def test_protocol_pairs_with_the_kernel_known_are_exact():
     pairs = photo_pairs()
     result = register_batch(pairs.fixed, pairs.moving, interpolation="linear")
@@ -302,6 +304,7 @@ def jacobian(fixed, moving):
     return jax.jacrev(parameters, argnums=(0, 1), has_aux=True)(fixed, moving)
 
 
+@quickly_compiled()
 def test_gradients_agree_with_registering_again():
     """By the implicit function theorem, against differences of whole registrations.
 
@@ -331,6 +334,7 @@ def test_gradients_agree_with_registering_again():
         np.testing.assert_allclose(analytic, numeric, rtol=0.05, atol=5e-3)
 
 
+@quickly_compiled()
 def test_gradients_of_hopeless_pairs_are_finite():
     flat = np.full((24, 24, 1), 9.0, np.float32)
     spoilt = flat.copy()
@@ -346,6 +350,7 @@ def test_gradients_of_hopeless_pairs_are_finite():
             np.testing.assert_array_equal(gradient[:3], 0.0)
 
 
+@quickly_compiled()
 def test_settings_change_what_is_found():
     """A shift beyond the default's reach, rendered by the cubic spline."""
     truth = RigidTransform(15.4, -2.3, 20.0)

@@ -17,12 +17,21 @@ from jaxreg.masking import Pair
 from jaxreg.normal_equations import guarded, inverted
 from jaxreg.optimum import _outlier
 from jaxreg.warping import warp
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture
 from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROUNDED
 
 TRUTH = RigidTransform(1.7, -2.4, 33.0)
 START = RigidTransform.from_array([1.8, -2.3, 33.5])
-solve = jax.jit(finish)  # one, so that a shape is compiled once
+# One of each, so that a shape is compiled once.
+solve = jax.jit(finish)
+explain = jax.jit(trial, static_argnames="linear")
+
+
+@pytest.fixture(autouse=True)
+def _quickly_compiled():
+    with quickly_compiled():
+        yield
 
 
 def test_gain_and_bias_are_found_despite_an_occlusion():
@@ -70,7 +79,6 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
 def test_aliasing_is_no_sign_of_the_bilinear_kernel(shape):
     """Though that kernel leaves less of it than the spline, unlike where it made the pair."""
     rng, judge = np.random.default_rng(0), jax.jit(bilinear_explains_more)
-    explain = jax.jit(trial, static_argnames="linear")
     fine = jnp.asarray(texture((2 * shape[0], 2 * shape[1], shape[2]), sigma=0.9) / 60)
     coarse, half_a_pixel = (
         Pair(fine[::2, ::2], fine[1::2, 1::2], None),
@@ -157,7 +165,7 @@ def test_the_fainter_image_is_no_better_source_than_the_brighter_one(gain):
     moving = gain * fixed + 0.1 * rng.normal(size=fixed.shape)
     fixed = fixed + 0.1 * rng.normal(size=fixed.shape)
     pair, still = Pair(jnp.float32(fixed), jnp.float32(moving), None), RigidTransform.identity()
-    ways = [trial(way, still, linear=True) for way in (pair, pair.swapped())]
+    ways = [explain(way, still, linear=True) for way in (pair, pair.swapped())]
     assert float(ways[0].mismatch) == pytest.approx(float(ways[1].mismatch), rel=0.15)
 
 

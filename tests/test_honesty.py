@@ -13,6 +13,7 @@ from jaxreg.registration import direct_estimator, register_batch
 from jaxreg.result import Doubt
 from jaxreg.trust import _determination
 from jaxreg.warping import warp
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import (
     COUNT,
     FAR_AND_UPRIGHT,
@@ -128,6 +129,7 @@ def test_the_reason_is_told(untrusted, name, doubt):
     assert Doubt(int(untrusted[name].doubts)) & doubt
 
 
+@quickly_compiled()
 def test_a_small_rotation_resolves_a_symmetry():
     image, truth = symmetric(4), RigidTransform(1.5, -2.0, 7.0)
     pair = image, np.asarray(warp(image, truth, "spline"))

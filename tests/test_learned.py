@@ -8,6 +8,7 @@ import pytest
 import jaxreg
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Doubt
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import SIZE, are_gross, assert_finite, errors, photo_pairs
 from tests.tolerances import REGISTERED_EXACTLY
 
@@ -86,6 +87,7 @@ def test_it_is_the_network_that_load_gives(pairs, answer):
     np.testing.assert_allclose(direct.score, answer.score, atol=0.05)
 
 
+@quickly_compiled()
 def test_the_exact_end_makes_it_exact(pairs, answer):
     fixed, moving = np.array(pairs.fixed), np.array(pairs.moving)
     moving[-2:] = moving[:2]  # unrelated
@@ -109,6 +111,7 @@ def test_other_sizes_are_told(shape):
         register(jnp.zeros(shape), jnp.zeros(shape), method="compact")
 
 
+@quickly_compiled()
 def test_flat_images_have_no_gradient(pairs):
     def total(fixed, moving):
         return register_batch(fixed, moving, method="compact").transform.as_array().sum()

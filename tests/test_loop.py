@@ -25,6 +25,7 @@ from jaxreg.training.heldout import Errors, constant_predictor
 from jaxreg.training.loop import NonFiniteError, Summary, next_stop, train
 from jaxreg.training.state import abstract_state, create_state
 from jaxreg.training.step import compile_dispatch
+from tests.compilation_support import quickly_compiled
 from tests.training_support import (
     TINY_LSTM,
     assert_same_bits,
@@ -286,15 +287,17 @@ def test_stops_cover_every_step():
     assert max(b - a for a, b in itertools.pairwise(stops)) <= 7
 
 
+@quickly_compiled()
 def test_scene_pairs_and_disturbances_join_the_batch(source):
     config = tiny_config(source, scene_share=0.25, scene_tiles=3)
     config = config.override(["--disturbance.noise=10"])
     images = load_training_images(config)
     assert images.tiles.shape[0] == 3
-    pairs = jax.jit(draw_batch, static_argnums=2)(jax.random.key(0), images, config)
+    draw = jax.jit(draw_batch, static_argnums=2)
+    pairs = draw(jax.random.key(0), images, config)
     assert pairs.fixed.shape == pairs.moving.shape == (8, 8, 8, 3)
     clean = config.override(["--disturbance.noise=0"])
-    undisturbed = draw_batch(jax.random.key(0), images, clean)
+    undisturbed = draw(jax.random.key(0), images, clean)
     assert_same_bits(pairs.transform, undisturbed.transform)
     noise = np.asarray(pairs.fixed - undisturbed.fixed).std((1, 2, 3))
     assert (noise > 0.05).sum() >= 6

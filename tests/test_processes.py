@@ -17,13 +17,19 @@ from jaxreg.training.checkpoint import CheckpointStore, read_config
 from jaxreg.training.devices import data_mesh, join_processes
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import abstract_state
-from tests.training_support import smallest_run, write_images
+from tests.training_support import smallest_run, without_pictures, write_images
 
 STEPS = 2
 
 
 def arguments(source, workdir):
     return smallest_run(source, workdir, f"--steps={STEPS}", "--steps_per_dispatch=1")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Of this process alone."""
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

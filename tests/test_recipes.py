@@ -5,7 +5,8 @@ import pytest
 from experiments import recipes
 from jaxreg.training.configs import CONFIGS, changed_fields
 from jaxreg.training.loop import Interrupted, NonFiniteError
-from tests.training_support import write_images
+from tests.compilation_support import quickly_compiled
+from tests.training_support import without_pictures, write_images
 
 
 @pytest.mark.parametrize("name", recipes.WITHOUT)
@@ -20,7 +21,9 @@ def test_every_row_sees_as_many_pairs_and_changes_one_thing(name):
     assert whole.learning_rate == CONFIGS["lstm512_cifar10"].learning_rate
 
 
+@quickly_compiled()
 def test_the_command_trains_and_makes_the_table(tmp_path, capsys, monkeypatch):
+    without_pictures(monkeypatch)
     monkeypatch.setattr(recipes, "WITHOUT", {n: recipes.WITHOUT[n] for n in ("all", "chord")})
     source = write_images(tmp_path, size=32)
     arguments = [f"--data={source}", f"--runs={tmp_path}/runs", f"--results={tmp_path}"]

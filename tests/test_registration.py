@@ -16,6 +16,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Registration
 from jaxreg.warping import warp
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import SIZE, assert_finite, errors, photo_pairs, texture
 from tests.tolerances import REGISTERED, REGISTERED_UNIT
 
@@ -41,6 +42,7 @@ def test_sides_may_be_longer_and_differ():
     assert result.transform.tx.shape == result.score.shape == result.success.shape == ()
 
 
+@quickly_compiled()
 def test_the_smallest_size_and_many_channels():
     """Some are too small to be sure of; none may fail otherwise."""
     fixed = texture((8, 8, 5))
@@ -69,6 +71,7 @@ def test_any_dtype_gives_the_same_answer(batch):
     assert results[0].transform.tx.dtype == jnp.float32
 
 
+@quickly_compiled()
 def test_a_batch_and_a_mapped_program_agree():
     """Of pairs that take different branches: a clear one, one in doubt, one made by a spline."""
     fixed = np.stack([texture((SIZE, SIZE, 3), seed=s) for s in range(3)])

@@ -26,7 +26,14 @@ from jaxreg.training.state import (
     network_structure,
 )
 from jaxreg.training.step import compile_dispatch, train_step
-from tests.training_support import TINY_COMPACT, assert_same_bits, smallest_run, write_images
+from tests.compilation_support import quickly_compiled
+from tests.training_support import (
+    TINY_COMPACT,
+    assert_same_bits,
+    smallest_run,
+    without_pictures,
+    write_images,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 # Small networks of each kind, to take a step with a configuration made for a large one.
@@ -35,6 +42,11 @@ REDUCED = {
     "resnext": {"hidden": 8, "layers": 1, "blocks": (1, 1, 1, 1)},
     "compact": dataclasses.asdict(TINY_COMPACT),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 def image_set(config):
@@ -68,6 +80,7 @@ def test_every_named_configuration_fits_its_step(name):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
+@quickly_compiled()
 @pytest.mark.parametrize("name", ["quickstart", "lstm_cifar10", "resnext_lstm_stl10"])
 def test_a_configuration_of_each_kind_takes_a_step(name):
     config = CONFIGS[name]
