@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import socket
+import struct
+import time
 from pathlib import Path
+from typing import Any
 
-from jaxreg.atomic import write_text
+from jaxreg.atomic import naming, write_text
 
 METRICS_FILE = "metrics.csv"
 COLUMNS = (
@@ -31,8 +35,6 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int):
-        from tensorboardX import SummaryWriter
-
         path = workdir / METRICS_FILE
         rows = [row for row in read_metrics(workdir) if int(row["step"]) <= step] if step else []
         self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
@@ -43,23 +45,73 @@ class MetricsLog:
         write_text(path, kept.getvalue())
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._path = path
+        self._board = _Board(workdir / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float], seconds: float) -> None:
-        """One row, on disk when this returns."""
+        """One row, on disk when this returns.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         self.seconds += seconds
         row = {name: f"{value:.6g}" for name, value in values.items()}
-        self._writer.writerow({"step": step, **row, "seconds": f"{self.seconds:.3f}"})
-        self._file.flush()
-        for name, value in values.items():
-            group, _, rest = name.partition("_")
-            tag = f"{group}/{rest}" if group in ("train", "eval") else f"train/{name}"
-            self._board.add_scalar(tag, value, step)
+        with naming(self._path):
+            self._writer.writerow({"step": step, **row, "seconds": f"{self.seconds:.3f}"})
+            self._file.flush()
+        self._board.write(step, values)
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        try:
+            with naming(self._path):
+                self._file.close()
+        finally:
+            self._board.close()
+
+
+class _Board:
+    """TensorBoard's events; of earlier starts those after ``step`` no longer count.
+
+    tensorboardX's `SummaryWriter` leaves the writing to a thread. Where the disk is full the thread
+    dies, and the run would wait for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._file = self._path.open("wb")
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """The numbers of one row, on disk when this returns."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        scalars = []
+        for name, value in values.items():
+            group, _, rest = name.partition("_")
+            tag = f"{group}/{rest}" if group in ("train", "eval") else f"train/{name}"
+            scalars.append(Summary.Value(tag=tag, simple_value=value))
+        self._write(step=step, summary=Summary(value=scalars))
+
+    def _write(self, **event: Any) -> None:
+        """One event as a TFRECORD: its length, then itself, each with a checksum behind."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = Event(wall_time=time.time(), **event).SerializeToString()
+        with naming(self._path):
+            for part in (struct.pack("<Q", len(data)), data):
+                self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        with naming(self._path):
+            self._file.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, str]]:
