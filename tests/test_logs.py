@@ -1,12 +1,12 @@
 """Metrics on disk, and what happens when there is no room for them."""
 
-import resource
 import threading
 
 import pytest
 
 from jaxreg.training.logs import MetricsLog, read_metrics
 
+resource = pytest.importorskip("resource")
 VALUES = {"train_loss": 2.5, "train_translation": 1.0, "gradient_norm": 3.0, "eval_loss": 1e-3}
 
 

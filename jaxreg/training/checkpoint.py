@@ -356,6 +356,6 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
         store.close()
     weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)
     structure, _, _ = network_structure(config)
-    rows = read_metrics(folder)
+    rows = [row for row in read_metrics(folder) if int(row["step"]) <= step]
     seconds = float(rows[-1]["seconds"]) if rows else None
     return TrainedNetwork(config, step, structure, weights, statistics, seconds)
