@@ -26,6 +26,7 @@ from jaxreg.training.state import (
     network_structure,
 )
 from jaxreg.training.step import compile_dispatch, train_step
+from jaxreg.training.weights import load
 from tests.compilation_support import quickly_compiled
 from tests.training_support import (
     TINY_COMPACT,
@@ -143,6 +144,23 @@ def test_non_finite_is_status_one(source, tmp_path, capsys):
     status = command.main(arguments(source, tmp_path, "--learning_rate=1e38", "--steps=50"))
     assert status == 1
     assert "non-finite at step" in capsys.readouterr().err
+
+
+def test_weights_that_overflow_are_told_where_loss_and_gradient_do_not(source, tmp_path, capsys):
+    assert command.main(arguments(source, tmp_path, "--learning_rate=1e30")) == 1
+    assert "the norm of the weights after it is not finite" in capsys.readouterr().err
+
+
+def test_numbers_stay_of_32_bits_where_jax_defaults_to_float64(source, tmp_path):
+    answers = []
+    for name, wide in (("plain", False), ("wide", True)):
+        with jax.enable_x64(wide):
+            assert command.main(arguments(source, tmp_path / name)) == 0
+            network = load(tmp_path / name)
+            assert {leaf.dtype for leaf in jax.tree.leaves(network.arrays)} == {np.dtype("float32")}
+            images = np.full((2, 32, 32, 3), 70.0, np.float32)
+            answers.append((network.arrays, network.estimate(images, images).transform))
+    assert_same_bits(*answers)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")

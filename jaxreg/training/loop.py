@@ -116,7 +116,7 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
       OSError: the folder cannot be written.
     """
     workdir = Path(os.path.expanduser(workdir))
-    with alone_in(workdir):
+    with alone_in(workdir), jax.enable_x64(False):  # float32, whatever the program's default
         return _train(config, workdir)
 
 
@@ -331,9 +331,12 @@ class _Run:
     def _non_finite(self, state: TrainState, report: DispatchReport) -> NonFiniteError:
         good = int(state.step)
         self._save(state)
+        loss, norm = float(report.last.loss), float(report.last.gradient_norm)
+        overflow = np.isfinite(loss + norm)
+        weights = ", the norm of the weights after it is not finite" if overflow else ""
         return NonFiniteError(
-            f"non-finite at step {good + 1}: loss {float(report.last.loss)}, gradient norm "
-            f"{float(report.last.gradient_norm)}; the state after step {good} is saved in "
+            f"non-finite at step {good + 1}: loss {loss}, gradient norm {norm}{weights}; "
+            f"the state after step {good} is saved in "
             f"{self.workdir}. A lower learning_rate or a clip_norm may help, in another workdir"
         )
 

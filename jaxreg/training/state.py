@@ -49,7 +49,8 @@ def split_network(network: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
 
 def network_structure(config: TrainConfig) -> tuple[nnx.GraphDef, Tree, Tree]:
     """`split_network` of the configured network with shapes in place of arrays: no memory."""
-    return split_network(nnx.eval_shape(lambda: config.network.build(nnx.Rngs(0))))
+    with jax.enable_x64(False):  # float32, whatever the program's default
+        return split_network(nnx.eval_shape(lambda: config.network.build(nnx.Rngs(0))))
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
