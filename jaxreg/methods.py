@@ -61,6 +61,9 @@ def _import(name: str, location: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # a module may be anybody's code
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"method {name!r} cannot be loaded: {reason}") from error
     return found
 
 

@@ -1,6 +1,7 @@
 """Figures of the harness against hand-computed ones, on estimators whose errors are known."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -165,6 +166,26 @@ def test_wrong_answers_are_named():
         evaluate(lambda f, m: (1, 2), suite_data(4), 4, "mine")
     with pytest.raises(ValueError, match=r"mine must return 4 transforms.*shape \(3,\)"):
         evaluate(lambda f, m: answer(np.zeros((3, 3))), suite_data(4), 4, "mine")
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        *(("covariance", shape) for shape in [(3, 3), (1, 3, 3), (4, 2, 2), (4, 3), (4, 3, 3, 1)]),
+        *((name, shape) for name in ("score", "success", "found") for shape in [(4, 1), (3,)]),
+    ],
+)
+def test_fields_of_a_wrong_shape_are_named(field, shape):
+    method = lambda f, m: answer(np.zeros((4, 3)), **{field: np.ones(shape)})  # noqa: E731
+    with pytest.raises(ValueError, match=f"mine must return .*{field}.*{re.escape(str(shape))}"):
+        evaluate(method, suite_data(8), 4, "mine")
+
+
+def test_covariances_are_of_all_pairs_or_of_none():
+    calls = iter([None, np.ones((4, 3, 3))])
+    method = lambda f, m: answer(np.zeros((4, 3)), covariance=next(calls))  # noqa: E731
+    with pytest.raises(ValueError, match="mine must return covariances of all pairs or of none"):
+        evaluate(method, suite_data(8), 4, "mine")
 
 
 def test_risk_coverage_by_hand():

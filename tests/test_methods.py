@@ -57,6 +57,15 @@ def test_unknown_methods_are_named(plug_in, name, message):
         find_method(name)
 
 
+@pytest.mark.parametrize("code", ["def f(:", "1 / 0", "raise RuntimeError('no licence')"])
+def test_a_module_that_fails_is_told_with_its_error(monkeypatch, tmp_path, code):
+    (tmp_path / "of_a_user.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    error = {"d": "SyntaxError: invalid syntax", "1": "ZeroDivisionError", "r": ".*no licence"}
+    with pytest.raises(ValueError, match=f"cannot be loaded: {error[code[0]]}"):
+        find_method("of_a_user:f")
+
+
 def test_a_trained_network_is_read_once_until_it_changes(monkeypatch, tmp_path):
     reads = []
 

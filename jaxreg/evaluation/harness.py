@@ -75,16 +75,27 @@ def _checked_answer(answer: Registration, batch: int, count: int, method: str) -
             f"method {method} must return {batch} transforms for {batch} pairs, "
             f"got fields of shape {estimate.shape[:-1]}"
         )
+
+    def column(name: str, dtype: type) -> np.ndarray:
+        values = np.asarray(getattr(answer, name), dtype)
+        if values.shape not in ((), (batch,)):
+            raise ValueError(
+                f"method {method} must return {name} of shape ({batch},) for {batch} pairs, "
+                f"got {values.shape}"
+            )
+        return np.broadcast_to(values, batch)[:count]
+
     variance = None
     if answer.covariance is not None:
-        variance = np.diagonal(np.asarray(answer.covariance), axis1=-2, axis2=-1)[:count]
-    return _Answer(
-        estimate[:count],
-        np.broadcast_to(np.asarray(answer.score, np.float32), batch)[:count],
-        np.broadcast_to(np.asarray(answer.success, bool), batch)[:count],
-        np.broadcast_to(np.asarray(answer.found, bool), batch)[:count],
-        variance,
-    )
+        covariance = np.asarray(answer.covariance)
+        if covariance.shape != (batch, 3, 3):
+            raise ValueError(
+                f"method {method} must return a covariance of shape ({batch}, 3, 3) for {batch} "
+                f"pairs, got {covariance.shape}"
+            )
+        variance = np.diagonal(covariance, axis1=-2, axis2=-1)[:count]
+    success, found = column("success", bool), column("found", bool)
+    return _Answer(estimate[:count], column("score", np.float32), success, found, variance)
 
 
 def evaluate(
@@ -120,6 +131,8 @@ def evaluate(
             progress(count)
     estimate = np.concatenate([a.estimate for a in answers])
     variances = [a.variance for a in answers if a.variance is not None]
+    if len(variances) not in (0, len(answers)):
+        raise ValueError(f"method {method} must return covariances of all pairs or of none")
     return Rows(
         suite=data.suite.name,
         method=method,
