@@ -44,7 +44,8 @@ def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
         if not options[name].value:
             raise ValueError(f"--{name} is empty")
     suites = {name: parse_suite(name) for name in options.suites}
-    out = Path(options.out)
+    out = Path(os.path.expanduser(options.out))
+    options["out"].value = os.fspath(out)
     if out.suffix == ".csv":
         raise ValueError(f"--out={out}: the figures are JSON; the CSV file goes beside it")
     check_replaceable(out)

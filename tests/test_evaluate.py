@@ -148,3 +148,13 @@ def test_refusals_are_one_line_and_status_2(arguments, message, capsys, tmp_path
 def test_help_lists_the_flags(capsys):
     assert run("--help") == 0
     assert "--suites" in capsys.readouterr().out
+
+
+def test_results_may_go_below_ones_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    quick = ["--suites=random@16", "--methods=constant", "--pairs=4", "--no_timing"]
+    assert run(*quick, "--out=~/deep/r.json") == 0
+    assert f"figures: {tmp_path}/home/deep/r.json" in capsys.readouterr().out
+    assert (tmp_path / "home/deep/r.csv").exists()
+    assert not (tmp_path / "~").exists()

@@ -77,7 +77,7 @@ def _checked_answer(answer: Registration, batch: int, count: int, method: str) -
         )
 
     def column(name: str, dtype: type) -> np.ndarray:
-        values = np.asarray(getattr(answer, name), dtype)
+        values: np.ndarray = np.asarray(getattr(answer, name), dtype)
         if values.shape not in ((), (batch,)):
             raise ValueError(
                 f"method {method} must return {name} of shape ({batch},) for {batch} pairs, "
