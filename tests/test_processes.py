@@ -46,14 +46,17 @@ def free_port():
         pytest.skip(f"no port on this machine: {error}")
 
 
-def run_processes(more, meanwhile=lambda processes: None, statuses=(0, 0)):
-    """What two processes print, ``meanwhile`` called with both once they are started."""
+def run_processes(more, meanwhile=lambda processes: None, statuses=(0, 0), own=((), ())):
+    """What two processes print, ``meanwhile`` called with both once they are started.
+
+    Both get the arguments ``more``, each further ones of its ``own``.
+    """
     port = free_port()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command_line = [sys.executable, "-m", "jaxreg.train", *more, "--processes=2"]
     processes = [
         subprocess.Popen(
-            [*command_line, f"--coordinator=127.0.0.1:{port}", f"--process_id={i}"],
+            [*command_line, f"--coordinator=127.0.0.1:{port}", f"--process_id={i}", *own[i]],
             cwd=Path(__file__).parent.parent,
             env=environment,
             stdout=subprocess.PIPE,
@@ -119,6 +122,13 @@ def test_a_signal_to_either_process_ends_both_with_their_state_saved(source, tmp
     state, _ = store.restore(abstract_state(config, data_mesh(1)))
     store.close()
     assert int(state.step) == saved
+
+
+def test_two_processes_of_different_flags_do_not_train(source, tmp_path):
+    own = (["--learning_rate=1e-3"], ["--learning_rate=1e-4"])
+    outputs = run_processes(arguments(source, tmp_path), statuses=(2, 2), own=own)
+    assert all("the processes were given different flags" in output for output in outputs)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

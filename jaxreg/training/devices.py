@@ -7,6 +7,7 @@ many, are joined first (`join_processes`); each then sees the devices of all.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import jax
@@ -104,6 +105,16 @@ def agreed(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+
+
+def alike(text: str) -> bool:
+    """Whether the text is the same in all of the processes."""
+    if jax.process_count() == 1:
+        return True
+    from jax.experimental import multihost_utils
+
+    checksums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    return bool((checksums == checksums[0]).all())
 
 
 def anywhere(flag: bool) -> bool:

@@ -26,7 +26,7 @@ from jaxreg.training import weights
 from jaxreg.training.batches import Images, load_held_out_images, load_training_images
 from jaxreg.training.checkpoint import Best, CheckpointStore, alone_in, settle_config
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import agreed, anywhere, data_mesh, place
+from jaxreg.training.devices import agreed, alike, anywhere, data_mesh, place
 from jaxreg.training.heldout import (
     Errors,
     constant_predictor,
@@ -112,6 +112,7 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
         another run is training in it, or nothing in it can be read.
       NonFiniteError: loss or gradient became non-finite; the last good state is saved.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+      ValueError: one of several processes was given another configuration.
       ValueError, OSError: an image source or ``init_from`` is not usable.
       OSError: the folder cannot be written.
     """
@@ -121,6 +122,8 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
 
 
 def _train(config: TrainConfig, workdir: Path) -> Summary:
+    if not alike(json.dumps(config.to_dict())):  # the weights would drift apart, in silence
+        raise ValueError("the processes were given different flags; all fields must be the same")
     settle_config(workdir, config, (METRICS_FILE, SUMMARY_FILE, _EXAMPLES_FILE, _CURVE_FILE))
     mesh = data_mesh(config.batch_size)
     images = place(mesh, load_training_images(config))
