@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -67,6 +68,18 @@ def test_half_precision_rounds_and_is_read_as_float32(run):
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel, original, rtol=1e-3, atol=1e-6)
     assert not np.array_equal(kernel, original)
+
+
+def test_weights_too_large_for_half_precision_are_not_written(run, monkeypatch, capsys):
+    network = load_network(run)
+    network.arrays = jax.tree.map(lambda a: a + 7e4, network.arrays)  # its largest is 65,504
+    monkeypatch.setattr("jaxreg.training.weights.load", lambda _: network)
+    out = run.parent / "half.safetensors"
+    arguments = ["export", f"--workdir={run}", f"--out={out}", "--dtype=float16"]
+    assert export.main(arguments) == 2
+    assert "first.bias is up to 70000, too large for float16" in capsys.readouterr().err
+    assert not out.exists()
+    assert export.main(arguments[:-1]) == 0
 
 
 def test_folders_load_as_before(run):

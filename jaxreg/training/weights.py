@@ -71,10 +71,18 @@ def write_weights(
       network: what to write.
       path: the file, made anew.
       dtype: of its floating-point numbers; ``"float16"`` halves the file and rounds them.
+
+    Raises:
+      ValueError: a number is too large for the dtype.
     """
     about = {"config": network.config.to_dict(), "step": network.step, "seconds": network.seconds}
     arrays = {name: np.asarray(leaf) for name, leaf in _named(network.arrays).items()}
-    arrays = {n: a.astype(dtype) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f":
+            largest = np.abs(array).max(initial=0.0)
+            if largest > np.finfo(dtype).max:
+                raise ValueError(f"{name} is up to {largest:.0f}, too large for {dtype}")
+            arrays[name] = array.astype(dtype)
     with replacing(path) as file:
         file.write(save(arrays, {_KEY: json.dumps(about)}))
 
