@@ -99,8 +99,13 @@ def _run(options: flags.FlagValues) -> list[str]:
                         running.time_system(find_system(name), suite, data, job)
                     else:
                         running.run_system(find_system(name), suite, data, job, bar.update)
+                except OSError:  # rows that cannot be written
+                    raise
                 except (ValueError, ImportError) as error:  # no checkpoint yet, or no package
                     failures.append(f"{name} on {suite}: {describe(error)}")
+                except Exception as error:  # a method may be anybody's code
+                    reason = f"{type(error).__name__}: {describe(error)}"
+                    failures.append(f"{name} on {suite}: {reason}")
     return failures
 
 

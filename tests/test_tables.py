@@ -320,6 +320,20 @@ def test_a_suite_whose_images_are_missing_does_not_stop_the_others(tmp_path, cap
     assert line(out, "constant")
 
 
+def failing(fixed, moving):
+    raise RuntimeError("no licence")
+
+
+def test_a_method_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    arguments = [f"--results={tmp_path}", "--suites=random32", "--pairs=8", "--no_timing"]
+    run = "--run=tests.test_tables:failing,constant"
+    assert tables.main(["tables", run, "--table=2", *arguments]) == 2
+    out, error = capsys.readouterr()
+    name = "tests.test_tables:failing"
+    assert error == f"experiments.tables: {name} on random32: RuntimeError: no licence\n"
+    assert line(out, "constant")
+
+
 def test_a_networks_row_comes_from_its_checkpoint(tmp_path, capsys):
     config = tiny_config("random", network=TINY_LSTM, average_decay=0.0)
     folder = tmp_path / "run"
