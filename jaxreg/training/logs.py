@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import socket
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -74,15 +73,17 @@ class _Board:
     """TensorBoard's events; of earlier starts those after ``step`` no longer count.
 
     tensorboardX's `SummaryWriter` leaves the writing to a thread. Where the disk is full the thread
-    dies, and the run would wait for it for ever.
+    dies, and the run would wait for it for ever: so its events are written here, one by one.
     """
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._file = self._path.open("wb")
+        # By the nanosecond: two starts within a second would share a file.
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._records = RecordWriter(str(self._path))
         self._write(file_version="brain.Event:2")
         self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -98,20 +99,16 @@ class _Board:
         self._write(step=step, summary=Summary(value=scalars))
 
     def _write(self, **event: Any) -> None:
-        """One event as a TFRECORD: its length, then itself, each with a checksum behind."""
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.record_writer import masked_crc32c
 
-        data = Event(wall_time=time.time(), **event).SerializeToString()
         with naming(self._path):
-            for part in (struct.pack("<Q", len(data)), data):
-                self._file.write(part + struct.pack("<I", masked_crc32c(part)))
-            self._file.flush()
+            self._records.write(Event(wall_time=time.time(), **event).SerializeToString())
+            self._records.flush()
 
     def close(self) -> None:
         """Flush and close the file."""
         with naming(self._path):
-            self._file.close()
+            self._records.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, str]]:
