@@ -102,6 +102,14 @@ def image_centre(shape: Shape) -> tuple[float, float]:
     return (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
 
+def check_transform(transform: object, name: str) -> None:
+    """ValueError, with its name, for what is no `RigidTransform`."""
+    if not isinstance(transform, RigidTransform):
+        hint = "; give its .transform" if hasattr(transform, "transform") else ""
+        kind = type(transform).__name__
+        raise ValueError(f"{name} must be a RigidTransform, got {kind}{hint}")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RigidTransform:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxreg.batching import OnePair, compiler_options, map_batches, map_pairs, runs_on_cpu
 from jaxreg.direct import DirectOptions, Kernel, align, align_near
-from jaxreg.geometry import RigidTransform
+from jaxreg.geometry import RigidTransform, check_transform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
@@ -207,8 +207,7 @@ def _known(
     """An alignment of each pair, ``batch_shape + (3,)``, or none; ValueError if it is unfit."""
     if initial is None:
         return []
-    if not isinstance(initial, RigidTransform):
-        raise ValueError(f"initial must be a RigidTransform, got {type(initial).__name__}")
+    check_transform(initial, "initial")
     if initial.batch_shape not in ((), batch_shape):
         wanted = f"one alignment or a batch of {batch_shape[0]}" if batch_shape else "one alignment"
         raise ValueError(f"initial must be {wanted}, got a batch of shape {initial.batch_shape}")

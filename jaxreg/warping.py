@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.geometry import MOST_CHANNELS, RigidTransform, Shape, as_points
+from jaxreg.geometry import MOST_CHANNELS, RigidTransform, Shape, as_points, check_transform
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
 
@@ -106,13 +106,14 @@ def warp(
       float32 array of the shape of ``image``, zeros where nothing of the image falls.
 
     Raises:
-      ValueError: the shape or dtype of ``image`` is none of these, it is a masked array, or the
-        interpolation is unknown.
+      ValueError: the shape or dtype of ``image`` is none of these, it is a masked array, the
+        interpolation is unknown, or ``transform`` is something else.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
     >>> warp(image, RigidTransform(1.0, 0.0, 0.0)).tolist()  # one pixel to the right
     [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0], [0.0, 6.0, 7.0]]
     """
+    check_transform(transform, "transform")
     image = jnp.asarray(real_array(image, "image"), jnp.float32)
     batch = transform.batch_shape
     if len(batch) > 1:

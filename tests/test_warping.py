@@ -12,6 +12,7 @@ import skimage.transform
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import INTERPOLATIONS
+from jaxreg.result import Registration
 from jaxreg.warping import overlap, pixel_grid, sample, warp
 from tests.tolerances import FLOAT32_INTENSITY, OPENCV_WARP
 
@@ -171,6 +172,9 @@ def test_bad_input_is_named():
         warp(np.zeros((40, 24, 32)), RigidTransform.identity())
     with pytest.raises(ValueError, match=r"transform must be one or N .* shape \(4, 1\)"):
         warp(np.zeros((4, 32, 32)), RigidTransform.identity((4, 1)))
+    answer = Registration(RigidTransform.identity(), 1.0, True)
+    with pytest.raises(ValueError, match=r"got Registration; give its \.transform"):
+        warp(image(), answer)
     with pytest.raises(ValueError, match="image must hold real numbers, got dtype complex64"):
         warp(np.zeros((8, 8), np.complex64), RigidTransform.identity())
     with pytest.raises(ValueError, match="image is a masked array; fill it first"):
