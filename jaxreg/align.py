@@ -20,8 +20,8 @@ the list). Here --out_moving is a folder (made if missing) that gets each MOVING
 its own name (of a page, movie_0003.tif); where its format could not keep its pixels, as .png or
 .tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none, so that
 of an earlier run is removed. A run that was stopped goes on where it stopped when started again; to
-try failed pairs anew, delete their rows. Rows come in the order of names, lines or pages, unless
-sizes are mixed or a later run adds some.
+try failed pairs anew, delete their rows. Rows come in the order of names (f2 before f10), lines or
+pages, unless sizes are mixed or a later run adds some.
 
 What does not belong to the picture, such as dust, text or dead pixels, is left out by masks,
 --fixed_mask and --moving_mask: images as large, dark (below half of their brightest) where a pixel

@@ -11,6 +11,7 @@ import codecs
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -50,13 +51,13 @@ def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[st
       ValueError: no folder, no pair, or two files of one folder share a name.
     """
     first, second = _images(fixed_dir, "fixed_dir"), _images(moving_dir, "moving_dir")
-    jobs = [Job(first[name], second[name]) for name in sorted(first.keys() & second.keys())]
+    jobs = [Job(first[name], second[name]) for name in _in_order(first.keys() & second.keys())]
     if not jobs:
         raise ValueError(
             f"no image in {fixed_dir} ({len(first)} images) has a namesake in {moving_dir} "
             f"({len(second)} images)"
         )
-    alone = sorted(first.keys() ^ second.keys())
+    alone = _in_order(first.keys() ^ second.keys())
     return jobs, [first.get(name) or second[name] for name in alone]
 
 
@@ -70,7 +71,7 @@ def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
     if not found:
         raise ValueError(f"--moving_dir={moving_dir} holds no images")
     reference = one_line_name(fixed)
-    return [Job(reference, found[name]) for name in sorted(found)]
+    return [Job(reference, found[name]) for name in _in_order(found)]
 
 
 def jobs_of_stack(stack: str, fixed: str | None = None) -> list[Job]:
@@ -103,6 +104,20 @@ def _images(folder: str, flag: str) -> dict[str, str]:
             )
         found[stem] = one_line_name(path)
     return found
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order that people number them in.
+
+    >>> _in_order(["f10", "f9", "f09", "g1", "f"])
+    ['f', 'f09', 'f9', 'f10', 'g1']
+    """
+
+    def key(name: str) -> tuple:
+        parts = re.split(r"(\d+)", name)
+        return [int(part) if k % 2 else part for k, part in enumerate(parts)], name
+
+    return sorted(names, key=key)
 
 
 def jobs_of_list(path: str) -> list[Job]:
