@@ -122,7 +122,7 @@ def standing(ranked: Ranked, shape: tuple[int, ...], masks: Masks | None = None)
       masks: which pixels count, if not all do.
     """
     seen = lambda t: source_points(shape, t, masks=masks).inside.sum()  # noqa: E731
-    of_best, of_rival = jax.lax.map(seen, ranked.transform)
+    of_best, of_rival = jax.vmap(seen)(ranked.transform)
     best, rival = ranked.score
     more = jnp.maximum(of_best / jnp.maximum(of_rival, 1.0), 1.0)
     return Standing(best, best - rival, best - jnp.where(rival > 0.0, more, 1.0) * rival)
