@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -230,43 +231,45 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _improve(views: Pair, known: RigidTransform) -> Ranked:
-    """An alignment known beforehand, improved where that helps.
-
-    From a turn aside Gauss-Newton comes back to it; where images look alike at any angle it stays
-    there, a rival.
-    """
-    t, factor = jax.tree.map(lambda v: v[None], known), 1.0
-    for level in _pyramid(views, coarse_side(min(views.source.shape))):
-        t, factor = _zoomed(t, factor / level.factor), level.factor
-        starts = RigidTransform(t.tx + 0 * _ASIDE, t.ty + 0 * _ASIDE, t.theta + _ASIDE)
-        improved = _refined(level.views, starts, iterations=5, near=_NEAR_OF_ASIDE)
-        t = jax.tree.map(lambda *v: jnp.concatenate(v), t, improved)
-        ranked = _ranked(level.views, t, _NEIGHBOURHOOD)
-        t = ranked.transform[:1]
-    return ranked
-
-
 def _coarse_to_fine(views: Pair, options: DirectOptions) -> Ranked:
     """The best alignment anywhere, and its closest rival."""
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
-    grey = _candidates(coarse, options)
-    ranked = _ranked(coarse, grey, _NEIGHBOURHOOD)
-    best, rival = ranked.score
-    decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
 
-    def look_further(views: Pair, ranked: Ranked, grey: RigidTransform) -> Ranked:
-        del ranked
+    def look_further(views: Pair, grey: RigidTransform) -> Ranked:
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
 
-    def follow(views: Pair, ranked: Ranked, grey: RigidTransform) -> Ranked:
-        del grey
-        return _follow(_pyramid(views, grid), ranked)
+    return _onwards(views, _candidates(coarse, options), look_further)
 
-    return cond_rarely(~decided, look_further, follow, views, ranked, grey)
+
+def _improve(views: Pair, known: RigidTransform) -> Ranked:
+    """An alignment known beforehand, improved where that helps, and its closest rival.
+
+    From a turn aside Gauss-Newton comes back to it; where images look alike at any angle it stays
+    there, a rival.
+    """
+    grid = coarse_side(min(views.source.shape))
+    factor, coarse = _pyramid(views, grid)[0]
+    known = jax.tree.map(lambda v: jnp.repeat(v, len(_ASIDE)), _zoomed(known, 1.0 / factor))
+    starts = RigidTransform(known.tx, known.ty, known.theta + _ASIDE)
+    improved = _refined(coarse, starts, iterations=4, near=_NEAR_OF_ASIDE)
+    t = jax.tree.map(lambda v, new: jnp.concatenate([v[:1], new]), known, improved)
+    return _onwards(views, t, lambda views, t: _carefully(_pyramid(views, grid), t, _NEIGHBOURHOOD))
+
+
+def _onwards(
+    views: Pair, t: RigidTransform, in_doubt: Callable[[Pair, RigidTransform], Ranked]
+) -> Ranked:
+    """From candidates in pixels of the coarsest level to the best at full size, and its rival."""
+    levels = functools.partial(_pyramid, coarsest=coarse_side(min(views.source.shape)))
+    ranked = _ranked(levels(views)[0].views, t, _NEIGHBOURHOOD)
+    best, rival = ranked.score
+    decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
+    follow = lambda views, ranked, t: _follow(levels(views), ranked)  # noqa: E731
+    rarely = lambda views, ranked, t: in_doubt(views, t)  # noqa: E731
+    return cond_rarely(~decided, rarely, follow, views, ranked, t)
 
 
 class _Level(NamedTuple):
@@ -327,7 +330,7 @@ def _look_further(
 
     Grey values show what is faint, local contrast is insensitive to what hides a part: each is
     searched on a finer grid, which keeps more detail, and adds candidates of its own, refined on
-    its own images. One level on, `slide` checks the best.
+    its own images.
 
     Args:
       levels: the pyramid, from that grid on.
@@ -341,12 +344,20 @@ def _look_further(
     # A loop: its program is compiled once.
     more = jax.lax.map(lambda kind: _candidates(kind, options), both)
     t = jax.tree.map(lambda v, new: jnp.concatenate([v, new.reshape(-1)]), grey, more)
-    ranked = _ranked(views, t, sigma)
+    return _carefully(levels, t, sigma)
+
+
+def _carefully(levels: list[_Level], t: RigidTransform, sigma: float) -> Ranked:
+    """The best of candidates that leave a doubt, and its closest rival.
+
+    They go on together, the best both ways: what it fails to explain may be hidden, or it may be
+    off. One level on, `slide` checks it.
+    """
+    ranked = _ranked(levels[0].views, t, sigma)
     factor = levels[0].factor
     for number, level in enumerate(levels[1:] or levels):
         zoom, factor = factor / level.factor, level.factor
         sigma *= zoom
-        # The best starts both ways: what it fails to explain may be hidden, or it may be off.
         t = _zoomed(ranked.transform[_BEST_TWICE], zoom)
         t = _refined(level.views, t, iterations=5, near=_NEAR)
         ranked = _ranked(level.views, t, sigma)
