@@ -335,12 +335,12 @@ class _Run:
         good = int(state.step)
         self._save(state)
         loss, norm = float(report.last.loss), float(report.last.gradient_norm)
-        overflow = np.isfinite(loss + norm)
-        weights = ", the norm of the weights after it is not finite" if overflow else ""
+        only_after = ", the norm of the weights after it is not finite"
+        what = only_after if np.isfinite(loss + norm) else ""
         return NonFiniteError(
-            f"non-finite at step {good + 1}: loss {loss}, gradient norm {norm}{weights}; "
-            f"the state after step {good} is saved in "
-            f"{self.workdir}. A lower learning_rate or a clip_norm may help, in another workdir"
+            f"non-finite at step {good + 1}: loss {loss}, gradient norm {norm}{what}; "
+            f"the state after step {good} is saved in {self.workdir}. "
+            "A lower learning_rate or a clip_norm may help, in another workdir"
         )
 
     def _finish(self, few: Pairs, estimate: RigidTransform, summary: Summary) -> None:
