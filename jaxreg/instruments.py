@@ -16,7 +16,7 @@ from jaxreg.intensity import Fit
 from jaxreg.interpolation import spline_gradient
 from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
-from jaxreg.products import apply_separable, dots
+from jaxreg.products import apply_separable, dots, mean_once
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import scale_by_steepness
 from jaxreg.resampling import Points, interpolant, noise_gain, pull, slopes, slopes_by_gradient
@@ -76,7 +76,7 @@ def instruments(
         sigma = _ALIASING_BLUR * aliased(slow)
         rows, across = (cosine_blur(size, sigma) for size in source.shape[:2])
         source, target = (apply_separable(rows, image, across) for image in (source, target))
-        trust = precision(jnp.sqrt(jnp.square(rest).mean(-1)), fit.weight, steep, aliased(slow))
+        trust = precision(jnp.sqrt(mean_once(jnp.square(rest))), fit.weight, steep, aliased(slow))
         trust = jnp.repeat(trust, value.shape[1])
     image = interpolant(source, linear)
     slope, level = slopes(image, points, linear, once=True), pull(image, points, linear, once=True)
@@ -124,8 +124,10 @@ def precision(
 def slow_share(residual: jax.Array) -> jax.Array:
     """How much of the power of a residual ``(H, W, C)`` survives a blur: its colour, a scalar."""
     rows, across = (blurring_matrix(size, _SLOW) for size in residual.shape[:2])
-    slow = jnp.square(apply_separable(rows, residual, across)).sum()
-    return slow / jnp.maximum(jnp.square(residual).sum(), 1e-20)
+    blurred, residual = (
+        image.reshape(-1) for image in (apply_separable(rows, residual, across), residual)
+    )
+    return dots(blurred, blurred) / jnp.maximum(dots(residual, residual), 1e-20)
 
 
 def aliased(slow: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import dots, times, weighted_sum
+from jaxreg.products import dots, mean_once, times, weighted_sum
 from jaxreg.refinement import OUTLIER, settled_weight
 
 
@@ -56,7 +56,7 @@ def weigh(
       steep: ``(P,)`` `steepness`, if the scale is to grow with it.
     """
     residual = target - gain * value - bias
-    square = jnp.square(residual).mean(-1)
+    square = mean_once(jnp.square(residual))
     # Weights count as constants: a residual of zero has no slope to derive them by.
     weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier, steep))
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
@@ -111,7 +111,7 @@ def steepness(*images: jax.Array) -> jax.Array:
 
     def energy(image: jax.Array) -> jax.Array:
         down, right = jnp.gradient(image, axis=(-3, -2))
-        square = (jnp.square(down) + jnp.square(right)).mean(-1)
+        square = mean_once(jnp.square(down) + jnp.square(right))
         square = jnp.pad(square, [(0, 0)] * (square.ndim - 2) + [(1, 1)] * 2, mode="edge")
         rows = square[..., :-2, :] + square[..., 1:-1, :] + square[..., 2:, :]
         return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9.0

@@ -34,7 +34,7 @@ from jaxreg.normal_equations import (
     of_model,
     secant,
 )
-from jaxreg.products import dots, product
+from jaxreg.products import dots, mean_once, product
 from jaxreg.refinement import clip_step, solve
 from jaxreg.resampling import Points, interpolant, pull, slopes, source_points
 
@@ -279,7 +279,7 @@ def _brightness_changed(
     residual = target - value
     drop = moments(left[:3], fit.weight, residual)
     gained = product(drop, solve(normal[:3, :3], drop))
-    energy = lambda v: dots(fit.weight, jnp.square(v).sum(-1))  # noqa: E731
+    energy = lambda v: dots(fit.weight, mean_once(jnp.square(v)) * v.shape[1])  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)

@@ -56,10 +56,10 @@ def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     finite = jnp.isfinite(pair).all()
     pair = jnp.where(finite, pair, 0.0)
     images = jax.lax.stop_gradient(pair)
-    brightest, darkest = (
-        functools.reduce(op, jnp.unstack(images, axis=-1)) for op in (jnp.maximum, jnp.minimum)
-    )
-    lowest, highest = darkest.min((1, 2), keepdims=True), brightest.max((1, 2), keepdims=True)
+    brightest = functools.reduce(jnp.maximum, jnp.unstack(images, axis=-1))
+    # Row by row: a minimum of all at once takes a CPU ten times as long.
+    lines = images.reshape(*images.shape[:2], -1)
+    lowest, highest = (v[:, None, None] for v in (lines.min(1).min(1), lines.max(1).max(1)))
     largest = jnp.maximum(jnp.maximum(highest, -lowest), 1e-30)
     # None if there are values below zero: then zero is a value like any other.
     black = (brightest <= _BLACK * largest) & (lowest >= 0.0)

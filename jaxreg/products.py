@@ -47,6 +47,15 @@ def mean_over_channels(image: jax.Array) -> jax.Array:
     return total / image.shape[-1]
 
 
+def mean_once(image: jax.Array) -> jax.Array:
+    """``image.mean(-1)`` of ``(..., C)``, worked out once for all that is made of it."""
+    if image.size < _MANY:
+        return image.mean(-1)
+    channels = image.shape[-1]
+    share = np.full(channels, 1.0 / channels, np.float32)
+    return product(share, image.reshape(-1, channels).T).reshape(image.shape[:-1])
+
+
 def weighted_sum(image: jax.Array, weight: jax.Array) -> jax.Array:
     """``weight @ image`` of ``(P,)`` and ``(P, C)``, the other way round: seven times as fast."""
     return product(image.T, weight)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform
-from jaxreg.products import weighted_sum
+from jaxreg.products import dots, weighted_sum
 from jaxreg.result import Registration
 from jaxreg.warping import overlap, warp
 
@@ -27,16 +27,16 @@ def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     def centre(image: jax.Array) -> tuple[jax.Array, jax.Array]:
         image = image.reshape(-1, image.shape[-1])
         weighted = image * weight
-        centred = (image - weighted_sum(image, flat) / count) * weight
+        centred = ((image - weighted_sum(image, flat) / count) * weight).reshape(-1)
         # What is left of a flat image is rounding: a millionth of its energy, whatever its unit.
-        floor = 1e-6 * (weighted * image).sum() + 1e-30
-        energy = (centred * centred).sum()
+        floor = 1e-6 * dots(weighted.reshape(-1), image.reshape(-1)) + 1e-30
+        energy = dots(centred, centred)
         textured = energy > floor
         scale = jax.lax.rsqrt(jnp.where(textured, energy, 1.0))  # finite derivatives of both
         return centred, jnp.where(textured, scale, 0.0)
 
     (a, scale_a), (b, scale_b) = centre(a), centre(b)
-    return (a * b).sum() * scale_a * scale_b
+    return dots(a, b) * scale_a * scale_b
 
 
 def overlap_ncc(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxreg.finishing import Finished
 from jaxreg.masking import Masks
-from jaxreg.products import mean_over_channels, mix, product, separable, times
+from jaxreg.products import dots, mean_over_channels, mix, product, separable, times
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.ranking import Standing
 from jaxreg.result import Doubt, raised
@@ -116,8 +116,10 @@ def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[ja
     Smooth shading matches smooth shading at some angle, related or not; detail does not. The places
     are as many as would share the agreement evenly.
     """
-    count = jnp.maximum(weight.sum(), 1.0)
-    centred = [(plane - (plane * weight).sum() / count) * weight for plane in (source, target)]
+    flat, count = weight.reshape(-1), jnp.maximum(weight.sum(), 1.0)
+    centred = [
+        (plane - dots(plane.reshape(-1), flat) / count) * weight for plane in (source, target)
+    ]
     planes = jnp.stack([*centred, weight])
 
     def blurred(planes: jax.Array, sigma: float) -> jax.Array:

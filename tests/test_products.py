@@ -6,6 +6,7 @@ import pytest
 from jaxreg.products import (
     apply_separable,
     dots,
+    mean_once,
     mean_over_channels,
     mix,
     separable,
@@ -55,6 +56,8 @@ def test_pixels_are_summed_by_weight(channels):
     )
 
 
-def test_channels_are_averaged():
-    image = draw(6, 5, 3)
-    np.testing.assert_allclose(mean_over_channels(image), image.mean(-1), atol=FLOAT32_CORRELATION)
+@pytest.mark.parametrize("mean", [mean_over_channels, mean_once])
+@pytest.mark.parametrize("shape", [(6, 5, 3), (48, 40, 3), (5000, 1)])
+def test_channels_are_averaged(mean, shape):
+    image = draw(*shape)
+    np.testing.assert_allclose(mean(image), image.mean(-1), atol=FLOAT32_CORRELATION)
