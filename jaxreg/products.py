@@ -43,7 +43,7 @@ def mean_over_channels(image: jax.Array) -> jax.Array:
         return image.mean(-1)
     total = image[..., 0]
     for k in range(1, image.shape[-1]):
-        total += image[..., k]
+        total = total + image[..., k]  # += would change an image of NumPy's
     return total / image.shape[-1]
 
 
