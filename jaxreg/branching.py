@@ -48,7 +48,8 @@ def cond_where_any(
 ) -> T:
     """`jax.lax.cond`, but vmapped it runs a branch, for all, only if any of them takes it.
 
-    Args and results as for `cond_rarely`.
+    Where a derivative is asked for, both branches run: a `cond` that is differentiated and then
+    vmapped has no reverse mode. Else args and results are as for `cond_rarely`.
 
     >>> pick = lambda v: cond_where_any(v > 2, lambda v: 10 * v, lambda v: v, v)
     >>> jax.vmap(pick)(jnp.arange(5))
@@ -63,10 +64,15 @@ def cond_where_any(
             jax.lax.cond(taken.any(), branch, skip, *operands)
             for taken, branch in zip((pred, ~pred), branches, strict=True)
         )
-        pick = jax.vmap(lambda pred, a, b: jnp.where(pred, a, b))
-        return jax.tree.map(functools.partial(pick, pred), yes, no)
+        return jax.vmap(_pick)(pred, yes, no)
 
-    return _batched_by(batch, functools.partial(_cond, on_true, on_false), pred, *operands)
+    def both(pred: jax.Array, *operands: object) -> T:
+        return _pick(pred, on_true(*operands), on_false(*operands))
+
+    def one(pred: jax.Array, *operands: object) -> T:
+        return _batched_by(batch, functools.partial(_cond, on_true, on_false), pred, *operands)
+
+    return _derived_by(both, one, pred, *operands)
 
 
 def run_long_rarely(
@@ -108,12 +114,13 @@ def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
     """``function(*operands)`` as a computation of its own, made once for all that is made of it.
 
     XLA on CPUs fuses what is cheap by the element into each of its consumers, which then compute it
-    anew, but not out of a branch of `cond`. Under `vmap` the function is simply called.
+    anew, but not out of a branch of `cond`. Under `vmap`, and for a derivative, the function is
+    simply called.
 
     Args:
       true: scalar bool that is always True, though the compiler cannot prove it.
       function: from the operands to a pytree of arrays; may close over no value being traced.
-      *operands: pytrees of arrays, without derivatives: reverse mode is not supported.
+      *operands: pytrees of arrays.
 
     >>> square = lambda v: apart(v > 0.0, jnp.square, v)
     >>> jax.vmap(square)(jnp.arange(1.0, 4.0))
@@ -125,7 +132,14 @@ def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
     def batch(_: jax.Array, *operands: object) -> T:
         return jax.vmap(function)(*operands)
 
-    return _batched_by(batch, functools.partial(_cond, function, nothing), true, *operands)
+    def one(true: jax.Array, *operands: object) -> T:
+        return _batched_by(batch, functools.partial(_cond, function, nothing), true, *operands)
+
+    return _derived_by(lambda _, *operands: function(*operands), one, true, *operands)
+
+
+def _pick(pred: jax.Array, a: T, b: T) -> T:
+    return jax.tree.map(functools.partial(jnp.where, pred), a, b)
 
 
 def _cond(
@@ -145,6 +159,17 @@ def _batched_by(batch: Callable[..., T], one: Callable[..., T], *operands: objec
         return result, jax.tree.map(lambda _: True, result)
 
     return run(operands)
+
+
+def _derived_by(plain: Callable[..., T], one: Callable[..., T], *operands: object) -> T:
+    """``one`` of the operands; where a derivative is asked for, ``plain``, which is the same."""
+    run = jax.custom_jvp(one)
+
+    @run.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[T, T]:
+        return jax.jvp(plain, primals, tangents)
+
+    return run(*operands)
 
 
 def _overwrite(pred: jax.Array, rare: Callable[..., T], result: T, operands: tuple) -> T:

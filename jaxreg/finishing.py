@@ -8,8 +8,7 @@ images alone (`jaxreg.kernel_choice`), so that swapping them gives the inverse. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,9 @@ from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit
 from jaxreg.kernel_choice import bilinear_explains_more, trial
 from jaxreg.masking import Masks, Pair
-from jaxreg.normal_equations import Unknowns
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
 from jaxreg.resampling import DEGREE
-
-T = TypeVar("T")
 
 # A residual that no kernel explains need not be white, and then the estimate's variance is not what
 # single pixels tell: by as much as its slow part differs from white noise's, within these bounds.
@@ -93,52 +89,20 @@ def finish(
             bilinear_explains_more,
             *(least, jax.lax.stop_gradient(pair), t),
         )
-        end = _solve(linear, pair, start)
     else:
-        end = _solve_by(pair, start, linear=kernel == "linear")
+        linear = jnp.bool_(kernel == "linear")
+    end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), start, linear), linear)
     there = end.transform, end.covariance
     t, covariance = choose(there, _unswap(*there))
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
     return end._replace(transform=t, covariance=covariance)
 
 
-def _solve_by(pair: Pair, start: Unknowns, *, linear: bool) -> Finished:
-    """`find_optimum` described, of the same arguments; differentiable by the images."""
-    optimum = find_optimum(jax.lax.stop_gradient(pair), start, linear=linear)
-    return _describe(pair, optimum, linear=linear)
-
-
-@jax.custom_jvp
-def _solve(linear: jax.Array, *arguments: Any) -> Finished:
-    """`_solve_by` the kernel chosen; a batch that chose but one runs but one."""
-    return cond_where_any(linear, *_by_either_kernel(_solve_by), *arguments)
-
-
-@_solve.defjvp
-def _solve_jvp(primals: tuple, tangents: tuple) -> tuple:
-    # `cond_where_any` has no derivative, but the optimum needs none.
-    linear, pair, start = primals
-    still = jax.lax.stop_gradient((pair, start))
-    optimum = cond_where_any(linear, *_by_either_kernel(find_optimum), *still)
-
-    def describe(source: jax.Array, target: jax.Array) -> Finished:
-        moved = Pair(source, target, pair.masks)
-        # Not a `cond`, which under `vmap` has no reverse mode once it is differentiated.
-        yes, no = (stage(moved, optimum) for stage in _by_either_kernel(_describe))
-        return jax.tree.map(lambda a, b: jnp.where(linear, a, b), yes, no)
-
-    return jax.jvp(describe, pair[:2], tangents[1][:2])
-
-
-def _by_either_kernel(stage: Callable[..., T]) -> list[Callable[..., T]]:
-    return [functools.partial(stage, linear=linear) for linear in (True, False)]
-
-
-def _describe(pair: Pair, end: Optimum, *, linear: bool) -> Finished:
+def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:
     """What is said of an optimum; differentiable with respect to the images."""
-    transform = differentiable(linear, pair, end)
+    transform = differentiable(pair, end, linear)
     end = end._replace(unknowns=end.unknowns._replace(transform=transform))
-    points, value, fit = agreement(pair, end, linear=linear)
+    points, value, fit = agreement(pair, end, linear)
     covariance = _covariance(end, fit) * jnp.clip(end.slow / WHITE, *_INFLATION)
     target = flat(pair.target)
     return Finished(transform, covariance, value, target, points.inside, fit.weight, end.settled)

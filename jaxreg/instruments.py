@@ -18,8 +18,16 @@ from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
 from jaxreg.products import apply_separable, dots, mean_once
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.refinement import scale_by_steepness
-from jaxreg.resampling import Points, interpolant, noise_gain, pull, slopes, slopes_by_gradient
+from jaxreg.refinement import scale_of
+from jaxreg.resampling import (
+    Points,
+    by_kernel,
+    interpolant,
+    noise_gain,
+    pull,
+    slopes,
+    slopes_by_gradient,
+)
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by up to this many px. Chosen on scene pairs of the
@@ -51,7 +59,12 @@ class Instruments(NamedTuple):
 
 
 def instruments(
-    pair: Pair, points: Points, value: jax.Array, fit: Fit, steep: jax.Array | None
+    pair: Pair,
+    points: Points,
+    value: jax.Array,
+    fit: Fit,
+    steep: jax.Array,
+    linear: jax.Array,
 ) -> Instruments:
     """The instruments of an alignment.
 
@@ -60,29 +73,55 @@ def instruments(
       points: where the target's pixels lie in the source.
       value: ``(P, C)``, the source there.
       fit: how well that explains the target.
-      steep: ``(P,)`` `steepness`; None where the bilinear kernel is the pair's own.
+      steep: ``(P,)`` `steepness`.
+      linear: the kernel, see `by_kernel`.
     """
-    linear = steep is None
     seen = _seen(pair, points, value, fit)
     noise = fit.covariance() / (1.0 + jnp.square(fit.gain) * noise_gain(points, linear))
     noise_of_both = noise / jnp.square(fit.gain)
     source, target = (wiener(image, noise_of_both) for image in (pair.source, seen))
     model = columns(*_of_target(seen, points))
-    slow, trust = jnp.full_like(fit.gain, WHITE), jnp.float32(1.0)
-    if steep is not None:
-        # What a small move would take away is no property of the optimum.
-        rest, _ = after_a_small_move(model[:3], fit.weight, fit.residual)
-        slow = slow_share((points.inside[:, None] * rest).reshape(source.shape))
-        sigma = _ALIASING_BLUR * aliased(slow)
-        rows, across = (cosine_blur(size, sigma) for size in source.shape[:2])
-        source, target = (apply_separable(rows, image, across) for image in (source, target))
-        trust = precision(jnp.sqrt(mean_once(jnp.square(rest))), fit.weight, steep, aliased(slow))
-        trust = jnp.repeat(trust, value.shape[1])
+    seen_through = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
+    source, target, trust, slow = by_kernel(
+        linear,
+        lambda denoised, *_: denoised,
+        _against_aliasing,
+        *(seen_through, model[:3], points.inside, fit.weight, fit.residual, steep),
+    )
+    trust = jnp.repeat(trust, value.shape[1])
     image = interpolant(source, linear)
-    slope, level = slopes(image, points, linear, once=True), pull(image, points, linear, once=True)
+    slope, level = slopes(image, points, linear), pull(image, points, linear)
     slope_of_target, level_of_target = _of_target(target, points)
     mean = columns(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
     return Instruments(trust * mean, trust * slope.reshape(3, -1), model, slow)
+
+
+class _Denoised(NamedTuple):
+    """Source and target ``(H, W, C)``, how far to trust each pixel ``(P,)``, and `slow_share`."""
+
+    source: jax.Array
+    target: jax.Array
+    trust: jax.Array
+    slow: jax.Array
+
+
+def _against_aliasing(
+    denoised: _Denoised,
+    slope: jax.Array,
+    inside: jax.Array,
+    weight: jax.Array,
+    residual: jax.Array,
+    steep: jax.Array,
+) -> _Denoised:
+    """The same with a blur and less trust in what is steep, as far as the residual is aliasing."""
+    # What a small move would take away is no property of the optimum.
+    rest, _ = after_a_small_move(slope, weight, residual)
+    slow = slow_share((inside[:, None] * rest).reshape(denoised.source.shape))
+    sigma = _ALIASING_BLUR * aliased(slow)
+    rows, across = (cosine_blur(size, sigma) for size in denoised.source.shape[:2])
+    source, target = (apply_separable(rows, image, across) for image in denoised[:2])
+    trust = precision(jnp.sqrt(mean_once(jnp.square(rest))), weight, steep, aliased(slow))
+    return _Denoised(source, target, trust, slow)
 
 
 def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
@@ -117,7 +156,7 @@ def precision(
       aliased: scalar, see `aliased`.
     """
     mean = dots(weight, size) / jnp.maximum(weight.sum(), 1.0)
-    expected = mean + aliased * (scale_by_steepness(size, weight, steep) - mean)
+    expected = mean + aliased * (scale_of(size, steep)(weight) - mean)
     return (2.0 * mean + 1e-12) / (mean + expected + 1e-12)
 
 

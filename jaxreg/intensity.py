@@ -52,7 +52,7 @@ def weigh(
       inside: ``(P,)`` weight of the overlap.
       gain: grey values of the target for one of the source.
       bias: ``(C,)``, or one for all channels.
-      outlier: how many scales of the residual are one, see `robust_weight`.
+      outlier: how many scales of the residual are one, see `settled_weight`.
       steep: ``(P,)`` `steepness`, if the scale is to grow with it.
     """
     residual = target - gain * value - bias

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.masking import Pair
@@ -59,9 +60,13 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool) -> Trial:
     points = source_points(pair.source.shape, t, masks=pair.masks)
     lever = jnp.stack([some(v) for v in points.lever])
     points = points._replace(x=some(points.x), y=some(points.y), inside=some(points.inside))
-    v, u = (some(g, channels) for g in jnp.gradient(pair.target, axis=(0, 1)))
-    slope = slopes_by_gradient(u, v, lever).reshape(3, -1)
-    value = pull(interpolant(pair.source, linear), points, linear, once=True)
+
+    def slopes(target: jax.Array, lever: jax.Array) -> jax.Array:
+        v, u = (some(g, channels) for g in jnp.gradient(target, axis=(0, 1)))
+        return slopes_by_gradient(u, v, lever).reshape(3, -1)
+
+    slope = apart(points.cos > -2.0, slopes, pair.target, lever)
+    value = pull(interpolant(pair.source, linear), points, linear)
     bands = -1, height if isinstance(rows, slice) else 2, width, channels
     steep = steepness(value.reshape(bands), pair.target[rows].reshape(bands))
     fit = fit_intensity(value, some(pair.target, channels), points.inside, steep=steep)

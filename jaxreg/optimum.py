@@ -36,7 +36,7 @@ from jaxreg.normal_equations import (
 )
 from jaxreg.products import dots, mean_once, product
 from jaxreg.refinement import clip_step, solve
-from jaxreg.resampling import Points, interpolant, pull, slopes, source_points
+from jaxreg.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
 
 # px: where neither kernel is exact, the source's rim is left out.
 _ALIASING_RIM = 1.0
@@ -81,7 +81,8 @@ class _Problem(NamedTuple):
       masks: which pixels count, if not all do.
       system: what takes moments to steps.
       outlier: scalar, how many scales of the residual are one.
-      steep: ``(P,)`` `steepness`, by which that scale grows, or None if it does not.
+      steep: ``(P,)``, by which that scale grows, see `_steepness`.
+      linear: the kernel, see `by_kernel`.
     """
 
     image: jax.Array
@@ -89,7 +90,8 @@ class _Problem(NamedTuple):
     masks: Masks | None
     system: System
     outlier: jax.Array
-    steep: jax.Array | None
+    steep: jax.Array
+    linear: jax.Array
 
 
 class _State(NamedTuple):
@@ -112,21 +114,21 @@ class _State(NamedTuple):
     taken: jax.Array
 
 
-def find_optimum(pair: Pair, start: Unknowns, *, linear: bool) -> Optimum:
+def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     """The optimum near a start; has no derivative of its own, see `differentiable`.
 
     Args:
       pair: images ``(H, W, C)``.
       start: within a few tenths of a pixel.
-      linear: the kernel, bilinear or cubic spline.
+      linear: the kernel, see `by_kernel`.
     """
     pixels = flat(pair.target)
     image = interpolant(pair.source, linear)
     points = _points(pair, start.transform, linear)
-    value = pull(image, points, linear, once=True)
+    value = pull(image, points, linear)
     steep = _steepness(value, pair.target, linear)
     fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep)
-    left, source, model, slow = instruments(pair, points, value, fit, steep)
+    left, source, model, slow = instruments(pair, points, value, fit, steep, linear)
     right = of_model(model, fit.gain)
     products = normal_matrix(jnp.concatenate([left, source]), right, fit.weight)
     normal, common = products[:-3], products[-3:, :3]
@@ -135,12 +137,12 @@ def find_optimum(pair: Pair, start: Unknowns, *, linear: bool) -> Optimum:
     common = _by_what_is_common(system.inverse, normal, common)
 
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
-    problem = _Problem(image, pixels, pair.masks, system, _outlier(slow), steep)
+    problem = _Problem(image, pixels, pair.masks, system, _outlier(slow), steep, linear)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.full_like(gain, jnp.inf), jnp.zeros_like(gain, jnp.int32)
     begin = Unknowns(start.transform, gain, bias)
     state = _State(begin, system.inverse, nothing, nothing, far, none)
-    descend = functools.partial(_descend, shape=pair.source.shape, linear=linear)
+    descend = functools.partial(_descend, shape=pair.source.shape)
     unfinished = lambda state: state.moved > _CONVERGED  # noqa: E731
     state = run_long_rarely(descend, unfinished, (_MOST_ARE_DONE, _MOST_STEPS), problem, state)
     end = state.unknowns
@@ -150,7 +152,7 @@ def find_optimum(pair: Pair, start: Unknowns, *, linear: bool) -> Optimum:
     return Optimum(end, system, common, slow, changed, settled)
 
 
-def agreement(pair: Pair, end: Optimum, *, linear: bool) -> tuple[Points, jax.Array, Fit]:
+def agreement(pair: Pair, end: Optimum, linear: jax.Array) -> tuple[Points, jax.Array, Fit]:
     """Where an optimum finds the target's pixels, the values there, and how well they fit."""
     transform, gain, bias = end.unknowns
     points = _points(pair, transform, linear)
@@ -160,8 +162,8 @@ def agreement(pair: Pair, end: Optimum, *, linear: bool) -> tuple[Points, jax.Ar
     return points, value, fit
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def differentiable(linear: bool, pair: Pair, end: Optimum) -> RigidTransform:
+@jax.custom_jvp
+def differentiable(pair: Pair, end: Optimum, linear: jax.Array) -> RigidTransform:
     """The transform of an optimum as a function of the images, by the implicit function theorem.
 
     The search behind it need not be unrolled: one more step from there, of value zero, has the
@@ -171,14 +173,14 @@ def differentiable(linear: bool, pair: Pair, end: Optimum) -> RigidTransform:
     First derivatives only: weights, instruments and the points' places count as constants, so that
     a second one is finite but is not the curvature.
     """
-    del linear, pair
+    del pair, linear
     return end.unknowns.transform
 
 
 @differentiable.defjvp
-def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
-    pair, end = primals
-    points, value, fit = agreement(pair, end, linear=linear)
+def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
+    pair, end, linear = primals
+    points, value, fit = agreement(pair, end, linear)
     left, gain = end.system.instruments, end.unknowns.gain
     right = columns(slopes(interpolant(pair.source, linear), points, linear), value)
     normal = normal_matrix(left, of_model(right, gain), fit.weight)
@@ -193,24 +195,21 @@ def _differentiable_jvp(linear: bool, primals: tuple, tangents: tuple) -> tuple:
     return end.unknowns.transform, RigidTransform(moved[0], moved[1], moved[2])
 
 
-def _descend(
-    problem: _Problem, state: _State, *, shape: tuple[int, ...], linear: bool, limit: int
-) -> _State:
+def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit: int) -> _State:
     """Steps until one is too short to be worth another, or ``limit`` of them are taken.
 
     Args:
       problem: what stays as it is.
       state: where to go on.
       shape: of the source, ``(H, W, C)``.
-      linear: the kernel.
       limit: how many steps at most, those before included.
     """
-    image, target, masks, system, outlier, steep = problem
+    image, target, masks, system, outlier, steep, linear = problem
 
     def step(state: _State) -> _State:
         transform, gain, bias = state.unknowns
         points = source_points(shape, transform, _margin(linear), masks)
-        value = pull(image, points, linear, once=True)
+        value = pull(image, points, linear)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep)
         found = moments(system.instruments, fit.weight, fit.residual)
         inverse = secant(state.inverse, system.scale, state.step, state.moments - found)
@@ -231,21 +230,22 @@ def flat(image: jax.Array) -> jax.Array:
     return image.reshape(-1, image.shape[-1])
 
 
-def _points(pair: Pair, transform: RigidTransform, linear: bool) -> Points:
+def _points(pair: Pair, transform: RigidTransform, linear: jax.Array) -> Points:
     return source_points(pair.source.shape, transform, _margin(linear), pair.masks)
 
 
-def _steepness(value: jax.Array, target: jax.Array, linear: bool) -> jax.Array | None:
+def _steepness(value: jax.Array, target: jax.Array, linear: jax.Array) -> jax.Array:
     """`steepness` of the source's values ``(P, C)`` and the target, where residuals grow with it.
 
-    Where the bilinear kernel is the pair's own they do not.
+    Where the bilinear kernel is the pair's own they do not: zero.
     """
-    return None if linear else steepness(value.reshape(target.shape), target)
+    level = lambda value, _: jnp.zeros_like(value[..., 0].reshape(-1))  # noqa: E731
+    return by_kernel(linear, level, steepness, value.reshape(target.shape), target)
 
 
-def _margin(linear: bool) -> float:
+def _margin(linear: jax.Array) -> jax.Array:
     """How far inside the source's frame a point counts in full."""
-    return 0.0 if linear else _ALIASING_RIM
+    return jnp.where(linear, 0.0, _ALIASING_RIM)
 
 
 def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:

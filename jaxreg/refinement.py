@@ -9,6 +9,7 @@ Gain and bias are fitted along, and pixels whose residual is out of line lose th
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -42,46 +43,44 @@ class _Target(NamedTuple):
     products: jax.Array  # (15, P), of each two columns
 
 
-def robust_weight(
-    square: jax.Array,
-    inside: jax.Array,
-    outlier: jax.typing.ArrayLike = OUTLIER,
-    steep: jax.Array | None = None,
-) -> jax.Array:
-    """Weight of each pixel by its squared residual, both ``(..., P)``: 1, falling off for outliers.
+def scale_of(size: jax.Array, steep: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
+    """The scale of absolute residuals ``(..., P)``, as a function of their weights.
 
-    From ``outlier`` scales on a residual loses its weight. The scale is the weighted mean absolute
-    residual, nearly blind to a few large ones.
+    Their weighted mean, nearly blind to a few large ones. Or, pixel by pixel, the straight line
+    over steepness that fits them best, neither falling nor negative: what hides a part of a view is
+    no steeper than the rest, there the line is level.
 
     Args:
-      square: squared residuals.
-      inside: weight of each pixel in the scale.
-      outlier: how many scales are one.
+      size: absolute residuals.
       steep: ``(P,)``, how steep the images are, if the scale is to grow with that; then no leading
         axes.
     """
-    size = jnp.sqrt(square)
     if steep is None:
-        scale = (dots(inside, size) / jnp.maximum(inside.sum(-1), 1.0))[..., None]
-    else:
-        scale = scale_by_steepness(size, inside, steep)
+        return lambda weight: (dots(weight, size) / jnp.maximum(weight.sum(-1), 1.0))[..., None]
+    summands = jnp.stack([jnp.ones_like(steep), steep, jnp.square(steep), size, steep * size])
+
+    def line(weight: jax.Array) -> jax.Array:
+        count, first, second, total, along = product(summands, weight)
+        slope = count * along - first * total
+        slope /= jnp.maximum(count * second - jnp.square(first), 1e-12)
+        slope = jnp.clip(slope, 0.0, total / jnp.maximum(first, 1e-12))
+        return (total - slope * first) / jnp.maximum(count, 1.0) + slope * steep
+
+    return line
+
+
+def robust_weight(
+    square: jax.Array, scale: jax.Array, outlier: jax.typing.ArrayLike = OUTLIER
+) -> jax.Array:
+    """Weight of each pixel by its squared residual ``(..., P)``: 1, falling off for outliers.
+
+    Args:
+      square: squared residuals.
+      scale: theirs, see `scale_of`.
+      outlier: from how many scales on a residual loses its weight.
+    """
     limit = jnp.square(outlier * scale) + 1e-12
     return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
-
-
-def scale_by_steepness(size: jax.Array, weight: jax.Array, steep: jax.Array) -> jax.Array:
-    """The straight line over steepness that fits absolute residuals best; all of them ``(P,)``.
-
-    Neither falling nor negative. What hides a part of a view is no steeper than the rest: there the
-    line is level.
-    """
-    powers = jnp.stack([jnp.ones_like(steep), steep, jnp.square(steep)])
-    count, first, second = product(powers, weight)
-    total, along = product(powers[:2], weight * size)
-    slope = count * along - first * total
-    slope /= jnp.maximum(count * second - jnp.square(first), 1e-12)
-    slope = jnp.clip(slope, 0.0, total / jnp.maximum(first, 1e-12))
-    return (total - slope * first) / jnp.maximum(count, 1.0) + slope * steep
 
 
 def settled_weight(
@@ -90,9 +89,17 @@ def settled_weight(
     outlier: jax.typing.ArrayLike = OUTLIER,
     steep: jax.Array | None = None,
 ) -> jax.Array:
-    """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it."""
-    kept = inside * robust_weight(square, inside, steep=steep)
-    return robust_weight(square, kept, outlier, steep)
+    """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it.
+
+    Args:
+      square: squared residuals ``(..., P)``.
+      inside: weight of each pixel in the scale, likewise.
+      outlier: how many scales are one.
+      steep: see `scale_of`.
+    """
+    scale = scale_of(jnp.sqrt(square), steep)
+    kept = inside * robust_weight(square, scale(inside))
+    return robust_weight(square, scale(kept), outlier)
 
 
 def clip_step(step: jax.Array) -> jax.Array:

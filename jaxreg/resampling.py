@@ -8,18 +8,20 @@ derivatives are had for the price of another call.
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import apart
+from jaxreg.branching import apart, cond_where_any
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients, spline_weights
 from jaxreg.masking import Masks
 from jaxreg.products import dots, product
 from jaxreg.warping import pixel_grid
 
+T = TypeVar("T")
 DEGREE = jnp.pi / 180
 _ON_THE_RIM = 1e-3  # px: a point on the rim counts as inside, whatever rounding says
 
@@ -44,13 +46,42 @@ class Points(NamedTuple):
     sin: jax.Array
 
 
-def interpolant(source: jax.Array, linear: bool) -> jax.Array:
-    """What `pull` wants of a source ``(H, W, C)``: itself, or spline coefficients with a rim."""
-    return source if linear else spline_coefficients(source, rim=1)
+def by_kernel(
+    linear: bool | jax.Array,
+    bilinear: Callable[..., T],
+    spline: Callable[..., T],
+    *operands: object,
+) -> T:
+    """What one of two functions makes of the operands.
+
+    Args:
+      linear: whether the kernel is bilinear, not the spline: known, or a scalar that the images
+        decide.
+      bilinear: from the operands to a pytree of arrays; may close over no value being traced.
+      spline: likewise, with results of the same shapes and dtypes.
+      *operands: pytrees of arrays.
+    """
+    if isinstance(linear, bool):
+        return (bilinear if linear else spline)(*operands)
+    return cond_where_any(linear, bilinear, spline, *operands)
+
+
+def interpolant(source: jax.Array, linear: bool | jax.Array) -> jax.Array:
+    """What `pull` wants of a source ``(H, W, C)``: itself or its spline coefficients, with a rim.
+
+    Args:
+      source: the image.
+      linear: the kernel, see `by_kernel`.
+    """
+    with_rim = functools.partial(jnp.pad, pad_width=((1, 1), (1, 1), (0, 0)))
+    return by_kernel(linear, with_rim, functools.partial(spline_coefficients, rim=1), source)
 
 
 def source_points(
-    shape: Shape, transform: RigidTransform, margin: float = 0.0, masks: Masks | None = None
+    shape: Shape,
+    transform: RigidTransform,
+    margin: float | jax.Array = 0.0,
+    masks: Masks | None = None,
 ) -> Points:
     """The points ``T^-1 p`` for every pixel p of the target.
 
@@ -70,17 +101,13 @@ def source_points(
     x = cos * dx + sin * dy + (width - 1) / 2
     y = cos * dy - sin * dx + (height - 1) / 2
     depth = jnp.minimum(jnp.minimum(x, width - 1 - x), jnp.minimum(y, height - 1 - y))
-    if margin:
-        inside = jnp.clip(depth / margin + _ON_THE_RIM, 0.0, 1.0)
-    else:
-        inside = (depth >= -_ON_THE_RIM).astype(jnp.float32)
+    inside = jnp.clip((depth + _ON_THE_RIM) / jnp.maximum(margin, 1e-9), 0.0, 1.0)
     x, y = jnp.clip(x, 0.0, width - 1.0), jnp.clip(y, 0.0, height - 1.0)
     points = Points(x, y, inside, jnp.stack([dx, dy]), cos, sin)
     if masks is None:
         return points
-    seen = pull(masks.source, points, linear=True)
-    if not margin:
-        seen = (seen >= 1.0 - _ON_THE_RIM).astype(jnp.float32)
+    seen = _values(masks.source, points)
+    seen = jnp.where(jnp.greater(margin, 0.0), seen, jnp.floor(seen + _ON_THE_RIM))
     return points._replace(inside=inside * seen * masks.target.reshape(-1))
 
 
@@ -103,36 +130,42 @@ def _spline_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[
 def pull(
     image: jax.Array,
     points: Points,
-    linear: bool,
+    linear: bool | jax.Array,
     along: Literal["", "x", "y"] = "",
-    once: bool = False,
 ) -> jax.Array:
     """Values of a source at points, or its derivative along one of its axes.
+
+    Computed by themselves (`jaxreg.branching.apart`), lest each of several consumers compute them
+    anew.
 
     Args:
       image: `interpolant`; ``(H, W, C)``, or ``(H, W)`` of one channel.
       points: P of them.
-      linear: the kernel.
+      linear: the kernel, see `by_kernel`.
       along: the axis of the derivative, if any.
-      once: compute the values by themselves (`jaxreg.branching.apart`), lest each of several
-        consumers compute them anew; then they have no derivative.
 
     Returns:
       ``(P, C)``, or ``(P,)``.
     """
-    values = functools.partial(_values, linear=linear, along=along)
-    if once:
-        return apart(points.cos > -2.0, values, image, points)
-    return values(image, points)
+    bilinear, spline = (
+        functools.partial(_values, linear=kind, along=along, rim=1) for kind in (True, False)
+    )
+    if isinstance(linear, bool):
+        return apart(points.cos > -2.0, bilinear if linear else spline, image, points)
+    return by_kernel(linear, bilinear, spline, image, points)
 
 
-def _values(image: jax.Array, points: Points, *, linear: bool, along: str) -> jax.Array:
-    rim = 0 if linear else 2
+def _values(
+    image: jax.Array, points: Points, *, linear: bool = True, along: str = "", rim: int = 0
+) -> jax.Array:
+    """`pull` of an image, or of coefficients, with so many pixels of a rim."""
     taps = _linear_taps if linear else _spline_taps
     stride = image.shape[1]
-    column, x_weights = taps(points.x, stride - rim, along == "x")
-    row, y_weights = taps(points.y, image.shape[0] - rim, along == "y")
-    first = (row * stride + column).astype(jnp.int32)
+    column, x_weights = taps(points.x, stride - 2 * rim, along == "x")
+    row, y_weights = taps(points.y, image.shape[0] - 2 * rim, along == "y")
+    # A spline's first coefficient lies a pixel before the first of two.
+    begin = (rim - (not linear)) * (stride + 1)
+    first = (row * stride + column).astype(jnp.int32) + begin
     flat = image.reshape(-1, *image.shape[2:])
     spread = lambda w: w.reshape(-1, *[1] * (image.ndim - 2))  # noqa: E731
     total = jnp.float32(0.0)
@@ -153,12 +186,12 @@ def sampled(
 ) -> tuple[jax.Array, jax.Array]:
     """A plane ``(H, W)`` at the target's pixels, bilinear, and `Points.inside`: both ``(P,)``."""
     points = source_points(source.shape, transform, margin, masks)
-    return pull(source, points, linear=True), points.inside
+    return _values(source, points), points.inside
 
 
-def slopes(image: jax.Array, points: Points, linear: bool, once: bool = False) -> jax.Array:
+def slopes(image: jax.Array, points: Points, linear: bool | jax.Array) -> jax.Array:
     """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
-    along = jnp.stack([pull(image, points, linear, axis, once) for axis in ("x", "y")])
+    along = jnp.stack([pull(image, points, linear, "x"), pull(image, points, linear, "y")])
     # Along the target's axes. Moving T one way moves the source the other way under the grid. As a
     # product it is worked out once; a plain sum would be again for each of its three uses.
     turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
@@ -178,13 +211,13 @@ def slopes_by_gradient(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Arra
     return jnp.stack([-u, -v, DEGREE * (dy * u - dx * v)])
 
 
-def noise_gain(points: Points, linear: bool) -> jax.Array:
+def noise_gain(points: Points, linear: bool | jax.Array) -> jax.Array:
     """The share of white noise that interpolation lets through, a scalar; cubic spline to 1%."""
 
     def share(u: jax.Array) -> jax.Array:
         t = u - jnp.floor(u)
         dip = 4.0 * t * (1.0 - t)
-        return 1.0 - 0.5 * dip if linear else 1.0 - dip * (0.284 * dip - 0.04)
+        return 1.0 - dip * jnp.where(linear, 0.5, 0.284 * dip - 0.04)
 
     kept = dots(share(points.x) * share(points.y), points.inside)
     return kept / jnp.maximum(points.inside.sum(), 1.0)

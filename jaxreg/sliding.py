@@ -80,7 +80,7 @@ def _explained(
 
     def one(t: RigidTransform) -> jax.Array:
         points = source_points(target.shape, t, masks=masks)
-        fit = fit_intensity(pull(image, points, False, once=True), flat, points.inside)
+        fit = fit_intensity(pull(image, points, linear=False), flat, points.inside)
         count = jnp.maximum(fit.weight.sum(), 1.0)
         centred = flat[:, 0] - dots(fit.weight, flat[:, 0]) / count
         spread = dots(fit.weight, jnp.square(centred)) / count

@@ -129,3 +129,15 @@ def test_what_runs_apart_is_a_branch_of_its_own_but_not_in_a_batch():
     assert "conditional" in jax.jit(one).lower(x[0], 2.0).compile().as_text()
     for word in ("cond", "select"):
         assert word not in str(jax.make_jaxpr(batch)(x, 2.0))
+
+
+def test_branches_have_the_derivatives_of_what_they_run():
+    either = lambda v: cond_where_any(v > 2.0, jnp.square, jnp.sin, v)  # noqa: E731
+    alone = lambda v: apart(v > -1.0, lambda v: v**3, v)  # noqa: E731
+    x = jnp.arange(5.0)
+    expected = np.where(x > 2.0, 2.0 * x, np.cos(x)), 3.0 * np.square(x)
+    for function, slope in zip((either, alone), expected, strict=True):
+        one_by_one = [jax.grad(function)(v) for v in x]
+        together = jax.grad(lambda x: jax.vmap(function)(x).sum())(x)  # noqa: B023
+        for answer in (jnp.stack(one_by_one), together, jax.vmap(jax.grad(function))(x)):
+            np.testing.assert_allclose(answer, slope, rtol=1e-6)

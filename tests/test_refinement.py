@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.ranking import local_evidence
-from jaxreg.refinement import clip_step, gauss_newton, robust_weight, solve
+from jaxreg.refinement import clip_step, gauss_newton, robust_weight, scale_of, solve
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 
@@ -49,7 +49,8 @@ def test_flat_images_have_finite_answers():
 def test_outliers_lose_their_weight():
     residual = np.random.default_rng(0).normal(size=(2, 400)).astype(np.float32)
     residual[0, :40] = 20.0
-    weight = np.asarray(robust_weight(jnp.square(residual), jnp.ones((2, 400))))
+    scale = scale_of(jnp.abs(residual))(jnp.ones((2, 400)))
+    weight = np.asarray(robust_weight(jnp.square(residual), scale))
     assert weight[0, :40].max() < 0.2
     assert weight[:, 40:].mean() > 0.98
 
@@ -59,16 +60,18 @@ def test_outliers_are_told_by_how_steep_the_images_are():
     rng = np.random.default_rng(0)
     steep = jnp.asarray(np.where(np.arange(400) < 20, 2.0, 0.01), jnp.float32)
     residual = 0.1 * np.asarray(steep) * rng.normal(size=400)
-    inside = jnp.ones(400)
-    edges = robust_weight(jnp.square(jnp.float32(residual)), inside, steep=steep)
-    assert edges[:20].mean() > 0.95
-    assert robust_weight(jnp.square(jnp.float32(residual)), inside)[:20].mean() < 0.2
+
+    def weight(residual, steep=None, **limit):
+        residual = jnp.abs(jnp.float32(residual))
+        return robust_weight(
+            jnp.square(residual), scale_of(residual, steep)(jnp.ones(400)), **limit
+        )
+
+    assert weight(residual, steep)[:20].mean() > 0.95
+    assert weight(residual)[:20].mean() < 0.2
     residual[100:140] = 3.0
-    hidden = jnp.square(jnp.float32(residual))
-    np.testing.assert_allclose(
-        robust_weight(hidden, inside, steep=steep), robust_weight(hidden, inside), rtol=1e-5
-    )
-    assert robust_weight(hidden, inside, 1.0, steep)[100:140].max() < 0.1
+    np.testing.assert_allclose(weight(residual, steep), weight(residual), rtol=1e-5)
+    assert weight(residual, steep, outlier=1.0)[100:140].max() < 0.1
 
 
 def test_steps_are_shortened_not_turned():

@@ -49,16 +49,26 @@ def test_slopes_are_the_derivative_of_warp(kernel):
     )
 
 
-@pytest.mark.parametrize("linear", [True, False])
-def test_what_is_worked_out_once_is_the_same(linear):
+@pytest.mark.parametrize("function", [pull, slopes])
+def test_a_kernel_that_the_images_decide_is_the_same_as_one_known(function):
+    """Values and derivatives, of a batch of which each has a kernel of its own as well."""
     image = jnp.asarray(texture((9, 12, 2)))
     points = source_points(image.shape, RigidTransform(1.3, -0.7, 30.0))
-    for function in (pull, slopes):
-        often, once = (
-            function(interpolant(image, linear), points, linear, once=once)
-            for once in (False, True)
-        )
-        np.testing.assert_allclose(once, often, atol=FLOAT32_INTENSITY)
+
+    def run(linear, image):
+        return function(interpolant(image, linear), points, linear)
+
+    kinds = jnp.array([True, False])
+    known = jnp.stack([run(kind, image) for kind in (True, False)])
+    decided = [run(kind, image) for kind in kinds], jax.vmap(run, (0, None))(kinds, image)
+    for values in decided:
+        np.testing.assert_allclose(jnp.stack(values), known, atol=FLOAT32_INTENSITY)
+
+    total = lambda linear: jax.grad(lambda image: jnp.sin(run(linear, image)).sum())  # noqa: E731
+    expected = jnp.stack([total(kind)(image) for kind in (True, False)])
+    batch = jax.vmap(lambda kind: total(kind)(image))(kinds)
+    np.testing.assert_allclose(batch, expected, atol=FLOAT32_INTENSITY)
+    assert jnp.abs(expected[0] - expected[1]).max() > 0.1
 
 
 def test_the_rim_counts_less_with_a_margin():
