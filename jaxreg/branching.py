@@ -57,14 +57,10 @@ def cond_where_any(
     """
 
     def batch(pred: jax.Array, *operands: object) -> T:
-        branches = jax.vmap(on_true), jax.vmap(on_false)
-        shapes = jax.eval_shape(branches[0], *operands)
-        skip = lambda *_: jax.tree.map(jnp.zeros_like, shapes)  # noqa: E731
-        yes, no = (
-            jax.lax.cond(taken.any(), branch, skip, *operands)
-            for taken, branch in zip((pred, ~pred), branches, strict=True)
-        )
-        return jax.vmap(_pick)(pred, yes, no)
+        # Three programs, lest a batch of which all take the same pay for writing and picking.
+        mixed = lambda *operands: jax.vmap(both)(pred, *operands)  # noqa: E731
+        some = lambda *operands: jax.lax.cond(pred.any(), mixed, jax.vmap(on_false), *operands)  # noqa: E731
+        return jax.lax.cond(pred.all(), jax.vmap(on_true), some, *operands)
 
     def both(pred: jax.Array, *operands: object) -> T:
         return _pick(pred, on_true(*operands), on_false(*operands))
