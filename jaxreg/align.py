@@ -23,6 +23,9 @@ of an earlier run is removed. A run that was stopped goes on where it stopped wh
 try failed pairs anew, delete their rows. Rows come in the order of names (f2 before f10), lines or
 pages, unless sizes are mixed or a later run adds some.
 
+--initial=TX,TY,THETA is an alignment known beforehand, within a sixteenth of the shorter side and
+10 degrees, of all pairs: it is improved in place of a search.
+
 What does not belong to the picture, such as dust, text or dead pixels, is left out by masks,
 --fixed_mask and --moving_mask: images as large, dark (below half of their brightest) where a pixel
 does not count.
@@ -38,6 +41,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import traceback
@@ -77,6 +81,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
+    known = "TX,TY,THETA known beforehand, improved in place of a search."
+    text("initial", None, known, flag_values=values)
     mask = "Image of {}'s size whose dark pixels do not count; one for all pairs."
     text("fixed_mask", None, mask.format("FIXED"), flag_values=values)
     text("moving_mask", None, mask.format("MOVING"), flag_values=values)
@@ -251,6 +257,19 @@ def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> Non
         pictures.write(row for row in table.stored() if job_of(row).absolute() in known)
 
 
+def _numbers(initial: str | None) -> tuple[float, ...] | None:
+    """What --initial says; ValueError unless it is three numbers."""
+    if initial is None:
+        return None
+    try:
+        tx, ty, theta = map(float, initial.split(","))
+    except ValueError:
+        tx = ty = theta = math.nan
+    if not all(map(math.isfinite, (tx, ty, theta))):
+        raise ValueError(f"--initial must be three numbers, TX,TY,THETA, got {initial!r}")
+    return tx, ty, theta
+
+
 def _say(message: object) -> None:
     complain("jaxreg.align", message)
 
@@ -276,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         find_method(options.method)
         names = [field.name for field in dataclasses.fields(Settings)]
         chosen: dict[str, Any] = {name: options[name].value for name in names}
+        chosen["initial"] = _numbers(options.initial)
         settings = Settings(**chosen)
         if many:
             return _align_many(jobs, settings, options)

@@ -160,6 +160,25 @@ def test_crop_makes_sizes_agree(tmp_path, capsys, calls):
     assert "cropped from 48x40 and 44x50 to 44x40" in capsys.readouterr().out
 
 
+def test_what_is_known_beforehand_is_in_pixels_of_the_files(tmp_path, monkeypatch):
+    pair, seen = save_pair(tmp_path), []
+    (tmp_path / "pairs.csv").write_text("fixed.png,moving.png\n")
+
+    def register(fixed, moving, *, method, initial, **_):
+        seen.append(np.asarray(initial.as_array()).reshape(-1).tolist())
+        assert method == "direct"
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(jaxreg, "register", register)
+    monkeypatch.setattr(jaxreg, "register_batch", register)
+    flags = ["--initial=-6,4,40.5", "--working_size=24"]
+    many = [f"--pairs={tmp_path / 'pairs.csv'}", f"--out={tmp_path / 't.csv'}"]
+    assert run(*pair, *flags) == 2
+    assert run(*many, *flags) == 1
+    assert seen == [[-3.0, 2.0, 40.5]] * 2
+    assert "--initial=-6,4,40.5" in (tmp_path / "t.csv").read_text()
+
+
 @pytest.mark.parametrize("theta", [0.0, 90.0, -180.0, 33.3])
 def test_pictures_are_warped_as_the_library_warps(theta):
     image, t = scene(31, 44).astype(np.float32), RigidTransform(2.5, -1.25, theta)
@@ -238,6 +257,10 @@ def test_an_overlay_shows_a_lone_spot():
             ["--pairs=pair.csv", "--out=t.csv", "--method=orb", "--max_shift=.2"],
             "of --method=direct",
         ),
+        (["fixed.png", "moving.png", "--initial=1,2"], "three numbers, TX,TY,THETA, got '1,2'"),
+        (["fixed.png", "moving.png", "--initial=1,nan,2"], "three numbers, TX,TY,THETA"),
+        (["fixed.png", "moving.png", "--initial=1,2,3", "--max_shift=.2"], "leave either out"),
+        (["fixed.png", "moving.png", "--initial=1,2,3", "--method=orb"], "of --method=direct"),
         (["fixed.png", "moving.png", "--fixed_mask=no.png"], "no.png: No such file"),
         (["fixed.png", "moving.png", "--moving_mask=torn.jpg"], "torn.jpg is cut short"),
         (["fixed.png", "moving.png", "--moving_mask=black.png"], "black.png is black all over"),

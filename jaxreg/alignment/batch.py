@@ -30,6 +30,7 @@ from jaxreg.alignment.working import (
 )
 from jaxreg.command_line import describe
 from jaxreg.direct import DirectOptions
+from jaxreg.geometry import RigidTransform
 
 _READERS = 4  # threads that read files while the device works
 _AHEAD = 32  # pairs read before they are asked for, at most
@@ -48,6 +49,8 @@ class Settings:
       max_rotation: largest rotation searched, in degrees.
       crop: whether pairs of different size are cropped to the size they share.
       batch_size: pairs a call at most.
+      initial: ``(tx, ty, theta)`` of all pairs, known beforehand, in pixels of the files and
+        degrees, to be improved in place of a search; or None.
       fixed_mask: file that tells which pixels of all fixed images count (`read_mask`), or None.
       moving_mask: likewise of the moving images.
     """
@@ -58,16 +61,23 @@ class Settings:
     max_rotation: float = 180.0
     crop: bool = False
     batch_size: int = 256
+    initial: tuple[float, float, float] | None = None
     fixed_mask: str | None = None
     moving_mask: str | None = None
 
     def __post_init__(self):
         # Refuse what no pair could be registered with.
         chosen = DirectOptions(self.max_shift, max_rotation=self.max_rotation)
-        if self.method != "direct" and (self.masks or chosen != DirectOptions()):
+        known, bounded = self.initial is not None, chosen != DirectOptions()
+        if self.method != "direct" and (self.masks or bounded or known):
             raise ValueError(
-                "--max_shift, --max_rotation, --fixed_mask and --moving_mask are settings of "
-                "--method=direct"
+                "--max_shift, --max_rotation, --initial, --fixed_mask and --moving_mask are "
+                "settings of --method=direct"
+            )
+        if known and bounded:
+            raise ValueError(
+                "--max_shift and --max_rotation bound the search, of which --initial takes the "
+                "place; leave either out"
             )
         for file in self.masks.values():
             _mask(file)
@@ -81,7 +91,9 @@ class Settings:
             f" --{name}={Path(one_line_name(file)).name}#{zlib.crc32(_mask(file).tobytes()):08x}"
             for name, file in self.masks.items()
         )
-        return f"--working_size={self.working_size} {shift}{turn} --{crop}{masks}"
+        known = ",".join(f"{v:.9g}" for v in self.initial or ())
+        known = known and f" --initial={known}"
+        return f"--working_size={self.working_size} {shift}{turn} --{crop}{known}{masks}"
 
     @property
     def masks(self) -> dict[str, str]:
@@ -94,6 +106,13 @@ class Settings:
         """Keywords of `jaxreg.register`."""
         searched = {"max_shift": self.max_shift, "max_rotation": self.max_rotation}
         return {"method": self.method} | (searched if self.method == "direct" else {})
+
+    def known(self, scale: Any) -> dict[str, RigidTransform]:
+        """The keyword ``initial`` of `jaxreg.register`, if any, of pairs with these scales."""
+        if self.initial is None:
+            return {}
+        tx, ty, theta = self.initial
+        return {"initial": RigidTransform(tx / scale, ty / scale, theta + 0.0 * scale)}
 
 
 def load_pair(
@@ -147,7 +166,8 @@ def _mask_of(picture: Picture, name: str, file: str) -> np.ndarray:
 
 def align_pair(pair: WorkingPair, settings: Settings) -> Answer:
     """Register one pair; ValueError if the method refuses it."""
-    registration = jaxreg.register(pair.fixed, pair.moving, **pair.masks, **settings.options)
+    given = {**pair.masks, **settings.known(pair.scale), **settings.options}
+    registration = jaxreg.register(pair.fixed, pair.moving, **given)
     return scale_back(registration, pair.scale)
 
 
@@ -223,8 +243,9 @@ def _align_group(
     pairs = [pair for _, pair in group]
     fixed, moving = (np.stack([getattr(p, name) for p in pairs]) for name in ("fixed", "moving"))
     masks = {name: np.stack([pair.masks[name] for pair in pairs]) for name in settings.masks}
+    known = settings.known(np.array([pair.scale for pair in pairs]))
     try:
-        batch = jaxreg.register_batch(fixed, moving, **(masks | settings.options))
+        batch = jaxreg.register_batch(fixed, moving, **(masks | known | settings.options))
     except ValueError as error:
         if len(group) == 1:
             return [failed_row(group[0][0], describe(error), settings)]
