@@ -67,6 +67,8 @@ def sample(
         points, shown = inside, jnp.prod(jnp.maximum(1.0 - beyond, 0.0), axis=-1)
     else:
         pad, shown = _PAD, jnp.float32(1.0)
+        # No kernel reaches the frame from farther off, and infinity has no fraction.
+        points = jnp.clip(points, -2.0, jnp.float32([width + 1, height + 1]))
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0))).reshape(-1, channels)
     x0, x_weights = taps(points[..., 0], interpolation)
     y0, y_weights = taps(points[..., 1], interpolation)

@@ -187,3 +187,12 @@ def test_bad_input_is_named():
             ValueError, match=rf"shape must be one image's.*{re.escape(str(shape))}"
         ):
             overlap(shape, RigidTransform.identity())
+
+
+@pytest.mark.parametrize("kernel", INTERPOLATIONS)
+def test_nothing_is_seen_from_afar_nor_at_infinity(kernel):
+    scene = jnp.asarray(image((9, 7, 2)))
+    far = [[jnp.inf, 1.0], [2.0, -jnp.inf], [1e30, -1e30], [-2.5, 3.0], [3.0, 10.5]]
+    np.testing.assert_array_equal(sample(scene, jnp.array(far), kernel), 0.0)
+    slope = jax.grad(lambda points: sample(scene, points, kernel).sum())(jnp.array(far))
+    np.testing.assert_array_equal(slope, 0.0)
