@@ -81,13 +81,10 @@ def instruments(
     noise_of_both = noise / jnp.square(fit.gain)
     source, target = (wiener(image, noise_of_both) for image in (pair.source, seen))
     model = columns(*_of_target(seen, points))
-    seen_through = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
-    source, target, trust, slow = by_kernel(
-        linear,
-        lambda denoised, *_: denoised,
-        _against_aliasing,
-        *(seen_through, model[:3], points.inside, fit.weight, fit.residual, steep),
-    )
+    denoised = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
+    as_it_is = lambda denoised, *_: denoised  # noqa: E731
+    operands = denoised, model[:3], points.inside, fit, steep
+    source, target, trust, slow = by_kernel(linear, as_it_is, _against_aliasing, *operands)
     trust = jnp.repeat(trust, value.shape[1])
     image = interpolant(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
@@ -106,21 +103,16 @@ class _Denoised(NamedTuple):
 
 
 def _against_aliasing(
-    denoised: _Denoised,
-    slope: jax.Array,
-    inside: jax.Array,
-    weight: jax.Array,
-    residual: jax.Array,
-    steep: jax.Array,
+    denoised: _Denoised, slope: jax.Array, inside: jax.Array, fit: Fit, steep: jax.Array
 ) -> _Denoised:
     """The same with a blur and less trust in what is steep, as far as the residual is aliasing."""
     # What a small move would take away is no property of the optimum.
-    rest, _ = after_a_small_move(slope, weight, residual)
+    rest, _ = after_a_small_move(slope, fit.weight, fit.residual)
     slow = slow_share((inside[:, None] * rest).reshape(denoised.source.shape))
     sigma = _ALIASING_BLUR * aliased(slow)
     rows, across = (cosine_blur(size, sigma) for size in denoised.source.shape[:2])
     source, target = (apply_separable(rows, image, across) for image in denoised[:2])
-    trust = precision(jnp.sqrt(mean_once(jnp.square(rest))), weight, steep, aliased(slow))
+    trust = precision(jnp.sqrt(mean_once(jnp.square(rest))), fit.weight, steep, aliased(slow))
     return _Denoised(source, target, trust, slow)
 
 
