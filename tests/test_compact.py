@@ -28,6 +28,7 @@ from jaxreg.models.volume import (
 from jaxreg.pairs import draw_pairs, warp_pairs
 from jaxreg.training.fields import network_from_dict, network_to_dict
 from jaxreg.warping import warp
+from tests.compilation_support import quickly_compiled
 from tests.tolerances import FLOAT32_INTENSITY, FLOAT32_NETWORK
 from tests.training_support import TINY_COMPACT
 
@@ -159,6 +160,7 @@ def test_polish_stays_where_the_images_say_nothing():
     np.testing.assert_allclose(estimate.as_array(), start.as_array(), atol=1e-3)
 
 
+@quickly_compiled()
 def test_is_small_and_takes_other_sizes():
     network = CompactConfig().build(nnx.Rngs(0))
     weights = jax.tree.leaves(nnx.state(network, nnx.Param))

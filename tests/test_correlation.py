@@ -9,9 +9,16 @@ from jaxreg.correlation import correlation_volume, evidence, rotated_discs, sear
 from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks
 from jaxreg.warping import warp
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture
 
 SHAPES = [(16, 16), (16, 19), (18, 15), (14, 20)]
+
+
+@pytest.fixture(autouse=True)
+def _quickly_compiled():
+    with quickly_compiled():
+        yield
 
 
 def brute_force(turned, disc, moving, seen, dx, dy):

@@ -8,6 +8,7 @@ import pytest
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Doubt
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import (
     COUNT,
     SIZE,
@@ -33,6 +34,7 @@ def beside(truth, shift, turn):
 
 
 @pytest.mark.parametrize(("shift", "turn"), [(0.0, 0.0), (SIZE / 16, 10.0)])
+@quickly_compiled()
 def test_the_truth_is_found_from_nearby(shift, turn):
     pairs = photo_pairs()
     result = register_batch(pairs.fixed, pairs.moving, initial=beside(pairs.transform, shift, turn))
@@ -92,6 +94,7 @@ def test_swapping_the_images_and_inverting_it_gives_the_inverse():
     assert turns.max() < REGISTERED[1]
 
 
+@quickly_compiled()
 def test_it_may_be_traced_and_mapped():
     stack = jax.ShapeDtypeStruct((COUNT, SIZE, SIZE, 3), "float32")
     many = jax.tree.map(lambda v: jax.ShapeDtypeStruct((COUNT,), "float32"), IDENTITY)

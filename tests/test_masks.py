@@ -7,6 +7,7 @@ import pytest
 
 from jaxreg.masking import Masks, fill
 from jaxreg.registration import register, register_batch
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import (
     COUNT,
     SIZE,
@@ -31,6 +32,7 @@ def dusty(value):
 
 
 @pytest.fixture(scope="module")
+@quickly_compiled()
 def masked():
     return register_batch(*dusty(10.0), fixed_mask=CLEAN, moving_mask=CLEAN)
 

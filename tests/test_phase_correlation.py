@@ -12,11 +12,18 @@ from baselines.phase_correlation import fft, phase_correlation
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.pairs import Pairs, draw_pairs, warp_pairs
+from tests.compilation_support import quickly_compiled
 
 quick = jax.jit(
     functools.partial(phase_correlation, angles=24),
     static_argnames=("channels", "remove_mean", "window", "padding", "peak"),
 )
+
+
+@pytest.fixture(autouse=True)
+def _quickly_compiled():
+    with quickly_compiled():
+        yield
 
 
 def noise(shape=(24, 24, 3), seed=0, sigma=0.0):

@@ -9,6 +9,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks
 from jaxreg.resampling import interpolant, noise_gain, pull, slopes, source_points
 from jaxreg.warping import overlap, warp
+from tests.compilation_support import quickly_compiled
 from tests.registration_support import texture
 from tests.tolerances import FLOAT32_INTENSITY
 
@@ -50,25 +51,31 @@ def test_slopes_are_the_derivative_of_warp(kernel):
 
 
 @pytest.mark.parametrize("function", [pull, slopes])
+@quickly_compiled()
 def test_a_kernel_that_the_images_decide_is_the_same_as_one_known(function):
     """Values and derivatives, of a batch of which each has a kernel of its own as well."""
     image = jnp.asarray(texture((9, 12, 2)))
     points = source_points(image.shape, RigidTransform(1.3, -0.7, 30.0))
 
     def run(linear, image):
-        return function(interpolant(image, linear), points, linear)
+        def total(image):
+            value = function(interpolant(image, linear), points, linear)
+            return jnp.sin(value).sum(), value
+
+        slope, value = jax.grad(total, has_aux=True)(image)
+        return value, slope
 
     kinds = jnp.array([True, False])
-    known = jnp.stack([run(kind, image) for kind in (True, False)])
-    decided = [run(kind, image) for kind in kinds], jax.vmap(run, (0, None))(kinds, image)
-    for values in decided:
-        np.testing.assert_allclose(jnp.stack(values), known, atol=FLOAT32_INTENSITY)
-
-    total = lambda linear: jax.grad(lambda image: jnp.sin(run(linear, image)).sum())  # noqa: E731
-    expected = jnp.stack([total(kind)(image) for kind in (True, False)])
-    batch = jax.vmap(lambda kind: total(kind)(image))(kinds)
-    np.testing.assert_allclose(batch, expected, atol=FLOAT32_INTENSITY)
-    assert jnp.abs(expected[0] - expected[1]).max() > 0.1
+    known = jax.jit(lambda image: [run(kind, image) for kind in (True, False)])(image)
+    one, batch = jax.jit(run), jax.jit(jax.vmap(run, (0, None)))
+    for answers in ([one(kind, image) for kind in kinds], zip(*batch(kinds, image), strict=True)):
+        for answer, expected in zip(answers, known, strict=True):
+            for a, b in zip(answer, expected, strict=True):
+                np.testing.assert_allclose(a, b, atol=FLOAT32_INTENSITY)
+    value = jax.jit(lambda kind: function(interpolant(image, kind), points, kind))
+    for kind, (expected, _) in zip(kinds, known, strict=True):  # that is a branch, without slopes
+        np.testing.assert_allclose(value(kind), expected, atol=FLOAT32_INTENSITY)
+    assert np.abs(known[0][1] - known[1][1]).max() > 0.1
 
 
 def test_the_rim_counts_less_with_a_margin():

@@ -15,6 +15,7 @@ from jaxreg.models.pretrained import from_torch_layout, load_state_dict, torch_k
 from jaxreg.models.resnext import ResNeXt
 from jaxreg.models.siamese import ResNeXtConfig, prepare
 from jaxreg.pairs import draw_pairs
+from tests.compilation_support import quickly_compiled
 from tests.golden.random_weights import (
     RESNEXT_INFERENCE,
     RESNEXT_TRAINING,
@@ -125,6 +126,7 @@ def test_heads_have_the_papers_parameters(head):
     assert sizes["head"] == {"fc": 6145 * 3, "lstm": 216_909_003}[head]
 
 
+@quickly_compiled()
 @pytest.mark.parametrize(("head", "size"), [("fc", 32), ("lstm", 96)])
 def test_a_pure_training_step_learns_and_moves_the_statistics(head, size):
     config = ResNeXtConfig(head=head, image_size=size, blocks=ONE_BLOCK, hidden=8, layers=2)
