@@ -1,5 +1,10 @@
 """Grouped convolution: its values and gradients against XLA's native ones."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +73,45 @@ def test_works_without_jit_and_under_vmap():
     np.testing.assert_allclose(jax.grad(loss, 1)(images, kernel), expected, atol=FLOAT32_NETWORK)
     one_by_one = jax.vmap(jax.grad(loss, 1), (0, None))(images[:, None], kernel)
     np.testing.assert_allclose(one_by_one.sum(0), expected, atol=5 * FLOAT32_NETWORK)
+
+
+DEVICES_SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxreg.training.devices import data_mesh, replicated
+from tests.test_grouped_convolution import CASES, arrays, grouped_convolution
+
+images, kernel = arrays(CASES[1])
+images = jnp.tile(images, (16, 1, 1, 1))
+loss = lambda x, k: jnp.sin(grouped_convolution(x, k, *CASES[1][2:5])).sum()
+mesh = data_mesh(len(images))
+assert mesh.size == 8
+places = NamedSharding(mesh, PartitionSpec("data")), replicated(mesh)
+work = []
+for where in (places, None):
+    gradients = jax.jit(jax.grad(loss, (0, 1)), in_shardings=where, out_shardings=where)
+    with jax.set_mesh(mesh if where else data_mesh(1)):
+        program = gradients.lower(images, kernel).compile()
+        arguments = jax.device_put((images, kernel), where)
+    work.append((program(*arguments), program.cost_analysis()["flops"]))
+(shared, part), (alone, whole) = work
+assert part < 1.05 / 8 * whole, (part, whole)
+for ours, expected in zip(shared, alone):
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_each_device_convolves_its_own_part():
+    result = subprocess.run(
+        [sys.executable, "-c", DEVICES_SCRIPT],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        cwd=Path(__file__).parent.parent,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_groups_do_not_mix():

@@ -361,7 +361,7 @@ from tests.training_support import register_normed, tiny_config
 register_normed(pytest.MonkeyPatch())
 config = tiny_config(sys.argv[1])
 assert len(jax.devices()) == 8
-losses = []
+losses, work = [], []
 for count in (8, 1):
     mesh = data_mesh(config.batch_size)
     assert mesh.size == 8
@@ -372,12 +372,12 @@ for count in (8, 1):
     program = compile_dispatch(config, mesh, state, images)
     state, report = program(state, images, place(mesh, np.int32(1)))
     losses.append([float(report.sums.loss), float(report.sums.gradient_norm)])
+    work.append(program.program.cost_analysis()["flops"])
     if count == 8:
-        assert ("all-reduce" in program.program.as_text()), "the work is not spread"
         store = CheckpointStore(Path(sys.argv[2]))
         store.save(state, Best(), config)
         store.close()
-print(*losses[0], *losses[1])
+print(*losses[0], *losses[1], *work)
 """
 
 
@@ -395,7 +395,8 @@ def test_eight_devices_do_as_one_and_their_checkpoint_restores_on_one(source, tm
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    loss, norm, one_loss, one_norm = map(float, result.stdout.split())
+    loss, norm, one_loss, one_norm, work, all_work = map(float, result.stdout.split())
+    assert work < 0.6 * all_work, "the work is not spread"  # a tiny network: much is drawing
     assert loss == pytest.approx(one_loss, rel=1e-5)
     assert norm == pytest.approx(one_norm, rel=1e-4)
     state, _ = final_state(tmp_path, tiny_config(source))

@@ -101,7 +101,8 @@ def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
             # The last batch reaches back, so that all have one shape.
             first = min(start, count - size)
             chunk = slice(first, first + size)
-            part = jitted(weights, state.statistics, pairs.fixed[chunk], pairs.moving[chunk])
+            with jax.set_mesh(mesh):  # so that the network's layers know of it
+                part = jitted(weights, state.statistics, pairs.fixed[chunk], pairs.moving[chunk])
             parts.append(np.asarray(part)[start - first :])
         return RigidTransform.from_array(np.concatenate(parts))
 

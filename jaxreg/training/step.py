@@ -170,7 +170,8 @@ def compile_dispatch(
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=where)
     arguments = (state, jax.eval_shape(DispatchReport.start), images, *([count] if loops else []))
     jitted = jax.jit(program, donate_argnums=(0, 1), out_shardings=where)
-    return Dispatch(jitted.lower(*arguments).compile(), mesh, loops)
+    with jax.set_mesh(mesh):  # so that the network's layers know of it
+        return Dispatch(jitted.lower(*arguments).compile(), mesh, loops)
 
 
 def _guarded_step(
