@@ -33,7 +33,10 @@ _VALUES_AT_ONCE = 2**22
 # What it takes at most for a value, compiled for a GPU, and with masks; two chunks may be under
 # way, and half of the memory is the caller's.
 _BYTES_A_VALUE, _BYTES_WITH_MASKS, _SHARE_OF_MEMORY = 300, 900, 4
-_CONTEXT = ("default_device", "default_matmul_precision", "enable_x64")
+_CONTEXT = (
+    *("default_device", "default_matmul_precision", "enable_x64", "threefry_partitionable"),
+    *("numpy_dtype_promotion", "numpy_rank_promotion", "debug_nans", "debug_infs"),
+)
 _BATCH = 64  # pairs that an estimator is given at a time
 # XLA makes a tree of kernels of every sum, for the sake of precision; a sum of few values needs
 # none, and a program of small kernels takes a tenth less time without.

@@ -78,6 +78,8 @@ def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
     if isinstance(index, list):
         index = np.asarray(index, None if index else np.int32)
     indices = index if isinstance(index, tuple) else (index,)
+    if any(i is Ellipsis for i in indices):  # it would reach into a field's own axes
+        raise IndexError("answers are indexed along the axes of the batch, without '...'")
     if not any(isinstance(i, jax.core.Tracer) for i in indices):
         np.broadcast_to(False, batch_shape)[index]
     return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, batch)
@@ -202,7 +204,8 @@ class RigidTransform:
           shape: one image's, ``(H, W)`` or ``(H, W, C)``.
 
         Raises:
-          ValueError: it has another shape, or (outside of jit) its 2x2 block is a reflection.
+          ValueError: it has another shape, or (outside of jit) its 2x2 block is a reflection, or
+            has no angle.
 
         >>> t = RigidTransform(3.0, -2.0, 30.0)
         >>> back = RigidTransform.from_matrix(t.matrix((32, 32)), (32, 32))
@@ -213,8 +216,12 @@ class RigidTransform:
         if m.shape[-2:] not in ((3, 3), (2, 3)):
             raise ValueError(f"matrix must be (..., 3, 3) or (..., 2, 3), got shape {m.shape}")
         block = m[..., :2, :2]
-        if not isinstance(block, jax.core.Tracer) and (np.linalg.det(block) < 0).any():
-            raise ValueError("matrix must be a rotation and a shift, got a reflection")
+        if not isinstance(block, jax.core.Tracer):
+            (a, b), (c, d) = np.moveaxis(np.asarray(block), (-2, -1), (0, 1))
+            determinant = a * d - b * c
+            if not (determinant > 0).all():
+                kind = "a reflection" if (determinant < 0).any() else "none that has an angle"
+                raise ValueError(f"matrix must be a rotation and a shift, got {kind}")
         cx, cy = image_centre(shape)
         theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
         cos, sin = cos_sin_degrees(theta)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.denoising import cosine_blur, wiener
-from jaxreg.intensity import Fit
+from jaxreg.intensity import Fit, noise_of_target
 from jaxreg.interpolation import spline_gradient
 from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
@@ -77,9 +77,9 @@ def instruments(
       linear: the kernel, see `by_kernel`.
     """
     seen = _seen(pair, points, value, fit)
-    noise = fit.covariance() / (1.0 + jnp.square(fit.gain) * noise_gain(points, linear))
-    noise_of_both = noise / jnp.square(fit.gain)
-    source, target = (wiener(image, noise_of_both) for image in (pair.source, seen))
+    power, of_target = jnp.square(fit.gain), noise_of_target(pair, fit.gain)
+    noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
+    source, target = wiener(pair.source, noise), wiener(seen, noise * of_target / power)
     model = columns(*_of_target(seen, points))
     denoised = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
     as_it_is = lambda denoised, *_: denoised  # noqa: E731

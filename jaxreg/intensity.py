@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.masking import Pair
 from jaxreg.products import dots, mean_once, times, weighted_sum
 from jaxreg.refinement import OUTLIER, settled_weight
 
@@ -118,3 +119,31 @@ def steepness(*images: jax.Array) -> jax.Array:
 
     least = functools.reduce(jnp.minimum, map(energy, images))
     return jax.lax.stop_gradient(jnp.sqrt(least)).reshape(-1)
+
+
+def noise_of_target(pair: Pair, gain: jax.Array) -> jax.Array:
+    """How much noise the target has for a unit of the source's, variances; a constant to derivatives.
+
+    If it is the exposure that changed, both have as much; if one was only multiplied, its noise was
+    too. Which of both, or what between them, the finest detail says.
+
+    Args:
+      pair: images ``(H, W, C)``.
+      gain: grey values of the target for one of the source.
+    """
+    source, target = (_finest_detail(image) for image in pair[:2])
+    power = jnp.square(gain)
+    noise = jnp.clip(target / source, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
+    return jax.lax.stop_gradient(noise)
+
+
+def _finest_detail(image: jax.Array) -> jax.Array:
+    """The square of the geometric mean of what neighbours across and down do not suggest.
+
+    Of a picture's pixels few have such detail, all have noise; flat ones, as of padding, do not count.
+    """
+    down = image[:-2] - 2.0 * image[1:-1] + image[2:]
+    detail = jnp.abs(down[:, :-2] - 2.0 * down[:, 1:-1] + down[:, 2:])
+    counts = detail > 0.0
+    logarithm = jnp.where(counts, jnp.log(jnp.where(counts, detail, 1.0)), 0.0)
+    return jnp.exp(2.0 * logarithm.sum() / jnp.maximum(counts.sum(), 1))

@@ -1,7 +1,8 @@
 """Interpolation kernels: the weights of the pixels around a point.
 
 A kernel is separable. For a coordinate ``u`` it names the first pixel it touches and the weights
-of that pixel and the following ones; all are exact at whole pixels, where one weight is 1.
+of that pixel and the following ones; all are exact at whole pixels: where one weight is 1, or, of
+the spline, where its coefficients were made to be.
 
 ===========  ====  =======================================================================
 name         taps  what it is

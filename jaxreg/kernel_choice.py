@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform
-from jaxreg.intensity import fit_intensity, steepness
+from jaxreg.intensity import fit_intensity, noise_of_target, steepness
 from jaxreg.masking import Pair
 from jaxreg.normal_equations import Unknowns, after_a_small_move
 from jaxreg.products import dots
@@ -74,8 +74,11 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool) -> Trial:
     variance = fit.variance - moved / (channels * jnp.maximum(fit.weight.sum(), 1.0))
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
     kept = jnp.square(fit.gain) * noise_gain(points, linear)
+    of_target = noise_of_target(pair, fit.gain)
     own = _alike((fit.weight[:, None] * rest).reshape(bands))
-    return Trial(variance / (kept + 1.0), own, Unknowns(t, fit.gain, fit.bias))
+    # In units of the geometric mean of both images' noise, which are the same either way.
+    mismatch = variance * jnp.sqrt(of_target) / (kept + of_target)
+    return Trial(mismatch, own, Unknowns(t, fit.gain, fit.bias))
 
 
 def bilinear_explains_more(least: jax.Array, pair: Pair, t: RigidTransform) -> jax.Array:

@@ -206,7 +206,7 @@ def gauss_newton(
         predicted += product(delta, shared.columns[:3])
         return (composed(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
-    weight = jnp.ones_like(flat, shape=(len(start.as_array()), flat.size))
+    weight = jnp.ones_like(flat, shape=(*start.batch_shape, flat.size))
     if near is not None:
         # Candidate by candidate: outside of a loop CPUs are slow at sampling several at once.
         value, inside = jax.lax.map(sample, start)

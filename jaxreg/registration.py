@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any
 
@@ -65,7 +64,8 @@ def register(
 
     Args:
       fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype, 8 to 2048 pixels a side (up to 600 for
-        ``"fft"``). ``"direct"`` and ``"compact"`` take any unit, other methods want 0..255. Values
+        ``"fft"``). A stack of narrow grey images would be taken for one of many channels:
+        `register_batch` is for stacks. ``"direct"`` and ``"compact"`` take any unit, other methods want 0..255. Values
         are taken as float32: a contrast of 1 on a ground of 1e8 is flat.
       moving: the same shape.
       method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
@@ -77,8 +77,9 @@ def register(
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
       initial: an alignment known beforehand, within a sixteenth of the shorter side and 10 degrees,
-        to be improved in place of the search. Whether another one fits as well, as on a symmetric
-        image, is not asked then. For ``"direct"`` alone.
+        to be improved in place of the search. Whether another one fits as well is then asked of
+        its neighbours alone: a disc has no angle, but a square turned by 90 degrees goes unnoticed.
+        For ``"direct"`` alone.
       fixed_mask: ``(H, W)``, False, or not above zero, where a pixel of fixed does not count: dust,
         text, dead pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
       moving_mask: likewise of moving.
@@ -106,10 +107,13 @@ def register(
         known = _known(initial, ())
         arrays = [array.astype(np.float32) for array in (*pair[:2], *known, *pair[2:])]
         if not are_traced(*arrays):
-            # Part of a program in spite of that, it may have no compiler options of its own.
-            with contextlib.suppress(ValueError):
-                program = _program(runs_on_cpu(), pair[0].size, near=bool(known))
+            program = _program(runs_on_cpu(), pair[0].size, near=bool(known))
+            try:
                 return program(*arrays, options=options)
+            except ValueError as error:
+                # Part of a program in spite of that, it may have no compiler options of its own.
+                if "compiler_options" not in str(error):
+                    raise
         return (_align_near if known else _align)(*arrays, options=options)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))

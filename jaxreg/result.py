@@ -27,6 +27,7 @@ class Doubt(enum.IntFlag):
       FEATURELESS: an image leaves a direction open.
       UNSURE: the network is not sure.
       COINCIDENT: the images agree in a few places only, as by chance.
+      INCONCLUSIVE: the lead over other alignments is slight for such standard errors.
 
     >>> Doubt.LOST in Doubt(6), Doubt.NOT_FINITE in Doubt(6)
     (True, False)
@@ -41,6 +42,7 @@ class Doubt(enum.IntFlag):
     FEATURELESS = enum.auto()
     UNSURE = enum.auto()
     COINCIDENT = enum.auto()
+    INCONCLUSIVE = enum.auto()
 
 
 _IN_WORDS = {  # causes before effects
@@ -50,6 +52,7 @@ _IN_WORDS = {  # causes before effects
     Doubt.COINCIDENT: "the images agree in a few places only, as by chance, and elsewhere do not",
     Doubt.AMBIGUOUS: "another alignment fits nearly as well, as on a symmetric or periodic image",
     Doubt.SLIPPERY: "shifted by a few pixels it fits nearly as well, as along an edge",
+    Doubt.INCONCLUSIVE: "it fits little better than other alignments, for such standard errors",
     Doubt.IMPRECISE: "the standard errors are large: too much noise, or too little to go by",
     Doubt.LOST: "no optimum was found near where the search ended",
     Doubt.UNSURE: "the network is not sure",

@@ -36,7 +36,7 @@ def masked_ncc(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
         return centred, jnp.where(textured, scale, 0.0)
 
     (a, scale_a), (b, scale_b) = centre(a), centre(b)
-    return dots(a, b) * scale_a * scale_b
+    return jnp.clip(dots(a, b) * scale_a * scale_b, -1.0, 1.0)  # rounding leads beyond
 
 
 def overlap_ncc(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> jax.Array:

@@ -73,8 +73,8 @@ def _explained(
     """How much of the target K alignments explain, ``(K,)``.
 
     Minus the logarithm of the share of the variance that is left, outliers aside, times the part of
-    the frame that this is told of. By the spline kernel: what
-    the bilinear one leaves of a smooth picture's edge is as much as a near-miss along it does.
+    the frame that this is told of. By the spline kernel: what the bilinear one leaves of a smooth
+    picture's edge is as much as a near-miss along it does.
     """
     flat, image = target.reshape(-1, 1), interpolant(source[..., None], linear=False)
 

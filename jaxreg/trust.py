@@ -1,8 +1,9 @@
 """Whether the direct method's answer should be trusted.
 
 An answer is trusted if it settled near where the search saw it, its standard errors are small, its
-detail agrees, it leads its closest rival clearly, it beats itself shifted by a few pixels, and no
-direction is left open.
+detail agrees, and in more than a few places, it leads its closest rival clearly, it beats itself
+shifted by a few pixels, both the more clearly the larger its standard errors are, and no direction
+is left open.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ def doubts_about(
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     largest, distinction = errors[:2].max(), _distinction(source, target, weight)
     evidence, lead, lead_alike = against_rival
-    margin = jnp.square(lead / evidence) * distinction
+    # A lead without any evidence is one over no rival, infinite: see `align_from`.
+    ahead = jnp.maximum(lead, 0.0) / jnp.maximum(evidence, 1e-30)
+    margin = jnp.square(ahead) * distinction
     ways = (masks.without_rim(), masks.swapped().without_rim()) if masks else (None, None)
     seen = (None if way is None else way.source for way in ways)
     determination = jnp.minimum(*map(_determination, (fixed, moving), seen))
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
-    distinct = (distinction > _LEAST_DISTINCTION) & (margin > _LEAST_MARGIN * largest)
     detail, places = _detail(source, target, weight)
     everywhere, kept = _unexplained(source, target, jnp.stack([end.inside, end.weight]))
     left_out = everywhere > _MUCH * kept
@@ -95,7 +97,8 @@ def doubts_about(
         Doubt.DISAGREEING: detail > _LEAST_DETAIL,
         Doubt.COINCIDENT: ~left_out | (places > _FEW_PLACES),
         Doubt.AMBIGUOUS: lead_alike > _LEAST_LEAD * jnp.maximum(evidence, 1.0),
-        Doubt.SLIPPERY: distinct,
+        Doubt.SLIPPERY: distinction > _LEAST_DISTINCTION,
+        Doubt.INCONCLUSIVE: margin > _LEAST_MARGIN * largest,
         Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
     }
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))

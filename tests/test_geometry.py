@@ -122,6 +122,8 @@ def test_a_batch_is_indexed_like_an_array():
     for index in (5, -6, np.int64(7), (7,), [0, 7], np.ones(4, bool), (0, 0)):
         with pytest.raises(IndexError):
             batch[index]
+    with pytest.raises(IndexError, match="along the axes of the batch"):
+        batch[..., 0]
     for call in (len, iter, lambda one: one[0]):
         with pytest.raises(TypeError, match="one transform, not a batch"):
             call(batch[0])
@@ -158,6 +160,9 @@ def test_wrong_shapes_are_named():
         RigidTransform.from_matrix(np.eye(2), SHAPE)
     with pytest.raises(ValueError, match="matrix must be a rotation and a shift, got a reflection"):
         RigidTransform.from_matrix(np.stack([np.eye(3), np.diag([1.0, -1.0, 1.0])]), SHAPE)
+    for block in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
+        with pytest.raises(ValueError, match="got none that has an angle"):
+            RigidTransform.from_matrix(block, SHAPE)
 
 
 @given(angles, st.floats(0.3, 3.0), st.floats(-1.0, 1.0))

@@ -1,5 +1,6 @@
 """The normalised cross-correlation over a mask, against NumPy."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,6 +29,14 @@ def test_does_not_depend_on_the_unit(unit):
     mask = np.ones((16, 16), bool)
     same = masked_ncc(a * np.float32(unit), b * np.float32(unit), mask)
     np.testing.assert_allclose(same, masked_ncc(a, b, mask), atol=FLOAT32_CORRELATION)
+
+
+def test_stays_within_its_range():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (200, 9, 7, 3)).astype(np.float32)
+    same = jax.vmap(masked_ncc, (0, 0, None))(images, images, np.ones((9, 7), np.float32))
+    assert (same <= 1.0).all()
+    np.testing.assert_allclose(same, 1.0, atol=FLOAT32_CORRELATION)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 255.0])
