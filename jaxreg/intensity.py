@@ -122,7 +122,7 @@ def steepness(*images: jax.Array) -> jax.Array:
 
 
 def noise_of_target(pair: Pair, gain: jax.Array) -> jax.Array:
-    """How much noise the target has for a unit of the source's, variances; a constant to derivatives.
+    """How much noise the target has for one of the source's, as variances; without derivatives.
 
     If it is the exposure that changed, both have as much; if one was only multiplied, its noise was
     too. Which of both, or what between them, the finest detail says.
@@ -140,7 +140,8 @@ def noise_of_target(pair: Pair, gain: jax.Array) -> jax.Array:
 def _finest_detail(image: jax.Array) -> jax.Array:
     """The square of the geometric mean of what neighbours across and down do not suggest.
 
-    Of a picture's pixels few have such detail, all have noise; flat ones, as of padding, do not count.
+    Few of a picture's pixels have such detail, all have noise; flat ones, as of padding, do not
+    count.
     """
     down = image[:-2] - 2.0 * image[1:-1] + image[2:]
     detail = jnp.abs(down[:, :-2] - 2.0 * down[:, 1:-1] + down[:, 2:])

@@ -65,8 +65,8 @@ def register(
     Args:
       fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype, 8 to 2048 pixels a side (up to 600 for
         ``"fft"``). A stack of narrow grey images would be taken for one of many channels:
-        `register_batch` is for stacks. ``"direct"`` and ``"compact"`` take any unit, other methods want 0..255. Values
-        are taken as float32: a contrast of 1 on a ground of 1e8 is flat.
+        `register_batch` is for stacks. ``"direct"`` and ``"compact"`` take any unit, other methods
+        want 0..255. Values are taken as float32: a contrast of 1 on a ground of 1e8 is flat.
       moving: the same shape.
       method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
         its own.
