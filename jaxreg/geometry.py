@@ -85,6 +85,12 @@ def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
     return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, batch)
 
 
+def on_host(batch: Any) -> Any:
+    """The same fetched once, where a device would be asked for each field of each element."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch))
+    return batch if traced else jax.device_get(batch)
+
+
 def as_points(points: ArrayLike) -> jax.Array:
     """Points ``(..., 2)`` of ``(x, y)`` in float32; ValueError if they have another shape."""
     points = jnp.asarray(points, jnp.float32)
@@ -99,6 +105,9 @@ def image_centre(shape: Shape) -> tuple[float, float]:
     >>> image_centre((32, 48))
     (23.5, 15.5)
     """
+    if hasattr(shape, "shape") or hasattr(shape, "tx"):
+        kind = type(shape).__name__
+        raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {kind}: its .shape?")
     if not 2 <= len(shape) <= 3 or max(shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {shape}")
     return (shape[1] - 1) / 2, (shape[0] - 1) / 2
@@ -141,8 +150,9 @@ class RigidTransform:
         return part(self, index, self.batch_shape)
 
     def __iter__(self) -> Iterator[RigidTransform]:
-        """The transforms of a batch, one after the other."""
-        return map(self.__getitem__, range(len(self)))
+        """The transforms of a batch, one after the other; on the host, unless it is traced."""
+        count = len(self)
+        return map(on_host(self).__getitem__, range(count))
 
     def __len__(self) -> int:
         """How many transforms a batch holds."""

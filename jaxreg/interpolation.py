@@ -7,6 +7,7 @@ the spline, where its coefficients were made to be.
 ===========  ====  =======================================================================
 name         taps  what it is
 ===========  ====  =======================================================================
+``nearest``  1     the nearest pixel's value, for labels, which must not be mixed
 ``linear``   2     bilinear, the paper's; what ``cv2.warpAffine`` does by default
 ``cubic``    4     Keys' cubic convolution with a = -0.75, as OpenCV and PyTorch
 ``spline``   4     cubic B-spline on prefiltered coefficients, as ``scipy.ndimage`` order 3
@@ -24,8 +25,8 @@ import numpy as np
 
 from jaxreg.products import apply_separable
 
-Interpolation = Literal["linear", "cubic", "spline"]
-INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "cubic", "spline")
+Interpolation = Literal["nearest", "linear", "cubic", "spline"]
+INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "spline")
 # Keys (1981), doi:10.1109/TASSP.1981.1163711, leaves a free; -0.75 is OpenCV's and PyTorch's.
 _KEYS_A = -0.75
 
@@ -45,6 +46,8 @@ def taps(u: jax.Array, interpolation: Interpolation) -> tuple[jax.Array, list[ja
     >>> float(first), [float(w) for w in weights]
     (2.0, [0.75, 0.25])
     """
+    if interpolation == "nearest":
+        return jnp.floor(u + 0.5), [jnp.ones_like(u)]
     base = jnp.floor(u)
     t = u - base
     if interpolation == "linear":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.geometry import Real, RigidTransform, part
+from jaxreg.geometry import Real, RigidTransform, on_host, part
 
 
 class Doubt(enum.IntFlag):
@@ -99,8 +99,9 @@ class Registration:
         return part(self, index, self.transform.batch_shape)
 
     def __iter__(self) -> Iterator[Registration]:
-        """The pairs of a batch, one after the other."""
-        return map(self.__getitem__, range(len(self)))
+        """The pairs of a batch, one after the other; on the host, unless it is traced."""
+        count = len(self)
+        return map(on_host(self).__getitem__, range(count))
 
     def __len__(self) -> int:
         """How many pairs a batch holds."""

@@ -9,11 +9,20 @@ to both image and transform.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.geometry import MOST_CHANNELS, RigidTransform, Shape, as_points, check_transform
+from jaxreg.geometry import (
+    MOST_CHANNELS,
+    RigidTransform,
+    Shape,
+    as_points,
+    check_transform,
+    image_centre,
+)
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
 
@@ -38,7 +47,8 @@ def sample(
     Args:
       image: ``(H, W)`` or ``(H, W, C)``, any real dtype.
       points: ``(..., 2)`` array of ``(x, y)`` in pixels.
-      interpolation: ``"linear"``, ``"cubic"`` or ``"spline"`` (see `jaxreg.interpolation`).
+      interpolation: ``"nearest"``, ``"linear"``, ``"cubic"`` or ``"spline"`` (see
+        `jaxreg.interpolation`).
 
     Returns:
       ``(...,)`` or ``(..., C)`` float32.
@@ -102,7 +112,8 @@ def warp(
         one transform a stack of grey images at most 16 wide looks like one image with channels.
       transform: one transform or N of them (see `jaxreg.geometry`: about the image centre, in
         degrees, positive clockwise).
-      interpolation: ``"linear"`` (default), ``"cubic"`` or ``"spline"``.
+      interpolation: ``"linear"`` (default), ``"cubic"``, ``"spline"``, or ``"nearest"`` for label
+        images.
 
     Returns:
       float32 array of the shape of ``image``, zeros where nothing of the image falls.
@@ -126,15 +137,22 @@ def warp(
                 f"image must be (N, H, W) or (N, H, W, C) for N = {batch[0]} transforms, "
                 f"got shape {image.shape}"
             )
-        each = lambda image, t: warp(image, RigidTransform.from_array(t), interpolation)  # noqa: E731
-        return jax.vmap(each)(image, transform.as_array())
-    if image.ndim not in (2, 3) or max(image.shape[2:], default=1) > MOST_CHANNELS:
+    elif image.ndim not in (2, 3) or max(image.shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(
-            f"image must be (H, W) or (H, W, C), got shape {image.shape}; "
-            "a stack takes as many transforms"
+            f"image must be (H, W) or (H, W, C), its channels last and at most {MOST_CHANNELS}, got "
+            f"shape {image.shape}; a stack takes as many transforms, or jax.vmap(warp, (0, None))"
         )
-    points = transform.inverse().apply(pixel_grid(image.shape), image.shape)
-    return sample(image, points, interpolation)
+    check_interpolation(interpolation)
+    return _warped(image, transform.as_array(), interpolation)
+
+
+# Not only inside of a caller's program: one by one its operations take 50 times as long.
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _warped(image: jax.Array, transform: jax.Array, interpolation: Interpolation) -> jax.Array:
+    if transform.ndim > 1:
+        return jax.vmap(lambda image, t: _warped(image, t, interpolation))(image, transform)
+    back = RigidTransform.from_array(transform).inverse()
+    return sample(image, back.apply(pixel_grid(image.shape), image.shape), interpolation)
 
 
 def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
@@ -149,12 +167,21 @@ def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
     Returns:
       ``(H, W)`` bool, or ``(N, H, W)``.
 
+    Raises:
+      ValueError: ``shape`` is no image's, or ``transform`` is something else.
+
     >>> overlap((2, 3), RigidTransform(1.0, 0.0, 0.0)).tolist()
     [[False, True, True], [False, True, True]]
     """
-    if transform.batch_shape:
-        each = lambda t: overlap(shape, RigidTransform.from_array(t))  # noqa: E731
-        return jax.vmap(each)(transform.as_array())
-    points = transform.inverse().apply(pixel_grid(shape), shape)
+    check_transform(transform, "transform")
+    image_centre(shape)  # refuses what is no shape
+    return _overlap(tuple(shape), transform.as_array())
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _overlap(shape: Shape, transform: jax.Array) -> jax.Array:
+    if transform.ndim > 1:
+        return jax.vmap(lambda t: _overlap(shape, t))(transform)
+    points = RigidTransform.from_array(transform).inverse().apply(pixel_grid(shape), shape)
     limit = jnp.asarray([shape[1] - 1, shape[0] - 1], jnp.float32)
     return jnp.all((points >= -1e-3) & (points <= limit + 1e-3), axis=-1)

@@ -39,6 +39,16 @@ def test_agrees_with_opencv(interpolation, shape):
     np.testing.assert_allclose(warp(picture, t, interpolation), expected, atol=OPENCV_WARP)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (33, 20, 3)])
+def test_labels_are_moved_as_by_opencv_and_not_mixed(shape):
+    t = RigidTransform(2.3, -1.7, 33.0)
+    labels = np.random.default_rng(0).choice([0, 3, 70000], shape).astype(np.int32)
+    matrix = np.asarray(t.matrix(shape))[:2]
+    nearest = cv2.INTER_NEAREST
+    expected = cv2.warpAffine(labels.astype(np.float32), matrix, shape[1::-1], flags=nearest)
+    np.testing.assert_array_equal(warp(labels, t, "nearest"), expected)
+
+
 def test_agrees_with_scikit_image():
     t = RigidTransform(-3.1, 0.4, -101.0)
     inverse_map = np.linalg.inv(np.asarray(t.matrix((32, 32)), np.float64))
@@ -88,7 +98,7 @@ def test_whole_pixels_shift_exactly(dx, dy):
     np.testing.assert_array_equal(moved, expected)
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS[1:])
 def test_kernels_reproduce_a_ramp(interpolation):
     x, y = np.moveaxis(np.asarray(pixel_grid((32, 32))), -1, 0)
     points = np.random.default_rng(2).uniform(10, 21, (100, 2)).astype(np.float32)
@@ -105,7 +115,7 @@ def test_takes_any_real_dtype(dtype):
     np.testing.assert_array_equal(warp(picture, RigidTransform.identity()), picture)
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS[1:])
 def test_gradients_agree_with_differences(interpolation):
     picture = jnp.asarray(image())
     weights = jnp.asarray(image(seed=3)) / 255
@@ -150,6 +160,20 @@ def test_a_scalar_is_that_of_a_whole_batch():
         np.testing.assert_array_equal(overlap((9, 8), batch), overlap((9, 8), whole))
 
 
+def test_one_by_one_as_part_of_a_program_and_mapped_alike():
+    ts = RigidTransform.from_array([[2.3, -1.7, 33.0], [0.5, 4.0, -70.0]])
+    stack = np.stack([image(), image(seed=1)])
+    moved, shown = warp(stack, ts), overlap((32, 32), ts)
+    for program in (jax.jit, jax.vmap):
+        np.testing.assert_allclose(program(warp)(stack, ts), moved, atol=FLOAT32_INTENSITY)
+    for k, t in enumerate(ts):
+        np.testing.assert_allclose(warp(stack[k], t), moved[k], atol=FLOAT32_INTENSITY)
+        np.testing.assert_array_equal(overlap((32, 32, 3), t), shown[k])
+    for unfit in (image(), ts):
+        with pytest.raises(ValueError, match=r"shape must be one image's.*: its \.shape\?"):
+            overlap(unfit, ts)
+
+
 def test_overlap_is_where_a_white_image_stays_white():
     t = RigidTransform(3.2, -4.6, 25.0)
     white = np.asarray(warp(np.ones((32, 32)), t))
@@ -157,8 +181,8 @@ def test_overlap_is_where_a_white_image_stays_white():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="linear, cubic, spline, got 'nearest'"):
-        warp(image(), RigidTransform.identity(), "nearest")
+    with pytest.raises(ValueError, match="nearest, linear, cubic, spline, got 'lanczos'"):
+        warp(image(), RigidTransform.identity(), "lanczos")
     with pytest.raises(ValueError, match=r"got shape \(4, 32, 32, 3\); a stack takes as many"):
         warp(np.zeros((4, 32, 32, 3)), RigidTransform.identity())
     with pytest.raises(ValueError, match=r"image must be .*got shape \(4, 32, 32, 3\)"):
