@@ -79,7 +79,7 @@ def _flags() -> flags.FlagValues:
     number("working_size", 512, size, 8, 2048, flag_values=values)
     shift = "Largest shift searched along an axis, as a share of the shorter side."
     flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
-    turn = "Largest rotation searched, either way, in degrees."
+    turn = "Largest rotation searched, either way, in degrees; 0 looks for shifts alone."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
     known = "TX,TY,THETA known beforehand, improved in place of a search."
     text("initial", None, known, flag_values=values)

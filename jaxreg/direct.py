@@ -32,7 +32,7 @@ from jaxreg.ranking import Ranked, Standing, best_and_rival, local_evidence, sta
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.sliding import slide
-from jaxreg.trust import correlation, doubts_about
+from jaxreg.trust import bounded, correlation, doubts_about
 
 Kernel = Literal["auto", "linear", "spline"]
 
@@ -60,7 +60,7 @@ class DirectOptions:
       max_shift: largest translation searched along an axis, as a share of the shorter side.
       interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` force a
         kernel.
-      max_rotation: largest rotation searched, either way, in degrees.
+      max_rotation: largest rotation searched, either way, in degrees; 0 holds the angle.
     """
 
     max_shift: float = 1 / 3
@@ -78,12 +78,22 @@ class DirectOptions:
             raise ValueError(
                 f"max_shift must be in (0, 0.5] of the shorter side, got {self.max_shift}"
             )
-        if not 0.0 < self.max_rotation <= 180.0:
-            raise ValueError(f"max_rotation must be in (0, 180] degrees, got {self.max_rotation}")
+        if not 0.0 <= self.max_rotation <= 180.0:
+            raise ValueError(f"max_rotation must be in [0, 180] degrees, got {self.max_rotation}")
         if self.interpolation not in ("auto", "linear", "spline"):
             raise ValueError(
                 f"interpolation must be auto, linear or spline, got {self.interpolation!r}"
             )
+
+    @property
+    def bounds_search(self) -> bool:
+        """Whether anything but the default, or a held angle, bounds the search."""
+        return self.max_shift != DirectOptions.max_shift or 0.0 < self.max_rotation < 180.0
+
+    @property
+    def turn(self) -> float:
+        """`Pair.turn`: 0 where no rotation is looked for, so that shifts alone are found."""
+        return float(self.max_rotation > 0.0)
 
 
 def coarse_side(side: int) -> int:
@@ -113,11 +123,13 @@ def align(
       *masks: none, or of both images ``(H, W)``, float32: 1 where a pixel counts, else 0.
       options: settings.
     """
-    pair, both, views = _prepared(fixed, moving, masks)
+    pair, both, views = _prepared(fixed, moving, masks, options)
     ranked = _coarse_to_fine(views, options)
     against_rival = standing(ranked, views.target.shape, both)
     start = _zero_if_same(_turned_round(ranked.transform[0], pair), pair)
-    return _finish_and_judge(pair, start, against_rival, options.interpolation, both)
+    shift = options.max_shift * min(fixed.shape[:2])
+    answer = _finish_and_judge(pair, start, against_rival, options, both)
+    return bounded(answer, (shift, shift, options.max_rotation))
 
 
 def align_near(
@@ -134,14 +146,14 @@ def align_near(
       moving: as for `align`.
       initial: ``(3,)``, its ``(tx, ty, theta)``.
       *masks: as for `align`.
-      options: settings; those of the search are not asked.
+      options: settings; those of the search are not asked, but whether the angle is held.
     """
-    pair, both, views = _prepared(fixed, moving, masks)
+    pair, both, views = _prepared(fixed, moving, masks, options)
     known = RigidTransform.from_array(jnp.nan_to_num(jax.lax.stop_gradient(initial)))
     ranked = _improve(views, _turned_round(known, pair))
     against_rival = standing(ranked, views.target.shape, both)
     start = _turned_round(ranked.transform[0], pair)
-    return _finish_and_judge(pair, start, against_rival, options.interpolation, both)
+    return _finish_and_judge(pair, start, against_rival, options, both)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> Registration:
@@ -155,11 +167,11 @@ def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -
     pair = prepare(fixed, moving)
     far_ahead = jnp.float32(jnp.inf)
     no_rival = Standing(jnp.float32(0.0), far_ahead, far_ahead)
-    return _finish_and_judge(pair, _zero_if_same(transform, pair), no_rival, "auto")
+    return _finish_and_judge(pair, _zero_if_same(transform, pair), no_rival, DirectOptions())
 
 
 def _prepared(
-    fixed: jax.Array, moving: jax.Array, masks: tuple[jax.Array, ...]
+    fixed: jax.Array, moving: jax.Array, masks: tuple[jax.Array, ...], options: DirectOptions
 ) -> tuple[Prepared, Masks | None, Pair]:
     """A pair in common units, its masks if any, and what is searched: its grey values.
 
@@ -175,7 +187,7 @@ def _prepared(
         without_padding(_along(pair.axis, image), pad)
         for image, pad in zip(images, pair.padding, strict=True)
     ]
-    there = Pair(grey[0], grey[1], both)
+    there = Pair(grey[0], grey[1], both, options.turn)
     pick = functools.partial(jnp.where, pair.more_in_fixed)
     return pair, both, jax.tree.map(pick, there.swapped(), there)
 
@@ -200,12 +212,13 @@ def _finish_and_judge(
     pair: Prepared,
     start: RigidTransform,
     against_rival: Standing,
-    kernel: Kernel,
+    options: DirectOptions,
     masks: Masks | None = None,
 ) -> Registration:
     """Finish an alignment and judge it."""
-    end = finish(pair.fixed, pair.moving, start, kernel, masks=masks)
-    doubts = doubts_about(end, pair.fixed, pair.moving, pair.axis, against_rival, masks)
+    images, kernel, turn = (pair.fixed, pair.moving), options.interpolation, options.turn
+    end = finish(*images, start, kernel, masks=masks, turn=turn)
+    doubts = doubts_about(end, *images, pair.axis, against_rival, masks, turn)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     # Nobody knows what the images leave open, nor how it would change with them.
@@ -253,7 +266,7 @@ def _improve(views: Pair, known: RigidTransform) -> Ranked:
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
     known = jax.tree.map(lambda v: jnp.repeat(v, len(_ASIDE)), _zoomed(known, 1.0 / factor))
-    starts = RigidTransform(known.tx, known.ty, known.theta + _ASIDE)
+    starts = RigidTransform(known.tx, known.ty, known.theta + views.turn * _ASIDE)
     improved = _refined(coarse, starts, iterations=4, near=_NEAR_OF_ASIDE)
     t = jax.tree.map(lambda v, new: jnp.concatenate([v[:1], new]), known, improved)
     return _onwards(views, t, lambda views, t: _carefully(_pyramid(views, grid), t, _NEIGHBOURHOOD))
@@ -283,23 +296,22 @@ def _pyramid(views: Pair, coarsest: int) -> list[_Level]:
     """Levels from a shorter side of ``coarsest`` pixels to full size."""
 
     def level(factor: float) -> _Level:
-        source, target, masks = views
+        source, target, masks, turn = views
         smaller = (downsample(source, factor), downsample(target, factor))
-        return _Level(factor, Pair(*smaller, masks and masks.coarser(factor)))
+        return _Level(factor, Pair(*smaller, masks and masks.coarser(factor), turn))
 
     return [level(f) for f in level_factors(views.source.shape, coarsest, _LEVEL_STEP)]
 
 
 def _refined(views: Pair, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
-    source, target, masks = views
-    return gauss_newton(source, target, starts, iterations, masks=masks, **kind)
+    source, target, masks, turn = views
+    return gauss_newton(source, target, starts, iterations, masks=masks, turn=turn, **kind)
 
 
 def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
-    source, target, masks = views
-    return best_and_rival(
-        transforms, local_evidence(source, target, transforms, sigma, masks=masks)
-    )
+    source, target, masks, _ = views
+    score = local_evidence(source, target, transforms, sigma, masks=masks)
+    return best_and_rival(transforms, score)
 
 
 def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
@@ -308,7 +320,7 @@ def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    source, target, masks = views
+    source, target, masks, _ = views
     found = search(source, target, angles, reach, _CANDIDATES, options.max_rotation, masks=masks)
     return _refined(views, found.transform, iterations=4)
 
@@ -339,7 +351,8 @@ def _look_further(
       options: settings.
     """
     views = levels[0].views
-    contrast = Pair(local_contrast(views.source), local_contrast(views.target), views.masks)
+    source, target, masks, turn = views
+    contrast = Pair(local_contrast(source), local_contrast(target), masks, turn)
     both = jax.tree.map(lambda *v: jnp.stack(v), views, contrast)
     # A loop: its program is compiled once.
     more = jax.lax.map(lambda kind: _candidates(kind, options), both)
@@ -371,9 +384,9 @@ def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:
 
     Else the same.
     """
-    source, target, masks = views
+    source, target, masks, _ = views
     best = ranked.transform[0]
-    beside, better = slide(source, target, best, masks)
+    beside, better = slide(views, best)
     both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
     slid = Ranked(both, local_evidence(source, target, both, sigma, masks=masks))
     return jax.tree.map(lambda a, b: jnp.where(better, a, b), slid, ranked)

@@ -59,6 +59,7 @@ def finish(
     transform: RigidTransform,
     kernel: str = "auto",
     masks: Masks | None = None,
+    turn: float = 1.0,
 ) -> Finished:
     """Refine a close alignment to the end.
 
@@ -70,8 +71,9 @@ def finish(
       transform: within a few tenths of a pixel.
       kernel: ``"auto"``, ``"linear"`` or ``"spline"``.
       masks: which pixels of fixed (the source) and moving count, if not all.
+      turn: 1, or 0 to hold the angle.
     """
-    pair, t = Pair(fixed, moving, masks), jax.lax.stop_gradient(transform)
+    pair, t = Pair(fixed, moving, masks, turn), jax.lax.stop_gradient(transform)
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
     both = jax.tree.map(lambda *v: jnp.stack(v), *jax.lax.stop_gradient(ways))

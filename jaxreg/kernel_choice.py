@@ -58,7 +58,7 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool) -> Trial:
     rows = _some_rows(height, width)
     some = lambda v, *last: v.reshape(height, width, *last)[rows].reshape(-1, *last)  # noqa: E731
     points = source_points(pair.source.shape, t, masks=pair.masks)
-    lever = jnp.stack([some(v) for v in points.lever])
+    lever = jnp.stack([some(v) for v in pair.turn * points.lever])
     points = points._replace(x=some(points.x), y=some(points.y), inside=some(points.inside))
 
     def slopes(target: jax.Array, lever: jax.Array) -> jax.Array:

@@ -58,15 +58,17 @@ class Pair(NamedTuple):
       source: ``(H, W, C)``, or planes ``(H, W)``.
       target: the same shape.
       masks: which pixels count, if not all do.
+      turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
     """
 
     source: jax.Array
     target: jax.Array
-    masks: Masks | None
+    masks: Masks | None = None
+    turn: float | jax.Array = 1.0
 
     def swapped(self) -> Pair:
         """The same the other way round."""
-        return Pair(self.target, self.source, self.masks and self.masks.swapped())
+        return Pair(self.target, self.source, self.masks and self.masks.swapped(), self.turn)
 
     def without_rim(self) -> Pair:
         """With `Masks.without_rim`, if there are any."""

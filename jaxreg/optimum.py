@@ -231,7 +231,8 @@ def flat(image: jax.Array) -> jax.Array:
 
 
 def _points(pair: Pair, transform: RigidTransform, linear: jax.Array) -> Points:
-    return source_points(pair.source.shape, transform, _margin(linear), pair.masks)
+    points = source_points(pair.source.shape, transform, _margin(linear), pair.masks)
+    return points._replace(lever=pair.turn * points.lever)
 
 
 def _steepness(value: jax.Array, target: jax.Array, linear: jax.Array) -> jax.Array:

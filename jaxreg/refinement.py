@@ -123,18 +123,23 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return scale * v / jnp.where(jnp.abs(determinant) > 1e-12, determinant, 1e-12)
 
 
-def target_slopes(target: jax.Array) -> jax.Array:
-    """``(3, P)``: how a target ``(H, W)`` changes with small transforms (see `composed`)."""
+def target_slopes(target: jax.Array, turn: float | jax.Array = 1.0) -> jax.Array:
+    """``(3, P)``: how a target ``(H, W)`` changes with small transforms (see `composed`).
+
+    Args:
+      target: the image.
+      turn: what the derivative by the angle is multiplied with: 0 holds it.
+    """
     height, width = target.shape
     v, u = (slope.reshape(-1, 1) for slope in spline_gradient(target[..., None]))
     centre = jnp.float32([(width - 1) / 2, (height - 1) / 2])
     lever = (pixel_grid(target.shape).reshape(-1, 2) - centre).T
-    return slopes_by_gradient(u, v, lever)[..., 0]
+    return slopes_by_gradient(u, v, turn * lever)[..., 0]
 
 
-def _shared(target: jax.Array) -> _Target:
+def _shared(target: jax.Array, turn: float | jax.Array) -> _Target:
     flat = target.reshape(1, -1)
-    columns = jnp.concatenate([target_slopes(target), flat, jnp.ones_like(flat)])
+    columns = jnp.concatenate([target_slopes(target, turn), flat, jnp.ones_like(flat)])
     return _Target(columns, columns[_FIRST] * columns[_SECOND])
 
 
@@ -168,6 +173,7 @@ def gauss_newton(
     iterations: int,
     near: jax.typing.ArrayLike | None = None,
     masks: Masks | None = None,
+    turn: float | jax.Array = 1.0,
 ) -> RigidTransform:
     """Robust Gauss-Newton from K starts, with bilinear interpolation.
 
@@ -180,11 +186,12 @@ def gauss_newton(
         already, by the residual at unchanged brightness; the others trust all pixels at first.
         Default: none.
       masks: which pixels count, if not all do.
+      turn: 1, or 0 to hold the angles.
 
     Returns:
       The K refined transforms.
     """
-    shared, flat = _shared(target), target.reshape(-1)
+    shared, flat = _shared(target, turn), target.reshape(-1)
     sample = functools.partial(sampled, source, margin=_RIM, masks=masks)
 
     def weigh(residual: jax.Array, inside: jax.Array) -> jax.Array:

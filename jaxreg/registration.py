@@ -71,15 +71,16 @@ def register(
       method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
         its own.
       max_shift: largest translation searched along an axis, as a share of the shorter side; at most
-        0.5. For ``"direct"`` alone.
-      max_rotation: largest rotation searched, either way, in degrees; a tight
-        limit also rules out the other answers that a symmetric image has. For ``"direct"`` alone.
+        0.5. An answer clearly beyond is not trusted. For ``"direct"`` alone.
+      max_rotation: largest rotation searched, either way, in degrees; likewise. A tight limit also
+        rules out the other answers that a symmetric image has, and 0 holds the angle: only a shift
+        is looked for. For ``"direct"`` alone.
       interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
         ``"auto"`` chooses by the residual. For ``"direct"`` alone.
       initial: an alignment known beforehand, within a sixteenth of the shorter side and 10 degrees,
         to be improved in place of the search. Whether another one fits as well is then asked of
         its neighbours alone: a disc has no angle, but a square turned by 90 degrees goes unnoticed.
-        For ``"direct"`` alone.
+        The limits are not asked, but ``max_rotation=0`` keeps its angle. For ``"direct"`` alone.
       fixed_mask: ``(H, W)``, False, or not above zero, where a pixel of fixed does not count: dust,
         text, dead pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
       moving_mask: likewise of moving.
@@ -194,10 +195,7 @@ def _options(
             "max_shift, max_rotation, interpolation, initial and masks are for method 'direct', "
             f"got them for method {method!r}; leave them out"
         )
-    if initial is None:
-        return options
-    unbounded = DirectOptions(interpolation=interpolation)
-    if options != unbounded:
+    if initial is not None and options.bounds_search:
         raise ValueError(
             "max_shift and max_rotation bound the search, of which initial takes the "
             "place, got both; leave either out"

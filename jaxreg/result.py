@@ -28,6 +28,7 @@ class Doubt(enum.IntFlag):
       UNSURE: the network is not sure.
       COINCIDENT: the images agree in a few places only, as by chance.
       INCONCLUSIVE: the lead over other alignments is slight for such standard errors.
+      BEYOND_LIMITS: the shift or the rotation is larger than it can be, by the limits given.
 
     >>> Doubt.LOST in Doubt(6), Doubt.NOT_FINITE in Doubt(6)
     (True, False)
@@ -43,10 +44,12 @@ class Doubt(enum.IntFlag):
     UNSURE = enum.auto()
     COINCIDENT = enum.auto()
     INCONCLUSIVE = enum.auto()
+    BEYOND_LIMITS = enum.auto()
 
 
 _IN_WORDS = {  # causes before effects
     Doubt.NOT_FINITE: "an image holds NaN or infinite values",
+    Doubt.BEYOND_LIMITS: "the answer lies beyond the largest shift or rotation that was asked for",
     Doubt.FEATURELESS: "an image leaves a direction open: flat, striped, or a lone edge",
     Doubt.DISAGREEING: "the fine detail of the two images does not agree",
     Doubt.COINCIDENT: "the images agree in a few places only, as by chance, and elsewhere do not",

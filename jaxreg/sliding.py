@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity
-from jaxreg.masking import Masks
+from jaxreg.masking import Masks, Pair
 from jaxreg.products import dots, product
 from jaxreg.ranking import same
 from jaxreg.refinement import composed, gauss_newton, target_slopes
@@ -29,23 +29,20 @@ _STEPS = 5
 _EXACT, _FLAT = 1e-5, 1e-3
 
 
-def slide(
-    source: jax.Array, target: jax.Array, transform: RigidTransform, masks: Masks | None = None
-) -> tuple[RigidTransform, jax.Array]:
+def slide(views: Pair, transform: RigidTransform) -> tuple[RigidTransform, jax.Array]:
     """The best alignment beside one, and whether it is another and clearly the better of the two.
 
     Args:
-      source: ``(H, W)``, its spread about 1.
-      target: the same shape.
+      views: planes ``(H, W)``, their spread about 1.
       transform: from source to target, refined.
-      masks: which pixels count, if not all do.
 
     Returns:
       The alignment, refined, and a scalar bool.
     """
+    source, target, masks, turn = views
     distances = jnp.asarray(_BESIDE)[:, None] * min(target.shape)
-    starts = composed(transform, distances * _weakest(target, transform, masks))
-    beside = gauss_newton(source, target, starts, _STEPS, masks=masks)
+    starts = composed(transform, distances * _weakest(views, transform))
+    beside = gauss_newton(source, target, starts, _STEPS, masks=masks, turn=turn)
     alone = jax.tree.map(lambda v: v[None], transform)
     together = jax.tree.map(lambda *v: jnp.concatenate(v), alone, beside)
     explained = _explained(source, target, together, masks)
@@ -54,16 +51,19 @@ def slide(
     return beside[best], better & ~same(beside[best], transform)
 
 
-def _weakest(target: jax.Array, transform: RigidTransform, masks: Masks | None) -> jax.Array:
+def _weakest(views: Pair, transform: RigidTransform) -> jax.Array:
     """The small transform ``(3,)`` that changes the target least, px, px and degrees.
 
     Of a shift by one pixel, or a turn by some pixels at the rim where that is weaker.
     """
+    _, target, masks, turn = views
     inside = source_points(target.shape, transform, masks=masks).inside
     degree_at_rim = np.deg2rad(min(target.shape) / 2)
     units = np.array([1.0, 1.0, 1.0 / degree_at_rim], np.float32)
-    slopes = target_slopes(target) * units[:, None]
-    direction = jnp.linalg.eigh(product(slopes * inside, slopes.T))[1][:, 0]
+    slopes = target_slopes(target, turn) * units[:, None]
+    normal = product(slopes * inside, slopes.T)
+    normal += jnp.diag(jnp.trace(normal) * jnp.stack([0.0, 0.0, 1.0 - turn]))  # not one held
+    direction = jnp.linalg.eigh(normal)[1][:, 0]
     return units * direction / jnp.maximum(jnp.hypot(direction[0], direction[1]), 0.3)
 
 

@@ -8,6 +8,7 @@ is left open.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -19,7 +20,7 @@ from jaxreg.masking import Masks
 from jaxreg.products import dots, mean_over_channels, mix, product, separable, times
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.ranking import Standing
-from jaxreg.result import Doubt, raised
+from jaxreg.result import Doubt, Registration, raised
 from jaxreg.similarity import masked_ncc
 
 # Chosen on pairs of training images with noise 10 and 20 and on
@@ -49,6 +50,7 @@ _LEAST_MARGIN = 1200.0
 # See `_determination`: of 1,000 scene pairs of photographs the least has 0.003, patterns that leave
 # a direction open stay below 1e-8.
 _LEAST_DETERMINATION = 1e-3
+_SURELY = 3.0  # standard errors by which an answer is clearly beyond a limit
 
 
 def correlation(end: Finished, shape: tuple[int, ...]) -> jax.Array:
@@ -64,6 +66,7 @@ def doubts_about(
     axis: jax.Array,
     against_rival: Standing,
     masks: Masks | None = None,
+    turn: float = 1.0,
 ) -> jax.Array:
     """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
 
@@ -74,6 +77,7 @@ def doubts_about(
       axis: ``(C, 1)``, the mix of channels that varies most.
       against_rival: how it stands against the closest other alignment.
       masks: which pixels of fixed (the source) and moving count, if not all.
+      turn: 1, or 0 if the angle was held.
     """
     shape = fixed.shape[:2]
     weight = end.weight.reshape(shape)
@@ -86,7 +90,7 @@ def doubts_about(
     margin = jnp.square(ahead) * distinction
     ways = (masks.without_rim(), masks.swapped().without_rim()) if masks else (None, None)
     seen = (None if way is None else way.source for way in ways)
-    determination = jnp.minimum(*map(_determination, (fixed, moving), seen))
+    determination = jnp.minimum(*map(_determination, (fixed, moving), seen, (turn, turn)))
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     detail, places = _detail(source, target, weight)
     everywhere, kept = _unexplained(source, target, jnp.stack([end.inside, end.weight]))
@@ -102,6 +106,22 @@ def doubts_about(
         Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
     }
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
+
+
+def bounded(answer: Registration, limits: tuple[float, float, float]) -> Registration:
+    """The same, not trusted if it lies clearly beyond what was to be searched.
+
+    The search's grid is coarse, and the refinement moves freely.
+
+    Args:
+      answer: to one pair.
+      limits: of shifts, in px, and of the angle, in degrees.
+    """
+    errors = jnp.sqrt(jnp.diagonal(jnp.asarray(answer.covariance)))
+    least = jnp.abs(answer.transform.as_array()) - _SURELY * errors
+    beyond = raised(Doubt.BEYOND_LIMITS, (least > 1.001 * jnp.asarray(limits, jnp.float32)).any())
+    doubts = jnp.asarray(answer.doubts) | beyond
+    return dataclasses.replace(answer, success=doubts == 0, doubts=doubts)
 
 
 def _unexplained(source: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
@@ -171,7 +191,7 @@ def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax
     return jnp.where(far, count * jnp.log(rest / least), jnp.inf).min()
 
 
-def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _determination(image: jax.Array, mask: jax.Array | None, turn: float) -> jax.Array:
     """How evenly an image's gradient determines shifts and turn: 1 if alike, 0 if one is open.
 
     Of an image ``(H, W, C)`` in common units, whose spread is about 1. The determinant of the
@@ -180,6 +200,8 @@ def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
     shift along themselves nobody can tell, and for a lone dot, which may turn about itself. The
     gradient is that of central differences, which are blind to stripes and checkerboards of single
     pixels: those lose their place as soon as they are sampled between the pixels.
+
+    Where the angle was held (``turn`` is 0), that of the shifts alone.
     """
     image = jax.lax.stop_gradient(image)
     u = image[1:-1, 2:] - image[1:-1, :-2]
@@ -193,6 +215,8 @@ def _determination(image: jax.Array, mask: jax.Array | None) -> jax.Array:
     uu, uv, vv = separable(down, squares, right)
     a, b, c = uu[0, 0], vv[0, 0], uu[2, 0] - 2 * uv[1, 1] + vv[0, 2]  # of x, y, turn with itself
     d, e, f = uv[0, 0], uu[1, 0] - uv[0, 1], uv[1, 0] - vv[0, 1]  # x y, x turn, y turn
+    if not turn:
+        c, e, f = 0.5 * (a + b), 0.0 * e, 0.0 * f
     mean = (a + b + c) / 3 + 1e-6 * image.shape[0] * image.shape[1]
     a, b, c, d, e, f = (v / mean for v in (a, b, c, d, e, f))
     return a * b * c + 2 * d * e * f - a * f * f - b * e * e - c * d * d

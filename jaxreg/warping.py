@@ -139,8 +139,8 @@ def warp(
             )
     elif image.ndim not in (2, 3) or max(image.shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(
-            f"image must be (H, W) or (H, W, C), its channels last and at most {MOST_CHANNELS}, got "
-            f"shape {image.shape}; a stack takes as many transforms, or jax.vmap(warp, (0, None))"
+            f"image must be (H, W) or (H, W, C), at most {MOST_CHANNELS} channels last, got shape "
+            f"{image.shape}; a stack takes as many transforms, or jax.vmap(warp, (0, None))"
         )
     check_interpolation(interpolation)
     return _warped(image, transform.as_array(), interpolation)

@@ -250,10 +250,6 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png", "moving.png", "--working_size=2049"], "--working_size=2049"),
         (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
         (
-            ["--pairs=pair.csv", "--out=t.csv", "--max_rotation=0"],
-            "max_rotation must be in (0, 180]",
-        ),
-        (
             ["--pairs=pair.csv", "--out=t.csv", "--method=orb", "--max_shift=.2"],
             "of --method=direct",
         ),

@@ -245,7 +245,7 @@ def with_noise(pairs, sigma, seed):
 @pytest.mark.parametrize("shape", [(32, 32), (16, 400), (8, 2048), (300, 20)])
 def test_a_texture_leaves_no_direction_open_however_long_the_image(shape):
     texture_ = jnp.asarray(np.random.default_rng(0).normal(size=(*shape, 1)), jnp.float32)
-    assert 0.5 < _determination(texture_, None) < 1.5
+    assert 0.5 < _determination(texture_, None, 1.0) < 1.5
 
 
 @pytest.mark.parametrize("grey", [False, True])

@@ -231,7 +231,7 @@ def test_other_methods_by_name():
         (lambda i: register(i, i, method="dirct"), "did you mean direct"),
         (lambda i: register(i, i, max_shift=0.0), r"max_shift must be in \(0, 0.5\]"),
         (lambda i: register(i, i, interpolation="cubic"), "interpolation must be"),
-        (lambda i: register(i, i, max_rotation=181), r"max_rotation must be in \(0, 180\]"),
+        (lambda i: register(i, i, max_rotation=181), r"max_rotation must be in \[0, 180\]"),
         (
             lambda i: register(i, i, method="constant", max_shift=0.2),
             "max_shift, .* are for method 'direct'",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.masking import Pair
 from jaxreg.sliding import slide
 from tests.tolerances import SLID_BACK
 
@@ -21,7 +22,7 @@ def _edge_with_faint_rest(tx: float, ty: float) -> jax.Array:
 
 def _slide(start: list[float]) -> tuple[RigidTransform, jax.Array]:
     fixed, moving = _edge_with_faint_rest(0.0, 0.0), _edge_with_faint_rest(*_TRUTH[:2])
-    return jax.jit(slide)(fixed, moving, RigidTransform(*jnp.float32(start)))
+    return jax.jit(slide)(Pair(fixed, moving), RigidTransform(*jnp.float32(start)))
 
 
 def test_an_alignment_off_along_an_edge_slides_back():

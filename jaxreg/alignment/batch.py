@@ -74,7 +74,7 @@ class Settings:
                 "--max_shift, --max_rotation, --initial, --fixed_mask and --moving_mask are "
                 "settings of --method=direct"
             )
-        if known and bounded:
+        if known and chosen.bounds_search:
             raise ValueError(
                 "--max_shift and --max_rotation bound the search, of which --initial takes the "
                 "place; leave either out"
