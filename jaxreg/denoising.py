@@ -50,7 +50,36 @@ def cosine_blur(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
     return product(cosines.T * kept, cosines)
 
 
-def wiener(image: jax.Array, noise: jax.Array) -> jax.Array:
+@functools.lru_cache(maxsize=16)
+def _waves(height: int, width: int, spline: bool) -> np.ndarray:
+    """``(L, L, B)``: what white noise of each band adds to `covariance_at_lags`."""
+
+    def waves(size: int) -> np.ndarray:
+        frequency = np.pi * np.arange(size) / size
+        lags = np.cos(np.arange(4 if spline else 2)[:, None] * frequency)
+        return lags / ((2 + np.cos(frequency)) / 3) ** 2 if spline else lags
+
+    both = np.einsum("ik,jl->ijkl", waves(height), waves(width))
+    both = both.reshape(*both.shape[:2], -1) @ _bands(height, width).T
+    return (both / (height * width)).astype(np.float32)
+
+
+def covariance_at_lags(left: jax.Array, shape: tuple[int, ...], spline: bool) -> jax.Array:
+    """How alike white noise is to the same denoised, some pixels down and to the right.
+
+    Args:
+      left: see `wiener`.
+      shape: of the image, ``(H, W)`` first.
+      spline: whether both have become coefficients of the cubic spline.
+
+    Returns:
+      ``(L, L)``, for 0 to 1 pixels down and to the right, or 0 to 3 for coefficients.
+    """
+    waves = _waves(*shape[:2], spline)
+    return product(waves.reshape(-1, _BANDS), left).reshape(waves.shape[:2])
+
+
+def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Shrink the frequencies of an image that its white noise outweighs.
 
     Args:
@@ -59,7 +88,8 @@ def wiener(image: jax.Array, noise: jax.Array) -> jax.Array:
         that bands with some millionth of the strongest one's power are damped.
 
     Returns:
-      ``(H, W, C)``, the means of the channels unchanged.
+      ``(H, W, C)``, the means of the channels unchanged; and ``(B,)``, the noise of all channels
+      times the share of it that is left in each band.
     """
     height, width, channels = image.shape
     rows, columns, bands = _cosines(height), _cosines(width), _bands(height, width)
@@ -76,4 +106,5 @@ def wiener(image: jax.Array, noise: jax.Array) -> jax.Array:
     signal = jnp.maximum(power - own, 0.0)
     gain = signal / (signal + own + 1e-6 * power.max() + 1e-12)
     spectrum = mix(basis, spectrum * gain[:, bands.argmax(0)]).reshape(shape)
-    return jnp.moveaxis(separable(rows.T, spectrum, columns.T) + mean[..., None], 0, -1)
+    planes = separable(rows.T, spectrum, columns.T) + mean[..., None]
+    return jnp.moveaxis(planes, 0, -1), (own * gain).sum(0)

@@ -16,7 +16,7 @@ from jaxreg.intensity import Fit, noise_of_target
 from jaxreg.interpolation import spline_gradient
 from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
-from jaxreg.products import apply_separable, dots, mean_once
+from jaxreg.products import apply_separable, dots, mean_once, product
 from jaxreg.pyramid import blurring_matrix
 from jaxreg.refinement import scale_of
 from jaxreg.resampling import (
@@ -24,6 +24,7 @@ from jaxreg.resampling import (
     by_kernel,
     interpolant,
     noise_gain,
+    noise_slopes,
     pull,
     slopes,
     slopes_by_gradient,
@@ -50,12 +51,15 @@ class Instruments(NamedTuple):
       model: ``(U, P * C)``, of the target as it is: what the residual itself changes by.
       slow: scalar, the share of the residual's power that is not fine detail, see `slow_share`; as
         of white noise where the kernel is the bilinear one.
+      noise_alone: ``(3,)``, what is expected of the first products with a residual of noise, for it
+        is in the source's part and in the source's values.
     """
 
     columns: jax.Array
     source: jax.Array
     model: jax.Array
     slow: jax.Array
+    noise_alone: jax.Array
 
 
 def instruments(
@@ -79,7 +83,8 @@ def instruments(
     seen = _seen(pair, points, value, fit)
     power, of_target = jnp.square(fit.gain), noise_of_target(pair, fit.gain)
     noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
-    source, target = wiener(pair.source, noise), wiener(seen, noise * of_target / power)
+    source, left = wiener(pair.source, noise)
+    target, _ = wiener(seen, noise * of_target / power)
     model = columns(*_of_target(seen, points))
     denoised = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
     as_it_is = lambda denoised, *_: denoised  # noqa: E731
@@ -90,7 +95,11 @@ def instruments(
     slope, level = slopes(image, points, linear), pull(image, points, linear)
     slope_of_target, level_of_target = _of_target(target, points)
     mean = columns(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
-    return Instruments(trust * mean, trust * slope.reshape(3, -1), model, slow)
+    # Where the residual is aliasing it is not noise.
+    share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
+    shared = -0.5 * fit.gain * share * noise_slopes(points, pair.source.shape, left, linear)
+    noise_alone = product(shared, fit.weight * trust[:: value.shape[1]])
+    return Instruments(trust * mean, trust * slope.reshape(3, -1), model, slow, noise_alone)
 
 
 class _Denoised(NamedTuple):

@@ -46,11 +46,13 @@ class System(NamedTuple):
       instruments: ``(U, P * C)``, what residuals are projected on.
       inverse: ``(U, U)`` of instruments times derivatives; zero for gain and bias if held.
       scale: ``(U,)``, what makes steps comparable.
+      noise: ``(U,)``, what noise alone adds to the residuals' products with the instruments.
     """
 
     instruments: jax.Array
     inverse: jax.Array
     scale: jax.Array
+    noise: jax.Array
 
 
 def columns(slope: jax.Array, level: jax.Array) -> jax.Array:

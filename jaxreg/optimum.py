@@ -128,12 +128,13 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     value = pull(image, points, linear)
     steep = _steepness(value, pair.target, linear)
     fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep)
-    left, source, model, slow = instruments(pair, points, value, fit, steep, linear)
+    left, source, model, slow, noise = instruments(pair, points, value, fit, steep, linear)
     right = of_model(model, fit.gain)
     products = normal_matrix(jnp.concatenate([left, source]), right, fit.weight)
     normal, common = products[:-3], products[-3:, :3]
     changed = _brightness_changed(left, normal, value, pixels, fit)
-    system = System(left, damped_inverse(normal, changed), jnp.abs(jnp.diagonal(normal)))
+    noise = jnp.pad(noise, (0, len(left) - 3))
+    system = System(left, damped_inverse(normal, changed), jnp.abs(jnp.diagonal(normal)), noise)
     common = _by_what_is_common(system.inverse, normal, common)
 
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
@@ -211,7 +212,7 @@ def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit:
         points = source_points(shape, transform, _margin(linear), masks)
         value = pull(image, points, linear)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep)
-        found = moments(system.instruments, fit.weight, fit.residual)
+        found = moments(system.instruments, fit.weight, fit.residual) - system.noise
         inverse = secant(state.inverse, system.scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
         plain = jnp.nan_to_num(product(system.inverse, found))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.branching import apart, cond_where_any
+from jaxreg.denoising import covariance_at_lags
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients, spline_weights
 from jaxreg.masking import Masks
@@ -192,6 +193,11 @@ def sampled(
 def slopes(image: jax.Array, points: Points, linear: bool | jax.Array) -> jax.Array:
     """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
     along = jnp.stack([pull(image, points, linear, "x"), pull(image, points, linear, "y")])
+    return _slopes_along_target(along, points)
+
+
+def _slopes_along_target(along: jax.Array, points: Points) -> jax.Array:
+    """`slopes` from derivatives ``(2, P, C)`` to the right and down the source."""
     # Along the target's axes. Moving T one way moves the source the other way under the grid. As a
     # product it is worked out once; a plain sum would be again for each of its three uses.
     turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
@@ -209,6 +215,46 @@ def slopes_by_gradient(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Arra
     """
     dx, dy = lever[..., None]
     return jnp.stack([-u, -v, DEGREE * (dy * u - dx * v)])
+
+
+def noise_slopes(
+    points: Points, shape: Shape, left: jax.Array, linear: bool | jax.Array
+) -> jax.Array:
+    """``(3, P)``: expected products of noise pulled with `slopes` of the same noise denoised.
+
+    Less noise passes half way between pixels than at them, so what is pulled is like its own slope.
+
+    Args:
+      points: P of them.
+      shape: of the image, ``(H, W)`` first.
+      left: of the noise, in each band, see `jaxreg.denoising.wiener`.
+      linear: the kernel, see `by_kernel`.
+    """
+
+    def along(taps: Callable, x: jax.Array, y: jax.Array, left: jax.Array) -> jax.Array:
+        (even_x, odd_x), (even_y, odd_y) = (
+            _alike(*(taps(u, size, slope)[1] for slope in (False, True)))
+            for u, size in ((x, shape[1]), (y, shape[0]))
+        )
+        lags = covariance_at_lags(left, shape, spline=taps is _spline_taps)
+        to_the_right = (even_y * product(lags, odd_x)).sum(0)
+        return jnp.stack([to_the_right, (odd_y * product(lags, even_x)).sum(0)])
+
+    bilinear, spline = (functools.partial(along, taps) for taps in (_linear_taps, _spline_taps))
+    both = by_kernel(linear, bilinear, spline, points.x, points.y, left)
+    return _slopes_along_target(both[..., None], points)[..., 0]
+
+
+def _alike(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """``(L, P)`` sums of products of weights, and of weights and slopes, at each distance."""
+    count = len(weights)
+    even, odd = [], []
+    for lag in range(count):
+        pairs = [(k, k + lag) for k in range(count - lag)]
+        even.append(sum(weights[a] * weights[b] for a, b in pairs) * (1 + (lag > 0)))
+        crossed = sum(slopes[a] * weights[b] + slopes[b] * weights[a] for a, b in pairs)
+        odd.append(crossed if lag else 0.5 * crossed)
+    return jnp.stack(even), jnp.stack(odd)
 
 
 def noise_gain(points: Points, linear: bool | jax.Array) -> jax.Array:
