@@ -16,6 +16,10 @@ from jaxreg.training.devices import place, replicated
 
 Tree = Any  # nested dictionaries of arrays
 
+# Folded into the seed's key for the pairs. nnx.Rngs(seed) folds in 0, 1, 2, ... for one tensor of
+# weights after another: no network has so many.
+_PAIRS_STREAM = 2**32 - 1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +85,7 @@ def fresh_state(config: TrainConfig, weights: Tree, statistics: Tree) -> TrainSt
     average = jax.tree.map(jnp.copy, weights) if config.average_decay > 0 else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        # Another stream than the weights', which come from nnx.Rngs(seed).
-        key=jax.random.fold_in(jax.random.key(config.seed), 1),
+        key=jax.random.fold_in(jax.random.key(config.seed), _PAIRS_STREAM),
         weights=weights,
         statistics=statistics,
         average=average,
