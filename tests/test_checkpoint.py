@@ -49,7 +49,10 @@ def at_step(state, step):
     """The state with another step, and numbers that belong to that step alone."""
 
     weights = jax.tree.map(lambda w: w + step, state.weights)
-    return dataclasses.replace(state, step=state.step * 0 + step, weights=weights)
+    averages = jax.tree.map(lambda s: s + 2 * step, state.average_statistics)
+    return dataclasses.replace(
+        state, step=state.step * 0 + step, weights=weights, average_statistics=averages
+    )
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +227,13 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
         pass
 
 
-def test_load_network_uses_the_average_and_reads_no_optimiser(run, config):
+def test_load_network_uses_the_averages_and_reads_no_optimiser(run, config):
     folder, states = run
-    shutil.rmtree(folder / "checkpoints/8/optimizer")
-    shutil.rmtree(folder / "checkpoints/8/weights")
+    for part in ("optimizer", "weights", "statistics"):
+        shutil.rmtree(folder / "checkpoints/8" / part)
     network = load_network(folder)
     assert (network.step, network.config) == (8, config)
-    assert_same_bits(network.arrays, (states[8].average, states[8].statistics))
+    assert_same_bits(network.arrays, (states[8].average, states[8].average_statistics))
 
 
 def test_load_network_registers(run):

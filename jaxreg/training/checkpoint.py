@@ -32,7 +32,7 @@ from jaxreg.training.trained import TrainedNetwork
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
-_PARTS = ("weights", "statistics", "average", "optimizer")
+_PARTS = ("weights", "statistics", "average", "average_statistics", "optimizer")
 _KEPT = 2
 _SEAL = "checksums.json"
 _LOCK = ".lock"  # stays when the run ends: to remove it would let in two that come meanwhile
@@ -204,14 +204,14 @@ class CheckpointStore:
     def restore_network(self, abstract: TrainState) -> tuple[int, Tree, Tree]:
         """Step, weights and statistics of the newest whole checkpoint, and nothing else read.
 
-        The weights are their moving average where the run keeps one.
+        Both are their moving averages where the run keeps them.
         """
-        part = "average" if jax.tree.leaves(abstract.average) else "weights"
+        averaged = jax.tree.leaves(abstract.average)
+        parts = ("average", "average_statistics") if averaged else ("weights", "statistics")
 
         def read(step: int) -> tuple[Tree, Tree]:
-            parts = {name: getattr(abstract, name) for name in (part, "statistics")}
-            trees, _ = self._read(step, parts)
-            return trees[part], trees["statistics"]
+            trees, _ = self._read(step, {part: getattr(abstract, part) for part in parts})
+            return trees[parts[0]], trees[parts[1]]
 
         found = self._first_whole(read)
         if found is None:
