@@ -187,6 +187,42 @@ def test_a_half_written_one_is_not_seen(run, config):
     assert_same_bits(state, states[4])
 
 
+def test_one_that_is_not_sealed_yet_is_no_damage_to_a_reader(run):
+    folder, states = run
+    (folder / "checkpoints/8/checksums.json").unlink()
+    network = load_network(folder)  # warnings are errors
+    assert network.step == 4
+    assert_same_bits(network.arrays, (states[4].average, states[4].average_statistics))
+
+
+def moved(folder, steps, by):
+    """The same checkpoints as those of later steps, as a run leaves that went on meanwhile."""
+    for step in steps:
+        (folder / f"checkpoints/{step}").rename(folder / f"checkpoints/{step + by}")
+
+
+def test_what_a_run_that_goes_on_drops_is_looked_for_anew(run, config):
+    folder, states = run
+    store = CheckpointStore(folder, read_only=True)
+    abstract = abstract_state(config, MESH)
+    moved(folder, (8, 4), 8)
+    assert store.restore_network(abstract)[0] == 16
+    # The newest of those listed vanishes while it is read: the one before it serves.
+    real = store._manager.restore
+
+    def restore(step, args):
+        if step == 16:
+            raise FileNotFoundError("gone")
+        return real(step, args=args)
+
+    store._manager.restore = restore
+    with pytest.warns(DamagedCheckpointWarning, match="step 16: it was removed.*using step 12"):
+        step, weights, _ = store.restore_network(abstract)
+    store.close()
+    assert step == 12
+    assert_same_bits(weights, states[4].average)
+
+
 def test_another_configuration_is_refused(run, config):
     folder, _ = run
     settle_config(folder, config)
