@@ -92,7 +92,7 @@ def table(rows: dict[str, dict[str, Any]], config: TrainConfig, pairs: int) -> s
     lines = [
         f"LSTM of the paper's architecture with {config.network.hidden:,} units "  # type: ignore[attr-defined]
         f"({nameless(', '.join(config.data))}; {pairs:,} pairs each, seed {config.seed}); "
-        f"errors on {config.eval_pairs:,} held-out pairs after training. "
+        f"errors on {config.eval_pairs:,} held-out pairs, of test images, after training. "
         f"`python -m experiments.recipes --pairs={pairs}`. One seed: differences of a few "
         "hundredths of a pixel or a degree or two mean nothing.",
         "",

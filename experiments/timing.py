@@ -67,8 +67,9 @@ def interleave(
 
     In each round each function has a turn: a call that does not count and brings its data into
     the caches, then timed calls until the turn is over, one at least. A function that takes longer
-    than a turn fills the caches itself: only its first call is left out. Every other round goes
-    backwards.
+    than a turn fills the caches itself: only its first call is left out, unless each of its turns
+    has a pair of its own (`PairByPair`), for then all must have seen what they are timed on. Every
+    other round goes backwards.
 
     Args:
       functions: what to time; each waits for its own results.
@@ -82,7 +83,7 @@ def interleave(
         for k in range(rounds):
             order = range(len(functions))
             for i in order if k % 2 == 0 else reversed(order):
-                times[i].append(_turn(functions[i], turn, most, first_turn=not times[i]))
+                times[i].append(_turn(functions[i], turn, most, new_data=not times[i]))
                 if progress is not None:
                     progress(1)
     return [_summary(turns) for turns in times]
@@ -94,11 +95,12 @@ def _summary(turns: list[list[float]]) -> Seconds:
     return Seconds(median, quiet, min(map(min, turns)), sum(map(len, turns)))
 
 
-def _turn(function: Callable[[], Any], turn: float, most: int, first_turn: bool) -> list[float]:
+def _turn(function: Callable[[], Any], turn: float, most: int, new_data: bool) -> list[float]:
     if isinstance(function, PairByPair):
         function.next_turn()
+        new_data = True
     first = _timed(function)
-    if first > turn and not first_turn:
+    if first > turn and not new_data:
         return [first]
     times = [_timed(function)]
     while sum(times) < turn and len(times) < most:

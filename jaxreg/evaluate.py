@@ -56,7 +56,7 @@ def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
     methods = {name: find_method(name) for name in options.methods}
     load = functools.cache(load_source)
     # Disturbed suites share the images of the plain one.
-    sources = {name: load(parse_suite(name.partition("+")[0])) for name in suites}
+    sources = {name: load(parse_suite(suite.base)) for name, suite in suites.items()}
     return suites, sources, methods
 
 

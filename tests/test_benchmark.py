@@ -125,6 +125,19 @@ def test_every_pair_counts_alike_however_many_calls_fit_into_its_turn(take):
     assert seconds.median == seconds.quiet == np.median(durations)
 
 
+def test_a_pair_is_seen_once_before_it_is_timed_however_long_that_takes(take):
+    seen = []
+
+    def register(pair, _):
+        take(20.0 if pair in seen else 30.0)
+        seen.append(pair)
+
+    pairs = PairByPair(register, np.arange(3), np.arange(3))
+    (seconds,) = interleave([pairs], rounds=3, turn=10.0)
+    assert seconds == Seconds(20.0, 20.0, 20.0, calls=3)
+    assert seen == [0, 0, 1, 1, 2, 2]
+
+
 def test_host_memory_sees_a_large_array():
     grown = host_memory(lambda: np.ones(2**24).sum())
     if grown is None:

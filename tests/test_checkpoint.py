@@ -49,7 +49,10 @@ def at_step(state, step):
     """The state with another step, and numbers that belong to that step alone."""
 
     weights = jax.tree.map(lambda w: w + step, state.weights)
-    return dataclasses.replace(state, step=state.step * 0 + step, weights=weights)
+    averages = jax.tree.map(lambda s: s + 2 * step, state.average_statistics)
+    return dataclasses.replace(
+        state, step=state.step * 0 + step, weights=weights, average_statistics=averages
+    )
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,42 @@ def test_a_half_written_one_is_not_seen(run, config):
     assert_same_bits(state, states[4])
 
 
+def test_one_that_is_not_sealed_yet_is_no_damage_to_a_reader(run):
+    folder, states = run
+    (folder / "checkpoints/8/checksums.json").unlink()
+    network = load_network(folder)  # warnings are errors
+    assert network.step == 4
+    assert_same_bits(network.arrays, (states[4].average, states[4].average_statistics))
+
+
+def moved(folder, steps, by):
+    """The same checkpoints as those of later steps, as a run leaves that went on meanwhile."""
+    for step in steps:
+        (folder / f"checkpoints/{step}").rename(folder / f"checkpoints/{step + by}")
+
+
+def test_what_a_run_that_goes_on_drops_is_looked_for_anew(run, config):
+    folder, states = run
+    store = CheckpointStore(folder, read_only=True)
+    abstract = abstract_state(config, MESH)
+    moved(folder, (8, 4), 8)
+    assert store.restore_network(abstract)[0] == 16
+    # The newest of those listed vanishes while it is read: the one before it serves.
+    real = store._manager.restore
+
+    def restore(step, args):
+        if step == 16:
+            raise FileNotFoundError("gone")
+        return real(step, args=args)
+
+    store._manager.restore = restore
+    with pytest.warns(DamagedCheckpointWarning, match="step 16: it was removed.*using step 12"):
+        step, weights, _ = store.restore_network(abstract)
+    store.close()
+    assert step == 12
+    assert_same_bits(weights, states[4].average)
+
+
 def test_another_configuration_is_refused(run, config):
     folder, _ = run
     settle_config(folder, config)
@@ -224,13 +263,13 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
         pass
 
 
-def test_load_network_uses_the_average_and_reads_no_optimiser(run, config):
+def test_load_network_uses_the_averages_and_reads_no_optimiser(run, config):
     folder, states = run
-    shutil.rmtree(folder / "checkpoints/8/optimizer")
-    shutil.rmtree(folder / "checkpoints/8/weights")
+    for part in ("optimizer", "weights", "statistics"):
+        shutil.rmtree(folder / "checkpoints/8" / part)
     network = load_network(folder)
     assert (network.step, network.config) == (8, config)
-    assert_same_bits(network.arrays, (states[8].average, states[8].statistics))
+    assert_same_bits(network.arrays, (states[8].average, states[8].average_statistics))
 
 
 def test_load_network_registers(run):

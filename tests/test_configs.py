@@ -5,14 +5,16 @@ import itertools
 import json
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from jaxreg.disturbances import Disturbance
 from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.devices import data_mesh
-from jaxreg.training.state import abstract_state, learning_rate_schedule
+from jaxreg.training.state import abstract_state, fresh_state, learning_rate_schedule
 
 SMALL = TrainConfig(network=LSTMConfig(hidden=8))
 
@@ -136,6 +138,14 @@ def test_what_may_change_in_a_run():
     assert changes(cosine, steps=5) == ["steps: 10000 -> 5"]
     assert changes(SMALL, seed=1, batch_size=2) == ["batch_size: 64 -> 2", "seed: 0 -> 1"]
     assert changes(SMALL, network=LSTMConfig(hidden=9)) == ["network.hidden: 8 -> 9"]
+
+
+def test_pairs_have_another_key_than_any_weight():
+    config = dataclasses.replace(SMALL, seed=3)
+    weights = nnx.Rngs(config.seed)
+    keys = [np.asarray(jax.random.key_data(weights.params())) for _ in range(500)]
+    pairs = np.asarray(jax.random.key_data(fresh_state(config, {}, {}).key))
+    assert not (np.stack(keys) == pairs).all(-1).any()
 
 
 def test_schedules():

@@ -66,6 +66,20 @@ def test_results_are_printed_and_written(tmp_path, capsys):
     assert json.loads(json.dumps(back)) == document["results"]
 
 
+def test_suites_of_a_folder_with_a_plus_share_its_images(tmp_path, monkeypatch):
+    loaded = []
+    load = jaxreg.data.load_images
+    monkeypatch.setattr(
+        jaxreg.data, "load_images", lambda *spec: loaded.append(spec) or load(*spec)
+    )
+    out = tmp_path / "r.json"
+    suites = "folder:/data/a+b@8,folder:/data/a+b@8+jpeg"
+    arguments = ("--methods=constant", "--pairs=3", "--no_timing", f"--out={out}")
+    assert run(f"--suites={suites}", *arguments) == 0
+    assert [r["suite"] for r in json.loads(out.read_text())["results"]] == suites.split(",")
+    assert loaded == [("folder:/data/a+b", "test", 8)]
+
+
 def test_timing_is_part_of_a_row(tmp_path):
     out = tmp_path / "r.json"
     assert run("--suites=random@8", "--methods=constant", "--pairs=3", f"--out={out}") == 0

@@ -4,10 +4,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -334,6 +330,23 @@ def test_images_are_an_argument_and_the_state_is_donated(source):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.weights))
 
 
+def test_weights_and_statistics_are_averaged_alike(source):
+    config = tiny_config(source)
+    images = place(MESH, load_training_images(config))
+    state = create_state(config, MESH)
+    old = jax.device_get((state.weights, state.statistics))
+    program = compile_dispatch(config, MESH, state, images, loops=False)
+    new, _ = program(state, images, place(MESH, np.int32(1)))
+    averages = (new.average, new.average_statistics)
+    assert jax.tree.leaves(new.statistics)
+    for leaf in range(len(jax.tree.leaves(old))):
+        before, after, average = (
+            np.asarray(jax.tree.leaves(tree)[leaf])
+            for tree in (old, (new.weights, new.statistics), averages)
+        )
+        np.testing.assert_allclose(average, 0.1 * before + 0.9 * after, rtol=1e-5, atol=1e-7)
+
+
 def test_steps_are_the_same_whether_the_program_or_the_host_makes_them(source):
     config = tiny_config(source)
     images = place(MESH, load_training_images(config))
@@ -345,60 +358,3 @@ def test_steps_are_the_same_whether_the_program_or_the_host_makes_them(source):
     (state, report), (other, other_report) = results
     assert int(state.step) == int(other.step) == 3
     assert float(report.sums.loss) == pytest.approx(float(other_report.sums.loss), rel=1e-5)
-
-
-DEVICES_SCRIPT = """
-import sys
-import jax, numpy as np, pytest
-from jaxreg.training.batches import load_training_images
-from jaxreg.training.checkpoint import Best, CheckpointStore
-from jaxreg.training.devices import data_mesh, place
-from jaxreg.training.state import abstract_state, create_state
-from jaxreg.training.step import compile_dispatch
-from pathlib import Path
-from tests.training_support import register_normed, tiny_config
-
-register_normed(pytest.MonkeyPatch())
-config = tiny_config(sys.argv[1])
-assert len(jax.devices()) == 8
-losses, work = [], []
-for count in (8, 1):
-    mesh = data_mesh(config.batch_size)
-    assert mesh.size == 8
-    if count == 1:
-        mesh = jax.sharding.Mesh(mesh.devices[:1], mesh.axis_names)
-    state = create_state(config, mesh)
-    images = place(mesh, load_training_images(config))
-    program = compile_dispatch(config, mesh, state, images)
-    state, report = program(state, images, place(mesh, np.int32(1)))
-    losses.append([float(report.sums.loss), float(report.sums.gradient_norm)])
-    work.append(program.program.cost_analysis()["flops"])
-    if count == 8:
-        store = CheckpointStore(Path(sys.argv[2]))
-        store.save(state, Best(), config)
-        store.close()
-print(*losses[0], *losses[1], *work)
-"""
-
-
-def test_eight_devices_do_as_one_and_their_checkpoint_restores_on_one(source, tmp_path):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", DEVICES_SCRIPT, source, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    loss, norm, one_loss, one_norm, work, all_work = map(float, result.stdout.split())
-    assert work < 0.6 * all_work, "the work is not spread"  # a tiny network: much is drawing
-    assert loss == pytest.approx(one_loss, rel=1e-5)
-    assert norm == pytest.approx(one_norm, rel=1e-4)
-    state, _ = final_state(tmp_path, tiny_config(source))
-    assert int(state.step) == 1
-    assert len(state.weights["first"]["kernel"].devices()) == 1

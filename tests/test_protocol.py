@@ -63,6 +63,11 @@ def test_the_eight_suites():
         ("folder:some/where@64", "source", "folder:some/where"),
         ("folder:some/where@64", "max_shift", 10.0),
         ("scene@48+gain", "scene", True),
+        ("folder:/a+b/c+@64", "source", "folder:/a+b/c+"),
+        ("folder:/a+b@64+noise2", "disturbance", Disturbance(noise=2.0)),
+        ("folder:/a+b@64+noise2+jpeg", "base", "folder:/a+b@64"),
+        ("folder:/a@64+b@8+noise2", "source", "folder:/a@64+b"),
+        ("cifar10+noise2+jpeg", "base", "cifar10"),
     ],
 )
 def test_specs(spec, field, value):
@@ -85,6 +90,8 @@ def test_specs(spec, field, value):
         ("scene32+bicubic", "does not go with scenes"),
         ("scene32+unrelated", "may overlap"),
         ("photos@4", "size 8 or more"),
+        ("folder:/a+b", "unknown suite 'folder:/a'.*SOURCE@SIZE"),
+        ("folder:/a+b@64+snow", "unknown disturbance 'snow'"),
     ],
 )
 def test_wrong_specs_are_refused(spec, message):

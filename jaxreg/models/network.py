@@ -20,15 +20,16 @@ class Network(nnx.Module):
 
     Networks are nnx modules, built in training mode; call ``eval()`` before estimating with one.
     Weights are `nnx.Param`; a network with batch normalisation also has `nnx.BatchStat`, which a
-    call in training mode updates. A pure training step merges with ``copy=True`` and hands the
-    new statistics on::
+    call in training mode updates. A pure training step merges plain arrays, of which the merged
+    network makes variables of its own, and hands the new statistics on
+    (`jaxreg.training.step`)::
 
-        graph, params, rest = nnx.split(network, nnx.Param, ...)
+        structure, weights, statistics = split_network(network)
 
-        def loss(params, rest, pairs):
-            merged = nnx.merge(graph, params, rest, copy=True)
+        def loss(weights, statistics, pairs):
+            merged = nnx.merge(structure, weights, statistics)
             value, estimate = merged.loss(pairs)
-            return value, (estimate, nnx.split(merged, nnx.Param, ...)[2])
+            return value, (estimate, split_network(merged)[2])
 
     Attributes:
       image_size: height and width of the images that it takes.

@@ -58,6 +58,23 @@ def polish(
     Returns:
       The improved estimates and their ``(N, 3, 3)`` precision.
     """
+    weight, here, there, slopes = _residual(fixed, moving, transform)
+    normal, right, noise = _normal_equations(weight, here, there, slopes)
+    evidence = trust / noise[:, None]
+    precision = information + evidence[..., None] * normal
+    step = _solve(precision, evidence * right)
+    return _compose(transform, step), precision
+
+
+def _residual(
+    fixed: jax.Array, moving: jax.Array, transform: RigidTransform
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What the two images say at the P points of the fixed image's inner disc.
+
+    Returns:
+      Weights ``(N, P, 1)``, 0 where the moving image does not reach; values of both images less
+      their means ``(N, P, C)``; derivatives of the fixed image's by a step ``(N, P, C, 3)``.
+    """
     n, size = fixed.shape[:2]
     index, x, y = _disc(size)
 
@@ -67,6 +84,7 @@ def polish(
 
     slope_x = inner(0.5 * (jnp.roll(fixed, -1, 2) - jnp.roll(fixed, 1, 2)))
     slope_y = inner(0.5 * (jnp.roll(fixed, -1, 1) - jnp.roll(fixed, 1, 1)))
+    slopes = jnp.stack([slope_x, slope_y, slope_y * x[:, None] - slope_x * y[:, None]], -1)
     cos, sin = (v[:, None] for v in cos_sin_degrees(transform.theta))
     centre = (size - 1) / 2
     u = cos * x - sin * y + jnp.asarray(transform.tx)[:, None] + centre
@@ -74,18 +92,29 @@ def polish(
     seen = jnp.minimum(jnp.minimum(u, size - 1 - u), jnp.minimum(v, size - 1 - v))
     weight = jnp.clip(seen, 0.0, 1.0)[..., None]
     there = jax.vmap(sample)(moving, jnp.stack([u, v], -1))
-
-    count = weight.sum((1, 2))[:, None, None] + 1.0
-    total = lambda z: (weight * z).sum((1, 2))  # noqa: E731
-    mean = lambda z: (weight * z).sum(1, keepdims=True) / count  # noqa: E731
     here = inner(fixed)
-    here, there = here - mean(here), there - mean(there)
+    count = _count(weight)
+    mean = lambda z: (weight * z).sum(1, keepdims=True) / count  # noqa: E731
+    return weight, here - mean(here), there - mean(there), slopes
+
+
+def _count(weight: jax.Array) -> jax.Array:
+    """``(N, 1, 1)`` how many points count, and one more, so that it divides."""
+    return weight.sum((1, 2))[:, None, None] + 1.0
+
+
+def _normal_equations(
+    weight: jax.Array, here: jax.Array, there: jax.Array, slopes: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normal matrix ``(N, 3, 3)``, right side ``(N, 3)``, and ``(N,)`` variance of the noise.
+
+    The gain is fitted; the noise is what the best step would leave.
+    """
+    total = lambda z: (weight * z).sum((1, 2))  # noqa: E731
     energy = total(here * here) + 1e-6
     gain = jnp.maximum(total(here * there) / energy, 0.1)[:, None, None]
     error = there - gain * here
-    slopes = gain[..., None] * jnp.stack(
-        [slope_x, slope_y, slope_y * x[:, None] - slope_x * y[:, None]], -1
-    )
+    slopes = gain[..., None] * slopes
     weighted = weight[..., None] * slopes
     highest = jax.lax.Precision.HIGHEST
     normal = jnp.einsum("npci,npcj->nij", weighted, slopes, precision=highest)
@@ -93,19 +122,19 @@ def polish(
     ridge = 1e-6 * (jnp.trace(normal, axis1=1, axis2=2) + 1e-6)[:, None, None]
     alone = _solve(normal + ridge * jnp.eye(3, dtype=jnp.float32), right)
     left = total(error * error) - (alone * right).sum(-1)
-    noise = jnp.maximum(left, 1e-4 * energy) / (count[:, 0, 0] * fixed.shape[-1])
-    evidence = trust / noise[:, None]
-    precision = information + evidence[..., None] * normal
-    step = _solve(precision, evidence * right)
-    # M(T p) = F(p + step), so the better transform is T after the step's inverse.
+    values = _count(weight)[:, 0, 0] * here.shape[-1]
+    return normal, right, jnp.maximum(left, 1e-4 * energy) / values
+
+
+def _compose(transform: RigidTransform, step: jax.Array) -> RigidTransform:
+    """The better transforms: M(T p) = F(p + step), so T after the step's inverse."""
     angle = jnp.asarray(transform.theta) - jnp.rad2deg(step[:, 2])
     cos, sin = cos_sin_degrees(angle)
-    better = RigidTransform(
+    return RigidTransform(
         transform.tx - cos * step[:, 0] + sin * step[:, 1],
         transform.ty - sin * step[:, 0] - cos * step[:, 1],
         wrap_degrees(angle),
     )
-    return better, precision
 
 
 def inverse(matrix: jax.Array) -> jax.Array:

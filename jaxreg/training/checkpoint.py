@@ -32,7 +32,7 @@ from jaxreg.training.trained import TrainedNetwork
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
-_PARTS = ("weights", "statistics", "average", "optimizer")
+_PARTS = ("weights", "statistics", "average", "average_statistics", "optimizer")
 _KEPT = 2
 _SEAL = "checksums.json"
 _LOCK = ".lock"  # stays when the run ends: to remove it would let in two that come meanwhile
@@ -136,6 +136,7 @@ class CheckpointStore:
 
     def __init__(self, workdir: Path, read_only: bool = False):
         self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+        self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -204,14 +205,14 @@ class CheckpointStore:
     def restore_network(self, abstract: TrainState) -> tuple[int, Tree, Tree]:
         """Step, weights and statistics of the newest whole checkpoint, and nothing else read.
 
-        The weights are their moving average where the run keeps one.
+        Both are their moving averages where the run keeps them.
         """
-        part = "average" if jax.tree.leaves(abstract.average) else "weights"
+        averaged = jax.tree.leaves(abstract.average)
+        parts = ("average", "average_statistics") if averaged else ("weights", "statistics")
 
         def read(step: int) -> tuple[Tree, Tree]:
-            parts = {name: getattr(abstract, name) for name in (part, "statistics")}
-            trees, _ = self._read(step, parts)
-            return trees[part], trees["statistics"]
+            trees, _ = self._read(step, {part: getattr(abstract, part) for part in parts})
+            return trees[parts[0]], trees[parts[1]]
 
         found = self._first_whole(read)
         if found is None:
@@ -226,27 +227,39 @@ class CheckpointStore:
 
     def _first_whole(self, read: Any) -> Any:
         """``(step, read(step))`` of the newest step that can be read; None if there is none."""
-        failures = []
-        unfinished = True
-        for step in self.steps():
+        listed = self.steps()
+        try:
+            return self._first_whole_of(listed, read)
+        except CheckpointError:
+            self._manager.reload()
+            if self.steps() == listed:
+                raise
+        # A run that goes on meanwhile has dropped those and saved others.
+        return self._first_whole_of(self.steps(), read)
+
+    def _first_whole_of(self, steps: list[int], read: Any) -> Any:
+        failures: dict[int, DamagedError] = {}
+        for step in steps:
             try:
                 result = read(step)
             except DamagedError as error:
-                failures.append(f"step {step}: {error}")
-                unfinished &= isinstance(error, UnfinishedError)
+                failures[step] = error
                 continue
-            for failure in failures:
+            for failed, failure in failures.items():
+                # To a reader this may be the one that a run is just writing.
+                if self._read_only and isinstance(failure, UnfinishedError):
+                    continue
                 warnings.warn(
-                    f"damaged checkpoint passed over ({failure}); using step {step}",
+                    f"damaged checkpoint passed over (step {failed}: {failure}); using step {step}",
                     DamagedCheckpointWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return step, result
         # A kill can leave no more than the first one, alone and unfinished: it is as good as none.
+        unfinished = all(isinstance(failure, UnfinishedError) for failure in failures.values())
         if failures and not (unfinished and len(failures) == 1):
-            raise CheckpointError(
-                f"no checkpoint in {self._folder} can be read ({'; '.join(failures)})"
-            )
+            reasons = "; ".join(f"step {step}: {failure}" for step, failure in failures.items())
+            raise CheckpointError(f"no checkpoint in {self._folder} can be read ({reasons})")
         return None
 
     def _read_state(self, step: int, abstract: TrainState) -> tuple[TrainState, Best]:
@@ -267,10 +280,13 @@ class CheckpointStore:
             for part, arrays in wanted.items()
             if arrays
         }
-        _check_seal(self._folder / str(step), {"about", *items})
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
-        )
+        try:
+            _check_seal(self._folder / str(step), {"about", *items})
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
+            )
+        except FileNotFoundError as error:  # by a run that goes on, between listing and reading
+            raise DamagedError(f"it was removed meanwhile ({error})") from error
         about = restored["about"]
         trees = dict(abstract)
         for part in items:
@@ -319,6 +335,8 @@ def _check_seal(folder: Path, parts: Iterable[str]) -> None:
     try:
         expected = json.loads((folder / _SEAL).read_text())
     except FileNotFoundError:
+        if not folder.exists():
+            raise
         raise UnfinishedError("it was never finished") from None
     except ValueError:
         raise DamagedError(f"{_SEAL} cannot be read") from None

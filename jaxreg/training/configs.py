@@ -46,8 +46,8 @@ class TrainConfig:
       warmup_steps: the learning rate first rises linearly for so many steps; with ``"cosine"``
         for at most half of all steps, so that a short trial works as it is.
       clip_norm: largest norm of the gradient, longer ones are scaled down; 0 for no limit.
-      average_decay: decay of the moving average of the weights, 0 for none. Where there is one,
-        it is what is evaluated and used.
+      average_decay: decay of the moving average of the weights, and of the statistics of batch
+        normalisation with them; 0 for none. Where there is one, it is what is evaluated and used.
       translation_weight: weight of pixels against degrees in the loss (lambda of Eq. 5).
       angle_loss: ``"arc"``, the angle's error itself as in Eq. 5, or its `jaxreg.metrics.chord`.
         The compact network has a loss of its own and heeds neither this nor the weight.

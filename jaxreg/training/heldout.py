@@ -79,7 +79,7 @@ Estimate = Callable[[TrainState, Pairs], RigidTransform]
 
 
 def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
-    """``(state, pairs) -> transforms`` by the state's weights, or their average if there is one.
+    """``(state, pairs) -> transforms`` by the state's network, or its average if there is one.
 
     The pairs are spread over the devices, where they come out even. The transforms are arrays of
     the host.
@@ -93,7 +93,9 @@ def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
         return network_transform(structure, weights, statistics, fixed, moving).as_array()
 
     def estimate(state: TrainState, pairs: Pairs) -> RigidTransform:
-        weights = state.average if config.average_decay > 0 else state.weights
+        arrays = (state.weights, state.statistics)
+        if config.average_decay > 0:
+            arrays = (state.average, state.average_statistics)
         count = pairs.fixed.shape[0]
         size = min(_BATCH, count)
         parts = []
@@ -102,7 +104,7 @@ def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
             first = min(start, count - size)
             chunk = slice(first, first + size)
             with jax.set_mesh(mesh):  # so that the network's layers know of it
-                part = jitted(weights, state.statistics, pairs.fixed[chunk], pairs.moving[chunk])
+                part = jitted(*arrays, pairs.fixed[chunk], pairs.moving[chunk])
             parts.append(np.asarray(part)[start - first :])
         return RigidTransform.from_array(np.concatenate(parts))
 

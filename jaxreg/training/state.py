@@ -16,6 +16,10 @@ from jaxreg.training.devices import place, replicated
 
 Tree = Any  # nested dictionaries of arrays
 
+# Folded into the seed's key for the pairs. nnx.Rngs(seed) folds in 0, 1, 2, ... for one tensor of
+# weights after another: no network has so many.
+_PAIRS_STREAM = 2**32 - 1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class TrainState:
       weights: what is trained, nested dictionaries.
       statistics: what the network keeps besides (batch norm's running statistics).
       average: moving average of the weights, or empty.
+      average_statistics: that of the statistics, which go with the weights that made them.
       optimizer: optax's state.
     """
 
@@ -37,6 +42,7 @@ class TrainState:
     weights: Tree
     statistics: Tree
     average: Tree
+    average_statistics: Tree
     optimizer: Any
 
 
@@ -78,14 +84,16 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def fresh_state(config: TrainConfig, weights: Tree, statistics: Tree) -> TrainState:
     """The state before the first step, for these weights; also under `jax.eval_shape`."""
-    average = jax.tree.map(jnp.copy, weights) if config.average_decay > 0 else {}
+    averages: tuple[Tree, Tree] = ({}, {})
+    if config.average_decay > 0:
+        averages = jax.tree.map(jnp.copy, (weights, statistics))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        # Another stream than the weights', which come from nnx.Rngs(seed).
-        key=jax.random.fold_in(jax.random.key(config.seed), 1),
+        key=jax.random.fold_in(jax.random.key(config.seed), _PAIRS_STREAM),
         weights=weights,
         statistics=statistics,
-        average=average,
+        average=averages[0],
+        average_statistics=averages[1],
         optimizer=make_optimizer(config).init(weights),
     )
 
@@ -104,7 +112,7 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
 
 
-def update_average(average: Tree, weights: Tree, step: jax.Array, decay: float) -> Tree:
+def update_average(average: Tree, new: Tree, step: jax.Array, decay: float) -> Tree:
     """The moving average after one more step; it forgets faster while there is little to keep."""
     keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, w: keep * a + (1.0 - keep) * w, average, weights)
+    return jax.tree.map(lambda a, x: keep * a + (1.0 - keep) * x, average, new)

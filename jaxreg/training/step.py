@@ -85,16 +85,18 @@ def train_step(
     )
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.weights)
     weights = optax.apply_updates(state.weights, updates)
-    average = state.average
+    averages = (state.average, state.average_statistics)
     if config.average_decay > 0:
-        average = update_average(average, weights, state.step, config.average_decay)
+        new = (weights, statistics)
+        averages = update_average(averages, new, state.step, config.average_decay)
     metrics = StepMetrics(
         loss=loss,
         translation=translation_error(estimate, pairs.transform).mean(),
         rotation=rotation_error(estimate.theta, pairs.transform.theta).mean(),
         gradient_norm=optax.tree.norm(gradient),
     )
-    return TrainState(state.step + 1, state.key, weights, statistics, average, opt_state), metrics
+    new_state = TrainState(state.step + 1, state.key, weights, statistics, *averages, opt_state)
+    return new_state, metrics
 
 
 def _loss(

@@ -55,7 +55,8 @@ class TrainedNetwork:
         def registration(arrays: tuple, fixed: jax.Array, moving: jax.Array) -> Registration:
             network: Network = nnx.merge(structure, *arrays)
             network.eval()
-            return network.estimate(fixed, moving)
+            widened = (jnp.broadcast_to(i, (*i.shape[:3], 3)) for i in (fixed, moving))
+            return network.estimate(*widened)
 
         # The weights are an argument: closed over, they would be copied into the program.
         self._registration = jax.jit(registration)
@@ -85,8 +86,7 @@ class TrainedNetwork:
                 f"got images of shape {fixed.shape[1:]}; resize them, or train a network with "
                 "--network.image_size"
             )
-        widened = (jnp.broadcast_to(i, (*i.shape[:3], 3)) for i in (fixed, moving))
-        return self._registration(self.arrays, *widened)
+        return self._registration(self.arrays, fixed, moving)
 
     def register(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register one pair of images ``(H, W)`` or ``(H, W, C)``, see `register_batch`."""
