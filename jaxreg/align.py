@@ -21,7 +21,8 @@ its own name (of a page, movie_0003.tif); where its format could not keep its pi
 .tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none, so that
 of an earlier run is removed. A run that was stopped goes on where it stopped when started again; to
 try failed pairs anew, delete their rows. Rows come in the order of names (f2 before f10), lines or
-pages, unless sizes are mixed or a later run adds some.
+pages, unless sizes are mixed or a later run adds some; their names begin at the table's folder, or
+at the root where they were given so.
 
 --initial=TX,TY,THETA is an alignment known beforehand, within a sixteenth of the shorter side and
 10 degrees, of all pairs: it is improved in place of a search.
@@ -244,17 +245,14 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
 
 def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> None:
     """Make the pictures fit the rows of earlier runs, which were not asked for these."""
-    from jaxreg.alignment.table import job_of
-
     missing = [job for job in jobs if table.rows.get(job.absolute()) and not pictures.has(job)]
     for job in missing:
         table.check_unchanged(job)
     if missing:
         _say(f"{len(missing)} of them have no picture in {pictures.folder} yet; written now")
     stale = [job for job in jobs if table.rows.get(job.absolute()) is False and pictures.has(job)]
-    known = {job.absolute() for job in missing + stale}
-    if known:
-        pictures.write(row for row in table.stored() if job_of(row).absolute() in known)
+    if missing or stale:
+        pictures.write(table.stored(missing + stale))
 
 
 def _numbers(initial: str | None) -> tuple[float, ...] | None:
