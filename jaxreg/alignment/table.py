@@ -58,7 +58,7 @@ def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[st
     if not jobs:
         raise ValueError(
             f"no image in {fixed_dir} ({len(first)} images) has a namesake in {moving_dir} "
-            f"({len(second)} images)"
+            f"({len(second)} images); list them in --pairs"
         )
     alone = _in_order(first.keys() ^ second.keys())
     return jobs, [first.get(name) or second[name] for name in alone]
