@@ -1,11 +1,11 @@
 """Register two image files, or many pairs of them.
 
-    python -m jaxreg.align FIXED MOVING --out=aligned.png --overlay=check.png
+    python -m jaxreg.align FIXED MOVING --out_moving=aligned.png --overlay=check.png
 
 prints tx, ty (pixels) and theta (degrees) with their standard errors, the score and whether to
 trust them. A pixel p of FIXED is found in MOVING at R(theta) (p - c) + c + (tx, ty), c the image
-centre, x right, y down. --out gets FIXED warped by this: it looks like MOVING and keeps FIXED's
-bit depth. --out_moving gets MOVING warped back: it looks like FIXED and keeps MOVING's bit depth.
+centre, x right, y down. --out_moving gets MOVING brought onto FIXED: it looks like FIXED and keeps
+MOVING's bit depth. --out gets FIXED made to look like MOVING, and keeps FIXED's bit depth.
 Metadata, such as pixel sizes or colour profiles, is not kept.
 Both are written whether the answer is to be trusted or not; the exit status tells.
 
@@ -18,11 +18,11 @@ write one row a pair: files of two folders, paired by name; one file with every 
 the first page of a TIFF, or --fixed, with every page; or a list of FIXED,MOVING paths (relative to
 the list). Here --out_moving is a folder (made if missing) that gets each MOVING warped back, under
 its own name (of a page, movie_0003.tif); where its format could not keep its pixels, as .png or
-.tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none, so that
-of an earlier run is removed. A run that was stopped goes on where it stopped when started again; to
-try failed pairs anew, delete their rows. Rows come in the order of names (f2 before f10), lines or
-pages, unless sizes are mixed or a later run adds some; their names begin at the table's folder, or
-at the root where they were given so.
+.tif. Pairs that failed have no picture, so that those of a movie may have gaps: one warped wrongly
+would be worse than none, and that of an earlier run is removed. A run that was stopped goes on
+where it stopped when started again; to try failed pairs anew, delete their rows. Rows come in the
+order of names (f2 before f10), lines or pages, unless sizes are mixed or a later run adds some;
+their names begin at the table's folder, or at the root where they were given so.
 
 --initial=TX,TY,THETA is an alignment known beforehand, within a sixteenth of the shorter side and
 10 degrees, of all pairs: it is improved in place of a search.
@@ -70,7 +70,7 @@ def _flags() -> flags.FlagValues:
     values.set_gnu_getopt(True)  # flags may follow the files
     text, number, switch = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
     text("method", "direct", "A method of jaxreg.methods.", flag_values=values)
-    text("out", None, "Aligned image; of many pairs: the table (CSV).", flag_values=values)
+    text("out", None, "FIXED made to look like MOVING; of many: the table.", flag_values=values)
     text("out_moving", None, "MOVING brought onto FIXED; of many: a folder.", flag_values=values)
     text("overlay", None, "Picture of both, before and after.", flag_values=values)
     flags.DEFINE_enum("overlay_style", STYLES[0], list(STYLES), "Its style.", flag_values=values)
