@@ -295,7 +295,12 @@ def test_an_overlay_shows_a_lone_spot():
         (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
         (["--pairs=wide.csv", "--out=t.csv"], "wide.csv, line 1: not a text in UTF-8"),
         (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
-        (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
+        (["--pairs=pair.csv", "--out=t.csv", "--json"], "--json is for one pair"),
+        (["--pairs=pair.csv", "--out=t.csv", "--overlay=o.png"], "of many pairs it is a folder"),
+        (
+            ["--pairs=pair.csv", "--out=t.csv", "--out_moving=o", "--overlay=./o"],
+            "--out_moving and --overlay name the same folder",
+        ),
         (["--fixed_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
         (["--moving_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
         (["--fixed=fixed.png", "--out=t.csv"], "--fixed and --moving_dir go together"),

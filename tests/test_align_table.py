@@ -1,6 +1,7 @@
-"""Names in the command's table: they begin at its folder, wherever a run is started."""
+"""The command's table: names begin at its folder, and overlays go along with it."""
 
 import csv
+import glob
 import os
 import shutil
 
@@ -113,3 +114,30 @@ def test_a_folder_whose_name_breaks_a_line_is_refused(tmp_path, calls, monkeypat
     assert run("--stack=movie.tif", "--out=../t.csv") == 2
     assert "a line break in a file's name" in capsys.readouterr().err
     assert run("--stack=movie.tif", "--out=t.csv") == 0
+
+
+def test_overlays_show_all_pairs_that_could_be_read(tmp_path, calls, monkeypatch, capsys):
+    (tmp_path / "b").mkdir()
+    write_picture(tmp_path / "fixed.png", scene())
+    for name, image in (("good", scene()), ("flat", np.full((40, 48, 3), 9, np.uint8))):
+        write_picture(tmp_path / "b" / f"{name}.jpg", image)
+    write_picture(tmp_path / "b" / "larger.tif", scene(44, 50, dtype=np.uint16))
+    (tmp_path / "b" / "torn.png").write_bytes(b"garbage")
+    monkeypatch.chdir(tmp_path)
+    command = ("--fixed=fixed.png", "--moving_dir=b", "--crop", "--out=t.csv", "--overlay=checks")
+    assert run(*command, "--out_moving=moved", "--overlay_style=red-cyan") == 1
+    assert "; pictures of these: moved; overlays: checks" in capsys.readouterr().out
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "checks").iterdir()}
+    assert sorted(pictures) == ["flat.png", "good.png", "larger.png"]
+    assert sorted(os.listdir("moved")) == ["good.jpg", "larger.tif"]
+    for name in pictures:
+        assert run("fixed.png", *glob.glob(f"b/{name[:-4]}.*"), "--crop", "--overlay=one.png",
+                   "--overlay_style=red-cyan") in (0, 1)  # fmt: skip
+        assert (tmp_path / "one.png").read_bytes() == pictures[name]
+    (tmp_path / "checks" / "flat.png").unlink()
+    shutil.copy("one.png", "checks/torn.png")
+    calls.clear()
+    assert run(*command, "--overlay_style=red-cyan") == 1
+    assert calls == []
+    assert "1 of them have no picture in checks yet; written now" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checks").iterdir()} == pictures
