@@ -1,11 +1,11 @@
 """Register two image files, or many pairs of them.
 
-    python -m jaxreg.align FIXED MOVING --out=aligned.png --overlay=check.png
+    python -m jaxreg.align FIXED MOVING --out_moving=aligned.png --overlay=check.png
 
 prints tx, ty (pixels) and theta (degrees) with their standard errors, the score and whether to
 trust them. A pixel p of FIXED is found in MOVING at R(theta) (p - c) + c + (tx, ty), c the image
-centre, x right, y down. --out gets FIXED warped by this: it looks like MOVING and keeps FIXED's
-bit depth. --out_moving gets MOVING warped back: it looks like FIXED and keeps MOVING's bit depth.
+centre, x right, y down. --out_moving gets MOVING brought onto FIXED: it looks like FIXED and keeps
+MOVING's bit depth. --out gets FIXED made to look like MOVING, and keeps FIXED's bit depth.
 Metadata, such as pixel sizes or colour profiles, is not kept.
 Both are written whether the answer is to be trusted or not; the exit status tells.
 
@@ -18,10 +18,12 @@ write one row a pair: files of two folders, paired by name; one file with every 
 the first page of a TIFF, or --fixed, with every page; or a list of FIXED,MOVING paths (relative to
 the list). Here --out_moving is a folder (made if missing) that gets each MOVING warped back, under
 its own name (of a page, movie_0003.tif); where its format could not keep its pixels, as .png or
-.tif. Only pairs that succeeded have a picture: one warped wrongly would be worse than none, so that
-of an earlier run is removed. A run that was stopped goes on where it stopped when started again; to
-try failed pairs anew, delete their rows. Rows come in the order of names (f2 before f10), lines or
-pages, unless sizes are mixed or a later run adds some.
+.tif. Pairs that failed have none there, so that those of a movie may have gaps: one warped wrongly
+would be worse than none, and that of an earlier run is removed. --overlay is another folder, of a
+.png each, also of failed pairs but for those without numbers in the table. A run that was stopped
+goes on where it stopped when started again; to try failed pairs anew, delete their rows. Rows come
+in the order of names (f2 before f10), lines or pages, unless sizes are mixed or a later run adds
+some; their names begin at the table's folder, or at the root where they were given so.
 
 --initial=TX,TY,THETA is an alignment known beforehand, within a sixteenth of the shorter side and
 10 degrees, of all pairs: it is improved in place of a search.
@@ -69,16 +71,16 @@ def _flags() -> flags.FlagValues:
     values.set_gnu_getopt(True)  # flags may follow the files
     text, number, switch = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
     text("method", "direct", "A method of jaxreg.methods.", flag_values=values)
-    text("out", None, "Aligned image; of many pairs: the table (CSV).", flag_values=values)
+    text("out", None, "FIXED made to look like MOVING; of many: the table.", flag_values=values)
     text("out_moving", None, "MOVING brought onto FIXED; of many: a folder.", flag_values=values)
-    text("overlay", None, "Picture of both, before and after.", flag_values=values)
+    text("overlay", None, "Picture of before and after; of many: a folder.", flag_values=values)
     flags.DEFINE_enum("overlay_style", STYLES[0], list(STYLES), "Its style.", flag_values=values)
     switch("json", False, "Print JSON.", flag_values=values)
     switch("crop", False, "Crop both images to the size they share.", flag_values=values)
     size = "Longer side that is registered, at most."
     number("working_size", 512, size, 8, 2048, flag_values=values)
-    shift = "Largest shift searched along an axis, as a share of the shorter side."
-    flags.DEFINE_float("max_shift", 1 / 3, shift, 0, 0.5, flag_values=values)
+    shift = "Largest shift searched along an axis, as a share of the shorter side, up to 0.5."
+    flags.DEFINE_float("max_shift", 1 / 3, shift, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees; 0 looks for shifts alone."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
     known = "TX,TY,THETA known beforehand, improved in place of a search."
@@ -129,13 +131,16 @@ def _check_many(options: flags.FlagValues) -> None:
 
     if not options.out:
         raise ValueError("--out=TABLE.csv is needed for many pairs")
-    for name in ("overlay", "json"):
-        if options[name].value:
-            raise ValueError(f"--{name} is for one pair; many go into the table --out")
-    for name, what in (("out", "a table, such as drift.csv"), ("out_moving", "a folder")):
+    if options.json:
+        raise ValueError("--json is for one pair; many go into the table --out")
+    for name in ("out", "out_moving", "overlay"):
+        what = "a table, such as drift.csv" if name == "out" else "a folder"
         path = options[name].value or ""
         if os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.exists(path):
             raise ValueError(f"--{name}={path} is named like a picture; of many pairs it is {what}")
+    folders = [options[name].value for name in ("out_moving", "overlay")]
+    if all(folders) and len(set(map(os.path.realpath, folders))) == 1:
+        raise ValueError("--out_moving and --overlay name the same folder")
 
 
 def _in_folders(options: flags.FlagValues) -> list[Job]:
@@ -212,21 +217,23 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     from tqdm import tqdm
 
     from jaxreg.alignment.batch import align_jobs
-    from jaxreg.alignment.moved import MovedPictures
+    from jaxreg.alignment.moved import MovedPictures, OverlayPictures
     from jaxreg.alignment.table import Table
 
-    folder = options.out_moving
-    pictures = MovedPictures(folder, jobs, options.out, settings.masks.values()) if folder else None
+    files = jobs, options.out, settings.masks.values()
+    pictures = [MovedPictures(options.out_moving, *files)] if options.out_moving else []
+    if options.overlay:
+        pictures.append(OverlayPictures(options.overlay_style, options.overlay, *files))
     with Table(options.out, settings.method, str(settings)) as table:
         todo = [job for job in jobs if job.absolute() not in table.rows]
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")
-        if pictures:
-            _catch_up(pictures, table, jobs)
+        for kind in pictures:
+            _catch_up(kind, table, jobs)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="pair", disable=None) as bar:
             for rows in align_jobs(todo, settings):
-                if pictures:  # before the rows: a pair that has a row is not looked at again
-                    pictures.write(rows)
+                for kind in pictures:  # before the rows: a pair with one is not looked at again
+                    kind.write(rows)
                 table.add(rows)
                 bar.update(len(rows))
                 for row in rows:
@@ -236,7 +243,8 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                         with bar.external_write_mode(sys.stderr):
                             _say(name + row["error"])
         good = sum(table.rows[job.absolute()] for job in jobs)
-    shown = f"; pictures of these: {folder}" if folder else ""
+    shown = f"; pictures of these: {options.out_moving}" if options.out_moving else ""
+    shown += f"; overlays: {options.overlay}" if options.overlay else ""
     end = f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}"
     print(printable(end))
     return 0 if good == len(jobs) else 1
@@ -246,15 +254,15 @@ def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> Non
     """Make the pictures fit the rows of earlier runs, which were not asked for these."""
     from jaxreg.alignment.table import job_of
 
-    missing = [job for job in jobs if table.rows.get(job.absolute()) and not pictures.has(job)]
+    rows = table.stored(jobs)
+    off = [job_of(row) for row in rows if pictures.shows(row) != pictures.has(job_of(row))]
+    missing = [job for job in off if not pictures.has(job)]
     for job in missing:
         table.check_unchanged(job)
     if missing:
         _say(f"{len(missing)} of them have no picture in {pictures.folder} yet; written now")
-    stale = [job for job in jobs if table.rows.get(job.absolute()) is False and pictures.has(job)]
-    known = {job.absolute() for job in missing + stale}
-    if known:
-        pictures.write(row for row in table.stored() if job_of(row).absolute() in known)
+    if off:
+        pictures.write(table.stored(off))
 
 
 def _numbers(initial: str | None) -> tuple[float, ...] | None:

@@ -76,7 +76,8 @@ class DirectOptions:
                 raise ValueError(f"{name} must be a number, got {value!r}") from None
         if not 0.0 < self.max_shift <= 0.5:
             raise ValueError(
-                f"max_shift must be in (0, 0.5] of the shorter side, got {self.max_shift}"
+                "max_shift must be in (0, 0.5], a share of the shorter side, not pixels, "
+                f"got {self.max_shift}"
             )
         if not 0.0 <= self.max_rotation <= 180.0:
             raise ValueError(f"max_rotation must be in [0, 180] degrees, got {self.max_rotation}")

@@ -51,11 +51,15 @@ def _real_pair(fixed: ArrayLike, moving: ArrayLike) -> list[Images]:
     return [real_array(image, name, hint.format(name)) for image, name in images]
 
 
-def _check_finite(images: Images, name: str) -> None:
+def _check_finite(images: Images, name: str, instead: str) -> None:
     """Raise ValueError for values that are NaN, infinite, or too large for float32.
 
-    Of an image ``(H, W[, C])`` or a stack ``(N, H, W, C)``; under a transformation there are no
-    values to look at.
+    Under a transformation there are no values to look at.
+
+    Args:
+      images: an image ``(H, W[, C])`` or a stack ``(N, H, W, C)``.
+      name: as an error is to call it.
+      instead: what to do then.
     """
     if are_traced(images) or images.dtype.kind in "biu" or not images.size:
         return
@@ -69,8 +73,7 @@ def _check_finite(images: Images, name: str) -> None:
         which = np.flatnonzero(wrong.any((1, 2, 3)))
         where = f" in {len(which)} of {len(images)} images, the first at index {which[0]}"
     raise ValueError(
-        f"{name} must be finite, got {wrong.sum()} NaN or infinite values{where}; "
-        "fill or crop them first"
+        f"{name} must be finite, got {wrong.sum()} NaN or infinite values{where}; {instead}"
     )
 
 
@@ -94,7 +97,7 @@ def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
       ValueError: says what was given and what would work.
     """
     for images, name in ((fixed, "fixed"), (moving, "moving")):
-        _check_finite(images, name)
+        _check_finite(images, name, "fill or crop them first")
         if are_traced(images) or not images.size:
             continue
         if images.dtype == np.uint8:
@@ -162,12 +165,14 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
         _check_shape(image.shape, name, batched=False)
     _check_same(pair[0], pair[1])
     checked = _check_masks(masks, pair, pair[0].shape[:2])
+    instead, colours = "fill, crop or mask them first", ".all(-1)" if pair[0].ndim == 3 else ""
     pair = [image if image.ndim == 3 else image[..., None] for image in pair]
     for i, name in enumerate(_NAMES):
         if not checked:
-            _check_finite(pair[i], name)
+            hint = f"{instead}, as by {name}_mask=np.isfinite({name}){colours}"
+            _check_finite(pair[i], name, hint)
         elif not are_traced(pair[i], checked[i]):
-            _check_finite(np.where(checked[i][..., None], pair[i], 0), name)
+            _check_finite(np.where(checked[i][..., None], pair[i], 0), name, instead)
     return *pair, *checked
 
 

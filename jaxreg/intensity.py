@@ -147,4 +147,5 @@ def _finest_detail(image: jax.Array) -> jax.Array:
     detail = jnp.abs(down[:, :-2] - 2.0 * down[:, 1:-1] + down[:, 2:])
     counts = detail > 0.0
     logarithm = jnp.where(counts, jnp.log(jnp.where(counts, detail, 1.0)), 0.0)
-    return jnp.exp(2.0 * logarithm.sum() / jnp.maximum(counts.sum(), 1))
+    number = jnp.maximum(counts.astype(jnp.float32).sum(), 1.0)
+    return jnp.exp(2.0 * logarithm.sum() / number)

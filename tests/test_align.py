@@ -249,6 +249,8 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
         (["fixed.png", "moving.png", "--working_size=2049"], "--working_size=2049"),
         (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
+        (["fixed.png", "moving.png", "--max_shift=10"], "a share of the shorter side, not pixels"),
+        (["fixed.png", "moving.png", "--max_shift=nan"], "max_shift must be in (0, 0.5]"),
         (
             ["--pairs=pair.csv", "--out=t.csv", "--method=orb", "--max_shift=.2"],
             "of --method=direct",
@@ -289,7 +291,12 @@ def test_an_overlay_shows_a_lone_spot():
         (["--pairs=empty.csv", "--out=t.csv"], "holds no pairs"),
         (["--pairs=wide.csv", "--out=t.csv"], "wide.csv, line 1: not a text in UTF-8"),
         (["--pairs=no.csv", "--out=t.csv"], "no.csv: No such file or directory"),
-        (["--pairs=list.csv", "--out=t.csv", "--overlay=o.png"], "--overlay is for one pair"),
+        (["--pairs=pair.csv", "--out=t.csv", "--json"], "--json is for one pair"),
+        (["--pairs=pair.csv", "--out=t.csv", "--overlay=o.png"], "of many pairs it is a folder"),
+        (
+            ["--pairs=pair.csv", "--out=t.csv", "--out_moving=o", "--overlay=./o"],
+            "--out_moving and --overlay name the same folder",
+        ),
         (["--fixed_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
         (["--moving_dir=.", "--out=t.csv"], "--fixed_dir and --moving_dir go together"),
         (["--fixed=fixed.png", "--out=t.csv"], "--fixed and --moving_dir go together"),
@@ -301,7 +308,7 @@ def test_an_overlay_shows_a_lone_spot():
         (["--fixed=fixed.png", "--moving_dir=shared", "--out=t.csv"], "share the name 'x'"),
         (["--fixed_dir=.", "--moving_dir=no", "--out=t.csv"], "--moving_dir=no is no folder"),
         (["--fixed_dir=shared", "--moving_dir=.", "--out=t.csv"], "share the name 'x'"),
-        (["--fixed_dir=.", "--moving_dir=none", "--out=t.csv"], "has a namesake"),
+        (["--fixed_dir=.", "--moving_dir=none", "--out=t.csv"], "; list them in --pairs"),
     ],
 )
 def test_refusals_are_one_line_and_status_2(
@@ -376,3 +383,4 @@ def test_help_tells_the_exit_status(capsys):
     printed = capsys.readouterr().out
     assert "Exit status" in printed
     assert "--overlay_style" in printed
+    assert "in the range [0, 0.5]" not in printed  # 0 is refused

@@ -109,17 +109,6 @@ def test_a_list_of_pairs(tmp_path, calls):
     ]
 
 
-def test_another_spelling_of_a_folder_is_the_same_run(tmp_path, calls, monkeypatch):
-    folders(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert run("--fixed_dir=a", "--moving_dir=./b/", "--out=t.csv") == 0
-    calls.clear()
-    assert run("--fixed_dir=./a", "--moving_dir=b", "--out=./t.csv") == 0
-    assert run(f"--fixed_dir={tmp_path / 'a'}", "--moving_dir=b", "--out=t.csv") == 0
-    assert calls == []
-    assert len(table(tmp_path / "t.csv")) == 7
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
 def test_two_runs_do_not_write_one_table(tmp_path):
     path = tmp_path / "t.csv"

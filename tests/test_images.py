@@ -83,7 +83,12 @@ BAD_PAIRS = [
     (zeros(8, 8), zeros(8, 8, dtype=complex), "moving must hold real.*complex128"),
     (np.full((8, 8), "a"), zeros(8, 8), "fixed must hold real numbers"),
     (np.full((8, 8), None), zeros(8, 8), "fixed must hold real.*object"),
-    (zeros(8, 8), np.full((8, 8), np.inf), "moving must be finite.*64 NaN or infinite"),
+    (
+        *(zeros(8, 8), np.full((8, 8), np.inf)),
+        r"moving must be finite, got 64 NaN or infinite values; fill, crop or mask them first, "
+        r"as by moving_mask=np.isfinite\(moving\)$",
+    ),
+    (np.full((8, 8, 3), np.nan), zeros(8, 8, 3), r"fixed_mask=np.isfinite\(fixed\).all\(-1\)$"),
     (np.full((8, 8), 1e300), zeros(8, 8), "fixed must be finite"),
     (zeros(8, 8), HIDDEN, r"moving is a masked array; .*moving_mask=~np.ma.getmaskarray\(moving\)"),
 ]
@@ -119,7 +124,7 @@ def test_the_rest_is_refused_with_a_reason(check, fixed, moving, message):
         (1, bool, "got 0 to 1; multiply them by 255"),
         (1000, np.uint16, "got 0 to 1000; rescale them"),
         (-3.0, np.float32, "got -3 to 0; rescale them"),
-        (np.nan, np.float32, "128 NaN or infinite values in 2 of 4 images, the first at index 1"),
+        (np.nan, np.float32, "128 NaN.* in 2 of 4 images, the first at index 1; fill or crop them"),
     ],
 )
 def test_units_that_a_method_cannot_take_are_named(value, dtype, message):
@@ -127,6 +132,20 @@ def test_units_that_a_method_cannot_take_are_named(value, dtype, message):
     moving[[1, 3]] = value
     with pytest.raises(ValueError, match=message):
         check_grey_levels(fixed, moving, "sift")
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 3)])
+def test_the_hint_to_mask_what_is_not_finite_is_good(shape):
+    image = np.ones(shape)
+    image[:2] = np.nan
+    with pytest.raises(ValueError, match="mask them first, as by ") as error:
+        check_pair(image, image)
+    mask = eval(str(error.value).split("fixed_mask=")[1], {"np": np, "fixed": image})
+    with pytest.raises(
+        ValueError, match=r"moving must be finite.*; fill, crop or mask them first$"
+    ):
+        check_pair(image, image, mask, None)
+    np.testing.assert_array_equal(check_pair(image, image, mask, mask)[2].sum(), 54)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -1,4 +1,4 @@
-"""A folder of MOVING brought onto FIXED, beside the table of many pairs."""
+"""Folders of pictures beside the table of many pairs: MOVING brought onto FIXED, overlays."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxreg.alignment.files import check_folder, keeps, read_picture, write_picture
 from jaxreg.alignment.pages import own_name, split_page
-from jaxreg.alignment.pictures import warp_pixels
+from jaxreg.alignment.pictures import overlay, warp_pixels
 from jaxreg.alignment.table import Job, is_success, job_of
 from jaxreg.alignment.working import crop
 from jaxreg.geometry import RigidTransform
@@ -26,6 +27,8 @@ class MovedPictures:
     See `own_name`. A name without its suffix stands for one pair, as another suffix is taken where
     that of the moving file could not keep its pixels: .png, or .tif for what PNG cannot keep.
     """
+
+    flag = "out_moving"
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class MovedPictures:
         self.folder = Path(folder)
         there = self.folder.exists()
         if there and not self.folder.is_dir():
-            raise ValueError(f"--out_moving={folder} is no folder; many pairs need one")
+            raise ValueError(f"--{self.flag}={folder} is no folder; many pairs need one")
         check_folder(self.folder if there else self.folder.parent, folder)
         self._check_names(jobs)
         self._check_inputs(jobs, table, masks)
@@ -61,7 +64,7 @@ class MovedPictures:
             other = taken.setdefault(os.path.normcase(stem), job)
             if other is not job:
                 raise ValueError(
-                    f"--out_moving={self.folder}: the pictures of {', '.join(other)} and of "
+                    f"--{self.flag}={self.folder}: the pictures of {', '.join(other)} and of "
                     f"{', '.join(job)} would both be named {stem}; register one of them in a run "
                     "of its own"
                 )
@@ -71,7 +74,7 @@ class MovedPictures:
         targets = [path for job in jobs for path in self._candidates(job.moving)]
         folder, own = os.path.split(os.path.realpath(table))  # which need not exist yet
         if folder == os.path.realpath(self.folder) and own in {path.name for path in targets}:
-            raise ValueError(f"--out={table} would be overwritten by a picture of --out_moving")
+            raise ValueError(f"--out={table} would be overwritten by a picture of --{self.flag}")
         present = [path for path in targets if path.name in there]
         if not present:
             return
@@ -81,7 +84,7 @@ class MovedPictures:
             if _identity(path) in inputs:
                 raise ValueError(
                     f"{path} is one of the images to register, a mask or the table; "
-                    "let --out_moving be another folder"
+                    f"let --{self.flag} be another folder"
                 )
 
     def _candidates(self, moving: str) -> list[Path]:
@@ -93,11 +96,15 @@ class MovedPictures:
         """Whether there is a picture of a pair."""
         return any(path.exists() for path in self._candidates(job.moving))
 
+    def shows(self, row: Mapping[str, str]) -> bool:
+        """Whether a row of the table is to have a picture."""
+        return is_success(row)
+
     def write(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Write the pictures of a table's rows; where a row is no success, remove an earlier one.
+        """Write the pictures of a table's rows; where one is to have none, remove an earlier one.
 
         Raises:
-          OSError, ValueError: a moving file cannot be read again, or its picture not be written.
+          OSError, ValueError: a file cannot be read again, or its picture not be written.
         """
         self.folder.mkdir(exist_ok=True)
         with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
@@ -109,18 +116,15 @@ class MovedPictures:
 
     def _write_one(self, row: Mapping[str, str]) -> None:
         """One row's picture; its image is read again, as a batch of them could fill the memory."""
-        if not is_success(row):
+        if not self.shows(row):
             self._remove(job_of(row))
             return
-        moving = read_picture(row["moving"])
-        size = int(float(row["width"])), int(float(row["height"]))  # pandas saves 48 as 48.0
-        larger = all(now >= then for now, then in zip(moving.size, size, strict=True))
-        if moving.size != size and not (larger and "--crop" in row["settings"].split()):
-            raise ValueError(f"{row['moving']} is of another size than when it was registered")
-        pixels = crop(moving, size).pixels
         answer = RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
-        path = self._target(row["moving"], pixels)
-        write_picture(path, warp_pixels(pixels, answer, back=True))
+        pixels = self._picture(row, answer)
+        write_picture(self._target(row["moving"], pixels), pixels)
+
+    def _picture(self, row: Mapping[str, str], answer: RigidTransform) -> np.ndarray:
+        return warp_pixels(_read(row, "moving"), answer, back=True)
 
     def _target(self, moving: str, pixels: np.ndarray) -> Path:
         """Where the picture of a moving file goes."""
@@ -137,6 +141,37 @@ class MovedPictures:
         except (OSError, ValueError):  # of pixels unknown
             path = self._candidates(job.moving)[0]
         path.unlink(missing_ok=True)
+
+
+class OverlayPictures(MovedPictures):
+    """Pictures of both images, before and after, of all pairs that could be registered at all."""
+
+    flag = "overlay"
+
+    def __init__(self, style: str, *given: Any):
+        """As for `MovedPictures`; ``style`` is that of `overlay`."""
+        super().__init__(*given)
+        self._style = style
+
+    def _candidates(self, moving: str) -> list[Path]:
+        return [(self.folder / own_name(moving)).with_suffix(".png")]
+
+    def shows(self, row: Mapping[str, str]) -> bool:
+        """Whether a row has an answer, be it a wrong one."""
+        return bool(row["tx"])
+
+    def _picture(self, row: Mapping[str, str], answer: RigidTransform) -> np.ndarray:
+        return overlay(_read(row, "fixed"), _read(row, "moving"), answer, self._style)
+
+
+def _read(row: Mapping[str, str], name: str) -> np.ndarray:
+    """Pixels of a row's image as it was registered; ValueError if its size has changed."""
+    picture = read_picture(row[name])
+    size = int(float(row["width"])), int(float(row["height"]))  # pandas saves 48 as 48.0
+    larger = all(now >= then for now, then in zip(picture.size, size, strict=True))
+    if picture.size != size and not (larger and "--crop" in row["settings"].split()):
+        raise ValueError(f"{row[name]} is of another size than when it was registered")
+    return crop(picture, size).pixels
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

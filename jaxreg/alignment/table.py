@@ -3,6 +3,9 @@
 The table is only ever appended to, whole batches at a time, so a run can be stopped at any moment
 and taken up again: pairs that have a row are skipped, and a half-written last row is cut off. Every
 row says how it was made; a run with other settings is refused, for a mixture would not show.
+
+Names in a table begin at its own folder, as those of a list do at the list's, or at the root where
+they were given so: wherever a run is started, the same files are the same pairs and others are not.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[st
     if not jobs:
         raise ValueError(
             f"no image in {fixed_dir} ({len(first)} images) has a namesake in {moving_dir} "
-            f"({len(second)} images)"
+            f"({len(second)} images); list them in --pairs"
         )
     alone = _in_order(first.keys() ^ second.keys())
     return jobs, [first.get(name) or second[name] for name in alone]
@@ -204,6 +207,8 @@ class Table:
         """
         self.path = Path(path)
         self.rows: dict[Job, bool] = {}
+        # Not a link to it, from which ".." would lead elsewhere.
+        self._folder = os.path.realpath(self.path.parent)
         check_replaceable(path)
         if not self.path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {self.path.parent}")
@@ -243,20 +248,48 @@ class Table:
                     f"{self.path} was begun with --method={row['method']} {row['settings']}; "
                     f"use another --out for --method={method} {settings}"
                 )
-            self.rows[job_of(row).absolute()] = is_success(row)
+            if number == 2:
+                self._check_names(row)
+            self.rows[self._absolute(row)] = is_success(row)
         return len(whole)
 
+    def _check_names(self, row: Mapping[str, str]) -> None:
+        """Raise ValueError where a row's names begin at another folder than the table's."""
+        for name in (split_page(name)[0] for name in job_of(row)):
+            if os.path.exists(name) and not os.path.exists(os.path.join(self._folder, name)):
+                raise ValueError(
+                    f"{self.path} names {name}, which is not in its folder but in the current one: "
+                    "it was moved, or written by an earlier version; use another --out"
+                )
+
+    def _absolute(self, row: Mapping[str, str]) -> Job:
+        """The pair of a row in the file, as `Job.absolute`."""
+        return Job(*(os.path.join(self._folder, name) for name in job_of(row))).absolute()
+
+    def _from_folder(self, name: str) -> str:
+        """The name in the file of what is called so here."""
+        if os.path.isabs(name):
+            return name
+        return one_line_name(os.path.relpath(name, self._folder))
+
     def add(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Append rows, whose keys are `COLUMNS`; a process that is killed later keeps them."""
+        """Append rows, whose keys are `COLUMNS`; a process that is killed later keeps them.
+
+        Names in them begin at the current folder, and in the file at the table's.
+        """
         rows = list(rows)
-        self._append(rows)
+        names = [Job(*map(self._from_folder, job_of(row)))._asdict() for row in rows]
+        self._append({**row, **own} for row, own in zip(rows, names, strict=True))
         for row in rows:
             self.rows[job_of(row).absolute()] = is_success(row)
 
-    def stored(self) -> Iterator[dict[str, str]]:
-        """The rows in the file, read anew: `rows` keeps little of them."""
+    def stored(self, jobs: Iterable[Job]) -> Iterator[dict[str, str]]:
+        """The rows of these pairs, under the names given; read anew, as `rows` keeps little."""
+        given = {job.absolute(): job for job in jobs}
         with open(self.path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from csv.DictReader(file)
+            for row in csv.DictReader(file):
+                if job := given.get(self._absolute(row)):
+                    yield row | job._asdict()
 
     def check_unchanged(self, job: Job) -> None:
         """Raise ValueError where a pair's row may tell of other images: a file of it is newer."""
