@@ -297,7 +297,7 @@ def _pyramid(views: Pair, coarsest: int) -> list[_Level]:
     """Levels from a shorter side of ``coarsest`` pixels to full size."""
 
     def level(factor: float) -> _Level:
-        source, target, masks, turn = views
+        source, target, masks, turn, _ = views
         smaller = (downsample(source, factor), downsample(target, factor))
         return _Level(factor, Pair(*smaller, masks and masks.coarser(factor), turn))
 
@@ -305,12 +305,12 @@ def _pyramid(views: Pair, coarsest: int) -> list[_Level]:
 
 
 def _refined(views: Pair, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
-    source, target, masks, turn = views
+    source, target, masks, turn, _ = views
     return gauss_newton(source, target, starts, iterations, masks=masks, turn=turn, **kind)
 
 
 def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
-    source, target, masks, _ = views
+    source, target, masks = views[:3]
     score = local_evidence(source, target, transforms, sigma, masks=masks)
     return best_and_rival(transforms, score)
 
@@ -321,7 +321,7 @@ def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    source, target, masks, _ = views
+    source, target, masks = views[:3]
     found = search(source, target, angles, reach, _CANDIDATES, options.max_rotation, masks=masks)
     return _refined(views, found.transform, iterations=4)
 
@@ -352,7 +352,7 @@ def _look_further(
       options: settings.
     """
     views = levels[0].views
-    source, target, masks, turn = views
+    source, target, masks, turn, _ = views
     contrast = Pair(local_contrast(source), local_contrast(target), masks, turn)
     both = jax.tree.map(lambda *v: jnp.stack(v), views, contrast)
     # A loop: its program is compiled once.
@@ -385,7 +385,7 @@ def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:
 
     Else the same.
     """
-    source, target, masks, _ = views
+    source, target, masks = views[:3]
     best = ranked.transform[0]
     beside, better = slide(views, best)
     both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)

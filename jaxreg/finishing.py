@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
-from jaxreg.intensity import Fit
+from jaxreg.intensity import Fit, finest_detail
 from jaxreg.kernel_choice import bilinear_explains_more, trial
 from jaxreg.masking import Masks, Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
@@ -73,7 +73,8 @@ def finish(
       masks: which pixels of fixed (the source) and moving count, if not all.
       turn: 1, or 0 to hold the angle.
     """
-    pair, t = Pair(fixed, moving, masks, turn), jax.lax.stop_gradient(transform)
+    finer = finest_detail(moving) / finest_detail(fixed)
+    pair, t = Pair(fixed, moving, masks, turn, finer), jax.lax.stop_gradient(transform)
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
     # The direction is told apart by the kernel that is not the same in both: the bilinear one.
     both = jax.tree.map(lambda *v: jnp.stack(v), *jax.lax.stop_gradient(ways))

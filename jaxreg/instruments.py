@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.denoising import cosine_blur, wiener
-from jaxreg.intensity import Fit, noise_of_target
+from jaxreg.intensity import Fit
 from jaxreg.interpolation import spline_gradient
 from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
@@ -81,7 +81,7 @@ def instruments(
       linear: the kernel, see `by_kernel`.
     """
     seen = _seen(pair, points, value, fit)
-    power, of_target = jnp.square(fit.gain), noise_of_target(pair, fit.gain)
+    power, of_target = jnp.square(fit.gain), pair.noise_of_target(fit.gain)
     noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
     source, left = wiener(pair.source, noise)
     target, _ = wiener(seen, noise * of_target / power)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.masking import Pair
 from jaxreg.products import dots, mean_once, times, weighted_sum
 from jaxreg.refinement import OUTLIER, settled_weight
 
@@ -121,28 +120,13 @@ def steepness(*images: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.sqrt(least)).reshape(-1)
 
 
-def noise_of_target(pair: Pair, gain: jax.Array) -> jax.Array:
-    """How much noise the target has for one of the source's, as variances; without derivatives.
-
-    If it is the exposure that changed, both have as much; if one was only multiplied, its noise was
-    too. Which of both, or what between them, the finest detail says.
-
-    Args:
-      pair: images ``(H, W, C)``.
-      gain: grey values of the target for one of the source.
-    """
-    source, target = (_finest_detail(image) for image in pair[:2])
-    power = jnp.square(gain)
-    noise = jnp.clip(target / source, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
-    return jax.lax.stop_gradient(noise)
-
-
-def _finest_detail(image: jax.Array) -> jax.Array:
+def finest_detail(image: jax.Array) -> jax.Array:
     """The square of the geometric mean of what neighbours across and down do not suggest.
 
-    Few of a picture's pixels have such detail, all have noise; flat ones, as of padding, do not
-    count.
+    Few pixels of a picture ``(H, W, C)`` have such detail, all have noise; flat ones, as of
+    padding, do not count. A constant to derivatives.
     """
+    image = jax.lax.stop_gradient(image)
     down = image[:-2] - 2.0 * image[1:-1] + image[2:]
     detail = jnp.abs(down[:, :-2] - 2.0 * down[:, 1:-1] + down[:, 2:])
     counts = detail > 0.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform
-from jaxreg.intensity import fit_intensity, noise_of_target, steepness
+from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.masking import Pair
 from jaxreg.normal_equations import Unknowns, after_a_small_move
 from jaxreg.products import dots
@@ -74,7 +74,7 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool) -> Trial:
     variance = fit.variance - moved / (channels * jnp.maximum(fit.weight.sum(), 1.0))
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
     kept = jnp.square(fit.gain) * noise_gain(points, linear)
-    of_target = noise_of_target(pair, fit.gain)
+    of_target = pair.noise_of_target(fit.gain)
     own = _alike((fit.weight[:, None] * rest).reshape(bands))
     # In units of the geometric mean of both images' noise, which are the same either way.
     mismatch = variance * jnp.sqrt(of_target) / (kept + of_target)

@@ -59,16 +59,31 @@ class Pair(NamedTuple):
       target: the same shape.
       masks: which pixels count, if not all do.
       turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
+      finer: how much finest detail, as variances, the target has for one of the source's.
     """
 
     source: jax.Array
     target: jax.Array
     masks: Masks | None = None
     turn: float | jax.Array = 1.0
+    finer: float | jax.Array = 1.0
 
     def swapped(self) -> Pair:
         """The same the other way round."""
-        return Pair(self.target, self.source, self.masks and self.masks.swapped(), self.turn)
+        masks = self.masks and self.masks.swapped()
+        return Pair(self.target, self.source, masks, self.turn, 1.0 / self.finer)
+
+    def noise_of_target(self, gain: jax.Array) -> jax.Array:
+        """How much noise the target has for one of the source's, as variances.
+
+        If it is the exposure that changed, both have as much; if one was only multiplied, its noise
+        was too. Which of both, or what between them, the finest detail says.
+
+        Args:
+          gain: grey values of the target for one of the source.
+        """
+        power = jnp.square(gain)
+        return jnp.clip(self.finer, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
 
     def without_rim(self) -> Pair:
         """With `Masks.without_rim`, if there are any."""

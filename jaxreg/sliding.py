@@ -39,7 +39,7 @@ def slide(views: Pair, transform: RigidTransform) -> tuple[RigidTransform, jax.A
     Returns:
       The alignment, refined, and a scalar bool.
     """
-    source, target, masks, turn = views
+    source, target, masks, turn, _ = views
     distances = jnp.asarray(_BESIDE)[:, None] * min(target.shape)
     starts = composed(transform, distances * _weakest(views, transform))
     beside = gauss_newton(source, target, starts, _STEPS, masks=masks, turn=turn)
@@ -56,7 +56,7 @@ def _weakest(views: Pair, transform: RigidTransform) -> jax.Array:
 
     Of a shift by one pixel, or a turn by some pixels at the rim where that is weaker.
     """
-    _, target, masks, turn = views
+    _, target, masks, turn, _ = views
     inside = source_points(target.shape, transform, masks=masks).inside
     degree_at_rim = np.deg2rad(min(target.shape) / 2)
     units = np.array([1.0, 1.0, 1.0 / degree_at_rim], np.float32)
