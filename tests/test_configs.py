@@ -83,7 +83,7 @@ def test_overrides_are_checked_together():
         ("--learning_rate=fast", "learning_rate must be a number"),
         ("--learning_rate=nan", "learning_rate must be above 0"),
         ("--schedule=linear", "schedule must be one of constant, cosine, got 'linear'"),
-        ("--interpolation=nearest", "interpolation must be one of linear"),
+        ("--interpolation=lanczos", "interpolation must be one of nearest"),
         ("--network.output_scale=5,5", "takes 3 values"),
         ("--network=lstn", "network must be one of lstm"),
         ("--seed=99999999999999999999", "seed must be below"),
