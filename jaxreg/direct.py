@@ -297,21 +297,19 @@ def _pyramid(views: Pair, coarsest: int) -> list[_Level]:
     """Levels from a shorter side of ``coarsest`` pixels to full size."""
 
     def level(factor: float) -> _Level:
-        source, target, masks, turn, _ = views
-        smaller = (downsample(source, factor), downsample(target, factor))
-        return _Level(factor, Pair(*smaller, masks and masks.coarser(factor), turn))
+        smaller = views.each(lambda image: downsample(image, factor))
+        masks = views.masks and views.masks.coarser(factor)
+        return _Level(factor, smaller._replace(masks=masks))
 
     return [level(f) for f in level_factors(views.source.shape, coarsest, _LEVEL_STEP)]
 
 
 def _refined(views: Pair, starts: RigidTransform, iterations: int, **kind: Any) -> RigidTransform:
-    source, target, masks, turn, _ = views
-    return gauss_newton(source, target, starts, iterations, masks=masks, turn=turn, **kind)
+    return gauss_newton(*views[:2], starts, iterations, masks=views.masks, turn=views.turn, **kind)
 
 
 def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
-    source, target, masks = views[:3]
-    score = local_evidence(source, target, transforms, sigma, masks=masks)
+    score = local_evidence(*views[:2], transforms, sigma, masks=views.masks)
     return best_and_rival(transforms, score)
 
 
@@ -321,8 +319,8 @@ def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     reach = max(round(options.max_shift * side), 1)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    source, target, masks = views[:3]
-    found = search(source, target, angles, reach, _CANDIDATES, options.max_rotation, masks=masks)
+    farthest, masks = options.max_rotation, views.masks
+    found = search(*views[:2], angles, reach, _CANDIDATES, farthest, masks=masks)
     return _refined(views, found.transform, iterations=4)
 
 
@@ -352,9 +350,7 @@ def _look_further(
       options: settings.
     """
     views = levels[0].views
-    source, target, masks, turn, _ = views
-    contrast = Pair(local_contrast(source), local_contrast(target), masks, turn)
-    both = jax.tree.map(lambda *v: jnp.stack(v), views, contrast)
+    both = jax.tree.map(lambda *v: jnp.stack(v), views, views.each(local_contrast))
     # A loop: its program is compiled once.
     more = jax.lax.map(lambda kind: _candidates(kind, options), both)
     t = jax.tree.map(lambda v, new: jnp.concatenate([v, new.reshape(-1)]), grey, more)
@@ -385,11 +381,10 @@ def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:
 
     Else the same.
     """
-    source, target, masks = views[:3]
     best = ranked.transform[0]
     beside, better = slide(views, best)
     both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
-    slid = Ranked(both, local_evidence(source, target, both, sigma, masks=masks))
+    slid = Ranked(both, local_evidence(*views[:2], both, sigma, masks=views.masks))
     return jax.tree.map(lambda a, b: jnp.where(better, a, b), slid, ranked)
 
 

@@ -6,6 +6,7 @@ it, though, so it is filled with what its surroundings suggest, lest its rim loo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -84,6 +85,10 @@ class Pair(NamedTuple):
         """
         power = jnp.square(gain)
         return jnp.clip(self.finer, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
+
+    def each(self, function: Callable[[jax.Array], jax.Array]) -> Pair:
+        """With what a function makes of either image."""
+        return self._replace(source=function(self.source), target=function(self.target))
 
     def without_rim(self) -> Pair:
         """With `Masks.without_rim`, if there are any."""

@@ -39,13 +39,12 @@ def slide(views: Pair, transform: RigidTransform) -> tuple[RigidTransform, jax.A
     Returns:
       The alignment, refined, and a scalar bool.
     """
-    source, target, masks, turn, _ = views
-    distances = jnp.asarray(_BESIDE)[:, None] * min(target.shape)
+    distances = jnp.asarray(_BESIDE)[:, None] * min(views.target.shape)
     starts = composed(transform, distances * _weakest(views, transform))
-    beside = gauss_newton(source, target, starts, _STEPS, masks=masks, turn=turn)
+    beside = gauss_newton(*views[:2], starts, _STEPS, masks=views.masks, turn=views.turn)
     alone = jax.tree.map(lambda v: v[None], transform)
     together = jax.tree.map(lambda *v: jnp.concatenate(v), alone, beside)
-    explained = _explained(source, target, together, masks)
+    explained = _explained(*views[:2], together, views.masks)
     best = jnp.argmax(explained[1:])
     better = explained[1 + best] > explained[0] + _CLEARLY
     return beside[best], better & ~same(beside[best], transform)
@@ -56,13 +55,15 @@ def _weakest(views: Pair, transform: RigidTransform) -> jax.Array:
 
     Of a shift by one pixel, or a turn by some pixels at the rim where that is weaker.
     """
-    _, target, masks, turn, _ = views
-    inside = source_points(target.shape, transform, masks=masks).inside
-    degree_at_rim = np.deg2rad(min(target.shape) / 2)
+    shape = views.target.shape
+    inside = source_points(shape, transform, masks=views.masks).inside
+    degree_at_rim = np.deg2rad(min(shape) / 2)
     units = np.array([1.0, 1.0, 1.0 / degree_at_rim], np.float32)
-    slopes = target_slopes(target, turn) * units[:, None]
+    slopes = target_slopes(views.target, views.turn) * units[:, None]
     normal = product(slopes * inside, slopes.T)
-    normal += jnp.diag(jnp.trace(normal) * jnp.stack([0.0, 0.0, 1.0 - turn]))  # not one held
+    normal += jnp.diag(
+        jnp.trace(normal) * jnp.stack([0.0, 0.0, 1.0 - views.turn])
+    )  # but for one held
     direction = jnp.linalg.eigh(normal)[1][:, 0]
     return units * direction / jnp.maximum(jnp.hypot(direction[0], direction[1]), 0.3)
 
