@@ -25,7 +25,7 @@ from tests.registration_support import (
     register_many,
     texture,
 )
-from tests.tolerances import REGISTERED_UNIT
+from tests.tolerances import REGISTERED_UNIT, SAME_UNDER_NOISE
 
 pytestmark = pytest.mark.usefixtures("batch_program")
 
@@ -278,6 +278,27 @@ def test_covariance_is_calibrated_under_noise(grey):
     mean = np.concatenate(ratios).mean(0)
     assert (mean > 0.6).all()
     assert (mean < 1.6).all()
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """The protocol's pairs with noise, and their answers."""
+    fixed, moving = with_noise(photo_pairs(), 10.0, 0)
+    return fixed, moving, register_batch(fixed, moving)
+
+
+@pytest.mark.parametrize("gain", [1.5, 3.0, 7.0])
+def test_the_unit_of_a_noisy_image_does_not_matter(noisy, gain):
+    """What is multiplied with its noise says as much as before, and is no better source."""
+    fixed, moving, answers = noisy
+    result = register_batch(fixed, gain * moving)
+    assert np.asarray(result.success).sum() >= np.asarray(answers.success).sum() - 2
+    trusted = np.asarray(result.success & answers.success)
+    shift, turn = errors(result.transform, answers.transform)
+    assert shift[trusted].mean() <= SAME_UNDER_NOISE[0]
+    assert turn[trusted].mean() <= SAME_UNDER_NOISE[1]
+    ratio = np.asarray(result.standard_errors) / np.asarray(answers.standard_errors)
+    assert np.median(np.abs(np.log(ratio))) <= 0.02
 
 
 def through_jpeg(stack):
