@@ -39,7 +39,8 @@ _CONTEXT = (
 )
 _BATCH = 64  # pairs that an estimator is given at a time
 # XLA makes a tree of kernels of every sum, for the sake of precision; a sum of few values needs
-# none, and a program of small kernels takes a tenth less time without.
+# none, and a program of small kernels takes a tenth less time without. Nor is it worth waking
+# another thread for a part of a small loop: that is another tenth.
 _FEW_VALUES = 2**16
 _TREES, _THREADS = "tree_reduction_rewriter", "cpu-parallel-task-assigner"
 
@@ -62,11 +63,12 @@ def compiler_options(values: int, threads: bool = True) -> dict[str, bool | str]
 
     Args:
       values: pixels times channels.
-      threads: whether a CPU may split its loops over threads.
+      threads: whether a CPU may split its loops over threads, if they are large.
     """
     if not runs_on_cpu():
         return {}
-    left_out = [_TREES] * (values <= _FEW_VALUES) + [_THREADS] * (not threads)
+    few = values <= _FEW_VALUES
+    left_out = [_TREES] * few + [_THREADS] * (few or not threads)
     return {"xla_disable_hlo_passes": ",".join(left_out)} if left_out else {}
 
 
