@@ -2,7 +2,7 @@
 
 `warp` pulls: the output pixel p' takes the value of the input at ``T^-1(p')``. Content therefore
 moves by ``T``, and ``warp(fixed, T)`` is the moving image of the pair whose transform is ``T``.
-Outside the image there are zeros, and pixels half outside blend with them, as in
+Outside the image there are zeros, or another value, and pixels half outside blend with it, as in
 ``cv2.warpAffine``. Everything works under ``jit`` and ``vmap`` and is differentiable with respect
 to both image and transform.
 """
@@ -27,6 +27,7 @@ from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
 
 _PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
+_ROUNDING = 1e-5  # of the weights of a kernel, whose sum is 1
 
 
 def pixel_grid(shape: Shape) -> jax.Array:
@@ -104,6 +105,7 @@ def warp(
     image: ArrayLike,
     transform: RigidTransform,
     interpolation: Interpolation = "linear",
+    fill: ArrayLike = 0.0,
 ) -> jax.Array:
     """Move the content of an image, or of each image of a stack, by a rigid transform.
 
@@ -114,17 +116,21 @@ def warp(
         degrees, positive clockwise).
       interpolation: ``"linear"`` (default), ``"cubic"``, ``"spline"``, or ``"nearest"`` for label
         images.
+      fill: value of what lies outside of the image. Pixels half outside blend with it; with NaN,
+        all that are not wholly inside are NaN.
 
     Returns:
-      float32 array of the shape of ``image``, zeros where nothing of the image falls.
+      float32 array of the shape of ``image``, ``fill`` where nothing of the image falls.
 
     Raises:
       ValueError: the shape or dtype of ``image`` is none of these, it is a masked array, the
-        interpolation is unknown, or ``transform`` is something else.
+        interpolation is unknown, ``fill`` is not one number, or ``transform`` is something else.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
     >>> warp(image, RigidTransform(1.0, 0.0, 0.0)).tolist()  # one pixel to the right
     [[0.0, 0.0, 1.0], [0.0, 3.0, 4.0], [0.0, 6.0, 7.0]]
+    >>> warp(image, RigidTransform(1.0, 0.0, 0.0), fill=jnp.nan)[0].tolist()
+    [nan, 0.0, 1.0]
     """
     check_transform(transform, "transform")
     image = jnp.asarray(real_array(image, "image"), jnp.float32)
@@ -143,16 +149,34 @@ def warp(
             f"{image.shape}; a stack takes as many transforms, or jax.vmap(warp, (0, None))"
         )
     check_interpolation(interpolation)
-    return _warped(image, transform.as_array(), interpolation)
+    if isinstance(fill, int | float) and fill == 0:
+        return _warped(image, transform.as_array(), None, interpolation)
+    fill = jnp.asarray(real_array(fill, "fill"), jnp.float32)
+    if fill.ndim:
+        raise ValueError(f"fill must be one number, got an array of shape {fill.shape}")
+    return _warped(image, transform.as_array(), fill, interpolation)
 
 
 # Not only inside of a caller's program: one by one its operations take 50 times as long.
-@functools.partial(jax.jit, static_argnums=2, inline=True)
-def _warped(image: jax.Array, transform: jax.Array, interpolation: Interpolation) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=3, inline=True)
+def _warped(
+    image: jax.Array, transform: jax.Array, fill: jax.Array | None, interpolation: Interpolation
+) -> jax.Array:
+    """`warp`, with zeros for a ``fill`` of None."""
     if transform.ndim > 1:
-        return jax.vmap(lambda image, t: _warped(image, t, interpolation))(image, transform)
-    back = RigidTransform.from_array(transform).inverse()
-    return sample(image, back.apply(pixel_grid(image.shape), image.shape), interpolation)
+        return jax.vmap(lambda image, t: _warped(image, t, fill, interpolation))(image, transform)
+    points = _points_before(image.shape, transform)
+    moved = sample(image, points, interpolation)
+    if fill is None:
+        return moved
+    outside = 1.0 - sample(jnp.ones(image.shape[:2]), points, interpolation)
+    outside = outside.reshape(*image.shape[:2], *(1,) * (image.ndim - 2))
+    return jnp.where(jnp.abs(outside) < _ROUNDING, moved, moved + outside * fill)
+
+
+def _points_before(shape: Shape, transform: jax.Array) -> jax.Array:
+    """``(H, W, 2)``: where the pixels of an image were before a transform ``(3,)``."""
+    return RigidTransform.from_array(transform).inverse().apply(pixel_grid(shape), shape)
 
 
 def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
@@ -182,6 +206,6 @@ def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
 def _overlap(shape: Shape, transform: jax.Array) -> jax.Array:
     if transform.ndim > 1:
         return jax.vmap(lambda t: _overlap(shape, t))(transform)
-    points = RigidTransform.from_array(transform).inverse().apply(pixel_grid(shape), shape)
+    points = _points_before(shape, transform)
     limit = jnp.asarray([shape[1] - 1, shape[0] - 1], jnp.float32)
     return jnp.all((points >= -1e-3) & (points <= limit + 1e-3), axis=-1)

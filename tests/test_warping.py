@@ -49,6 +49,44 @@ def test_labels_are_moved_as_by_opencv_and_not_mixed(shape):
     np.testing.assert_array_equal(warp(labels, t, "nearest"), expected)
 
 
+@pytest.mark.parametrize("fill", [-7.5, 1e6, np.nan])
+@pytest.mark.parametrize(
+    ("interpolation", "flag"),
+    [
+        ("linear", cv2.INTER_LINEAR),
+        ("cubic", cv2.INTER_CUBIC),
+        ("nearest", cv2.INTER_NEAREST),
+    ],
+)
+def test_what_lies_outside_is_filled_as_by_opencv(interpolation, flag, fill):
+    t, shape = RigidTransform(2.3, -1.7, 33.0), (33, 20, 3)
+    picture, matrix = image(shape), np.asarray(t.matrix(shape))[:2]
+    expected = cv2.warpAffine(picture, matrix, shape[1::-1], flags=flag, borderValue=[fill] * 3)
+    filled = np.asarray(warp(picture, t, interpolation, fill=fill))
+    inside = np.asarray(overlap(shape, t), np.uint8)
+    inside = cv2.erode(inside, np.ones((7, 7)), borderValue=0) > 0  # no kernel reaches out of it
+    np.testing.assert_array_equal(filled[inside], warp(picture, t, interpolation)[inside])
+    known = np.isfinite(expected)
+    if interpolation != "cubic":  # whose NaN reaches farther in OpenCV than its taps do
+        np.testing.assert_array_equal(np.isfinite(filled), known)
+    scale = max(abs(np.nan_to_num(fill)) / 255, 1.0)
+    np.testing.assert_allclose(filled[known], expected[known], atol=scale * OPENCV_WARP)
+
+
+def test_fill_is_a_number_that_may_be_traced():
+    t, picture = RigidTransform([2.0, -1.0], [0.0, 3.0], [0.0, 30.0]), image((2, 16, 16, 3))
+    filled = warp(picture, t, fill=9)
+    np.testing.assert_array_equal(jax.jit(lambda fill: warp(picture, t, fill=fill))(9), filled)
+    np.testing.assert_array_equal(filled[0, :, :2], np.full((16, 2, 3), 9))
+    flat, one = jnp.full((16, 16), 9.0), RigidTransform(-1.0, 3.0, 30.0)
+    moved = warp(flat, one, "spline", fill=9.0)
+    np.testing.assert_allclose(moved, flat, atol=FLOAT32_INTENSITY)
+    with pytest.raises(ValueError, match=re.escape("fill must be one number, got an array of")):
+        warp(flat, one, fill=jnp.zeros(3))
+    with pytest.raises(ValueError, match="fill must hold real numbers"):
+        warp(flat, one, fill="black")
+
+
 def test_agrees_with_scikit_image():
     t = RigidTransform(-3.1, 0.4, -101.0)
     inverse_map = np.linalg.inv(np.asarray(t.matrix((32, 32)), np.float64))
