@@ -19,11 +19,19 @@ the first page of a TIFF, or --fixed, with every page; or a list of FIXED,MOVING
 the list). Here --out_moving is a folder (made if missing) that gets each MOVING warped back, under
 its own name (of a page, movie_0003.tif); where its format could not keep its pixels, as .png or
 .tif. Pairs that failed have none there, so that those of a movie may have gaps: one warped wrongly
-would be worse than none, and that of an earlier run is removed. --overlay is another folder, of a
-.png each, also of failed pairs but for those without numbers in the table. A run that was stopped
+would be worse than none, and that of an earlier run is removed. Or it is one TIFF, written at the
+end: --out_moving=steady.tif has all of them for its pages, black where a pair failed, with the
+size of pixels that the first file tells. --overlay is another folder, of a .png each, also of
+failed pairs but for those without numbers in the table. A run that was stopped
 goes on where it stopped when started again; to try failed pairs anew, delete their rows. Rows come
 in the order of names (f2 before f10), lines or pages, unless sizes are mixed or a later run adds
 some; their names begin at the table's folder, or at the root where they were given so.
+
+    python -m jaxreg.align --apply=table.csv --stack=other.tif --out_moving=other_steady.tif
+
+registers nothing, but moves other pictures of the same views, such as another channel, as a table
+says: the pages of another TIFF by their numbers, or the images of another --moving_dir by their
+names. They must be as large as those that were registered.
 
 --initial=TX,TY,THETA is an alignment known beforehand, within a sixteenth of the shorter side and
 10 degrees, of all pairs: it is improved in place of a search.
@@ -72,7 +80,9 @@ def _flags() -> flags.FlagValues:
     text, number, switch = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
     text("method", "direct", "A method of jaxreg.methods.", flag_values=values)
     text("out", None, "FIXED made to look like MOVING; of many: the table.", flag_values=values)
-    text("out_moving", None, "MOVING brought onto FIXED; of many: a folder.", flag_values=values)
+    moved = "MOVING brought onto FIXED; of many: a folder, or one TIFF."
+    text("out_moving", None, moved, flag_values=values)
+    text("apply", None, "A table, by which other pictures are moved.", flag_values=values)
     text("overlay", None, "Picture of before and after; of many: a folder.", flag_values=values)
     flags.DEFINE_enum("overlay_style", STYLES[0], list(STYLES), "Its style.", flag_values=values)
     switch("json", False, "Print JSON.", flag_values=values)
@@ -127,15 +137,18 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
 
 def _check_many(options: flags.FlagValues) -> None:
     """Raise ValueError unless the flags of what is written are those for many pairs."""
+    from jaxreg.alignment.movie import is_movie
     from jaxreg.data.folder import SUFFIXES
 
     if not options.out:
         raise ValueError("--out=TABLE.csv is needed for many pairs")
     if options.json:
         raise ValueError("--json is for one pair; many go into the table --out")
-    for name in ("out", "out_moving", "overlay"):
-        what = "a table, such as drift.csv" if name == "out" else "a folder"
+    kinds = {"out": "a table, such as drift.csv", "out_moving": "a folder or one .tif"}
+    for name, what in (kinds | {"overlay": "a folder"}).items():
         path = options[name].value or ""
+        if name == "out_moving" and is_movie(path):
+            continue
         if os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.exists(path):
             raise ValueError(f"--{name}={path} is named like a picture; of many pairs it is {what}")
     folders = [options[name].value for name in ("out_moving", "overlay")]
@@ -218,10 +231,12 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
 
     from jaxreg.alignment.batch import align_jobs
     from jaxreg.alignment.moved import MovedPictures, OverlayPictures
-    from jaxreg.alignment.table import Table
+    from jaxreg.alignment.movie import MovedMovie, folder_or_movie
+    from jaxreg.alignment.table import Table, job_of
 
     files = jobs, options.out, settings.masks.values()
-    pictures = [MovedPictures(options.out_moving, *files)] if options.out_moving else []
+    moved = folder_or_movie(options.out_moving, *files) if options.out_moving else None
+    pictures = [moved] if isinstance(moved, MovedPictures) else []
     if options.overlay:
         pictures.append(OverlayPictures(options.overlay_style, options.overlay, *files))
     with Table(options.out, settings.method, str(settings)) as table:
@@ -230,6 +245,9 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")
         for kind in pictures:
             _catch_up(kind, table, jobs)
+        if isinstance(moved, MovedMovie):
+            for job in set(jobs) - set(todo):
+                table.check_unchanged(job)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="pair", disable=None) as bar:
             for rows in align_jobs(todo, settings):
                 for kind in pictures:  # before the rows: a pair with one is not looked at again
@@ -243,6 +261,9 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                         with bar.external_write_mode(sys.stderr):
                             _say(name + row["error"])
         good = sum(table.rows[job.absolute()] for job in jobs)
+        if isinstance(moved, MovedMovie):
+            row_of = {job_of(row): row for row in table.stored(jobs)}
+            moved.write([row_of[job] for job in jobs])
     shown = f"; pictures of these: {options.out_moving}" if options.out_moving else ""
     shown += f"; overlays: {options.overlay}" if options.overlay else ""
     end = f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}"
@@ -263,6 +284,29 @@ def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> Non
         _say(f"{len(missing)} of them have no picture in {pictures.folder} yet; written now")
     if off:
         pictures.write(table.stored(off))
+
+
+def _apply(options: flags.FlagValues, files: Sequence[str]) -> int:
+    """Other pictures, moved as a table says."""
+    from jaxreg.alignment.applied import rows_for_folder, rows_for_stack
+    from jaxreg.alignment.movie import folder_or_movie
+    from jaxreg.alignment.table import is_success, job_of
+
+    known = ("apply", "stack", "moving_dir", "out_moving")
+    if files or any(options[name].present for name in options if name not in known):
+        raise ValueError("--apply goes with --stack or --moving_dir and --out_moving, nothing else")
+    if (options.stack is None) == (options.moving_dir is None) or options.out_moving is None:
+        raise ValueError("--apply needs --stack or --moving_dir, and --out_moving")
+    if options.stack is not None:
+        rows = rows_for_stack(options.apply, options.stack)
+    else:
+        rows = rows_for_folder(options.apply, options.moving_dir)
+    jobs = [job_of(row) for row in rows]
+    folder_or_movie(options.out_moving, jobs, options.apply).write(rows)
+    good = sum(map(is_success, rows))
+    end = f"{good} of {len(rows)} pictures moved, those of a trusted answer: {options.out_moving}"
+    print(printable(end))
+    return 0 if good == len(rows) else 1
 
 
 def _numbers(initial: str | None) -> tuple[float, ...] | None:
@@ -299,6 +343,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in options:
             if options[name].value == "":  # as of a shell's variable that is not set
                 raise ValueError(f"--{name} is empty")
+        if options.apply is not None:
+            return _apply(options, files)
         jobs, many = _jobs(options, files)
         find_method(options.method)
         names = [field.name for field in dataclasses.fields(Settings)]

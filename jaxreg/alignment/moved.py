@@ -119,12 +119,11 @@ class MovedPictures:
         if not self.shows(row):
             self._remove(job_of(row))
             return
-        answer = RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
-        pixels = self._picture(row, answer)
+        pixels = self._picture(row)
         write_picture(self._target(row["moving"], pixels), pixels)
 
-    def _picture(self, row: Mapping[str, str], answer: RigidTransform) -> np.ndarray:
-        return warp_pixels(_read(row, "moving"), answer, back=True)
+    def _picture(self, row: Mapping[str, str]) -> np.ndarray:
+        return moved_back(row)
 
     def _target(self, moving: str, pixels: np.ndarray) -> Path:
         """Where the picture of a moving file goes."""
@@ -160,13 +159,25 @@ class OverlayPictures(MovedPictures):
         """Whether a row has an answer, be it a wrong one."""
         return bool(row["tx"])
 
-    def _picture(self, row: Mapping[str, str], answer: RigidTransform) -> np.ndarray:
-        return overlay(_read(row, "fixed"), _read(row, "moving"), answer, self._style)
+    def _picture(self, row: Mapping[str, str]) -> np.ndarray:
+        fixed, moving = (read_again(row, name) for name in ("fixed", "moving"))
+        return overlay(fixed, moving, _answer(row), self._style)
 
 
-def _read(row: Mapping[str, str], name: str) -> np.ndarray:
+def _answer(row: Mapping[str, str]) -> RigidTransform:
+    return RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
+
+
+def moved_back(row: Mapping[str, str]) -> np.ndarray:
+    """A row's moving image brought onto its fixed one; ValueError as for `read_again`."""
+    return warp_pixels(read_again(row, "moving"), _answer(row), back=True)
+
+
+def read_again(row: Mapping[str, str], name: str) -> np.ndarray:
     """Pixels of a row's image as it was registered; ValueError if its size has changed."""
     picture = read_picture(row[name])
+    if not row["width"]:  # it was not registered at all
+        return picture.pixels
     size = int(float(row["width"])), int(float(row["height"]))  # pandas saves 48 as 48.0
     larger = all(now >= then for now, then in zip(picture.size, size, strict=True))
     if picture.size != size and not (larger and "--crop" in row["settings"].split()):

@@ -28,8 +28,7 @@ COLUMNS = (
     *("width", "height", "working_width", "working_height"),
     *("tx", "ty", "theta", "se_tx", "se_ty", "se_theta", "score", "success", "reasons", "error"),
 )
-
-
+_HEADER = (",".join(COLUMNS) + "\n").encode()
 _TRUTHS = ("true", "false")  # in lower case
 
 
@@ -53,7 +52,7 @@ def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[st
     Raises:
       ValueError: no folder, no pair, or two files of one folder share a name.
     """
-    first, second = _images(fixed_dir, "fixed_dir"), _images(moving_dir, "moving_dir")
+    first, second = images_in(fixed_dir, "fixed_dir"), images_in(moving_dir, "moving_dir")
     jobs = [Job(first[name], second[name]) for name in _in_order(first.keys() & second.keys())]
     if not jobs:
         raise ValueError(
@@ -70,7 +69,7 @@ def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
     Raises:
       ValueError: no folder, no image in it, or two of them share a name.
     """
-    found = _images(moving_dir, "moving_dir")
+    found = images_in(moving_dir, "moving_dir")
     if not found:
         raise ValueError(f"--moving_dir={moving_dir} holds no images")
     reference = one_line_name(fixed)
@@ -91,7 +90,7 @@ def jobs_of_stack(stack: str, fixed: str | None = None) -> list[Job]:
     return [Job(reference, page) for page in pages]
 
 
-def _images(folder: str, flag: str) -> dict[str, str]:
+def images_in(folder: str, flag: str) -> dict[str, str]:
     """Image files of a folder by their name without suffix."""
     if not os.path.isdir(folder):
         raise ValueError(f"--{flag}={folder} is no folder")
@@ -185,6 +184,32 @@ def is_success(row: Mapping[str, str]) -> bool:
     return row["success"].lower() == _TRUTHS[0]
 
 
+def _parsed(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, str]]]:
+    """The whole rows of a table by their lines; ValueError where it is none."""
+    # A spreadsheet may have saved it, with a byte order mark and other ends of lines.
+    if not data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n", 1).startswith(_HEADER):
+        raise ValueError(f"{path} exists and is not a table of jaxreg.align, of this version")
+    text = data[: data.rfind(b"\n") + 1].decode("utf-8-sig", errors="surrogateescape")
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
+        if None in row or None in row.values() or row["success"].lower() not in _TRUTHS:
+            raise ValueError(f"{path}, line {number}: not a row of jaxreg.align")
+        yield number, row
+
+
+def read_table(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """The rows of a table, under the names that are in it.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is something else, or holds none.
+    """
+    path = Path(path)
+    rows = [row for _, row in _parsed(path, path.read_bytes())]
+    if not rows:
+        raise ValueError(f"{path} holds no rows")
+    return rows
+
+
 class Table:
     """The CSV file of answers, open for more rows; a context manager.
 
@@ -230,19 +255,9 @@ class Table:
     def _load(self, method: str, settings: str) -> int:
         """Read what is there; returns how many bytes of it are whole rows."""
         data = self.path.read_bytes()
-        header = (",".join(COLUMNS) + "\n").encode()
-        if header.startswith(data):  # nothing, or a header cut short
-            return len(data) if data == header else 0
-        # A spreadsheet may have saved it, with a byte order mark and other ends of lines.
-        if not data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n", 1).startswith(header):
-            raise ValueError(
-                f"{self.path} exists and is not a table of jaxreg.align, of this version"
-            )
-        whole = data[: data.rfind(b"\n") + 1]
-        text = whole.decode("utf-8-sig", errors="surrogateescape")
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
-            if None in row or None in row.values() or row["success"].lower() not in _TRUTHS:
-                raise ValueError(f"{self.path}, line {number}: not a row of jaxreg.align")
+        if _HEADER.startswith(data):  # nothing, or a header cut short
+            return len(data) if data == _HEADER else 0
+        for number, row in _parsed(self.path, data):
             if (row["method"], row["settings"]) != (method, settings):
                 raise ValueError(
                     f"{self.path} was begun with --method={row['method']} {row['settings']}; "
@@ -251,7 +266,7 @@ class Table:
             if number == 2:
                 self._check_names(row)
             self.rows[self._absolute(row)] = is_success(row)
-        return len(whole)
+        return data.rfind(b"\n") + 1
 
     def _check_names(self, row: Mapping[str, str]) -> None:
         """Raise ValueError where a row's names begin at another folder than the table's."""

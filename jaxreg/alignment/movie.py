@@ -1,0 +1,125 @@
+"""One TIFF beside the table of many pairs: every MOVING brought onto FIXED, a corrected movie."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from jaxreg.alignment.files import check_writable, read_picture
+from jaxreg.alignment.moved import MovedPictures, moved_back, read_again
+from jaxreg.alignment.pages import split_page
+from jaxreg.alignment.table import Job, is_success
+from jaxreg.atomic import replacing
+
+_SUFFIXES = (".tif", ".tiff")
+_LARGEST = 2**32 - 2**25  # bytes of pixels that a TIFF of 32-bit offsets takes
+
+
+def is_movie(path: str | os.PathLike[str]) -> bool:
+    """Whether the moved pictures of many pairs are to be pages of this file, and not a folder.
+
+    >>> is_movie("steady.tif"), is_movie("steady")
+    (True, False)
+    """
+    return Path(path).suffix.lower() in _SUFFIXES and not os.path.isdir(path)
+
+
+class MovedMovie:
+    """The pictures of all pairs, in their order, black where the answer cannot be trusted."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        jobs: Sequence[Job],
+        table: str,
+        masks: Iterable[str],
+    ):
+        """Check that nothing will be overwritten; nothing is made yet.
+
+        Args:
+          path: the TIFF.
+          jobs: all pairs.
+          table: the file of their answers.
+          masks: files, too.
+
+        Raises:
+          ValueError: it cannot be written, or it is one of the files that are read.
+        """
+        self.path = Path(path)
+        check_writable(self.path)
+        if self.path.exists():
+            read = {split_page(name)[0] for name in (table, *masks, *itertools.chain(*jobs))}
+            if any(os.path.exists(name) and self.path.samefile(name) for name in read):
+                raise ValueError(
+                    f"{path} is one of the images to register, a mask or the table; let "
+                    "--out_moving be another file"
+                )
+
+    def write(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Write the whole movie from the rows of a table, a page at a time.
+
+        Raises:
+          OSError, ValueError: a file cannot be read again, or the movie not be written.
+        """
+        frames = (_frame(row) for row in rows)
+        first = next(frames)
+        area = max(int(float(row["width"] or 0)) * int(float(row["height"] or 0)) for row in rows)
+        bytes_ = len(rows) * max(area * first.itemsize * first[0, 0].size, first.nbytes)
+        how = _scale(rows)
+        with (
+            replacing(self.path) as file,
+            tifffile.TiffWriter(file, bigtiff=bytes_ > _LARGEST) as tiff,
+        ):
+            for frame in itertools.chain([first], frames):
+                photometric = "rgb" if frame.ndim == 3 else "minisblack"
+                tiff.write(frame, photometric=photometric, metadata=None, **how)
+                how.pop("description", None)  # of all pages, in the first one
+
+
+def folder_or_movie(
+    path: str | os.PathLike[str], jobs: Sequence[Job], table: str, masks: Iterable[str] = ()
+) -> MovedPictures | MovedMovie:
+    """Where the moved pictures of many pairs go; arguments and errors as theirs."""
+    kind = MovedMovie if is_movie(path) else MovedPictures
+    return kind(path, jobs, table, masks)
+
+
+def _frame(row: Mapping[str, str]) -> np.ndarray:
+    """A pair's page."""
+    if is_success(row):
+        return moved_back(row)
+    try:
+        return np.zeros_like(read_again(row, "moving"))
+    except (OSError, ValueError):  # it may be why there is no answer
+        return np.zeros_like(read_picture(row["fixed"]).pixels)
+
+
+def _scale(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
+    """What the first moving file, if a TIFF, says of the size of its pixels, as of a page to write.
+
+    ImageJ's text, which tells the axes too, is that of a whole file of pages.
+    """
+    files = {split_page(row["moving"])[0] for row in rows}
+    name = min(files)
+    if Path(name).suffix.lower() not in _SUFFIXES:
+        return {}
+    try:
+        with tifffile.TiffFile(name) as tiff:
+            tags = tiff.pages.first.tags
+            text, whole = tags.valueof(270), len(files) == 1
+            scale = [tags.valueof(tag) for tag in (282, 283)]  # pixels a unit, across and down
+            unit = tags.valueof(296)
+    except (tifffile.TiffFileError, ValueError, IndexError):  # one that OpenCV alone can read
+        return {}
+    how: dict[str, Any] = {}
+    if None not in scale:
+        how |= {"resolution": scale, "resolutionunit": unit}
+    if whole and isinstance(text, str) and text.startswith("ImageJ="):
+        how["description"] = text
+    return how
