@@ -279,8 +279,8 @@ def test_an_overlay_shows_a_lone_spot():
         (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
         (["--pairs=pair.csv", "--out=all.tif"], "of many pairs it is a table, such as drift.csv"),
         (
-            ["--pairs=pair.csv", "--out=t.csv", "--out_moving=all.TIF"],
-            "--out_moving=all.TIF is named like a picture; of many pairs it is a folder",
+            ["--pairs=pair.csv", "--out=t.csv", "--out_moving=all.PNG"],
+            "--out_moving=all.PNG is named like a picture; of many pairs it is a folder or one .tif",
         ),
         (["fixed.png", "moving.png", "--out="], "--out is empty"),
         (["fixed.png", "moving.png", "--fixed_mask="], "--fixed_mask is empty"),
