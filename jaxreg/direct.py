@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxreg.branching import cond_rarely
 from jaxreg.correlation import search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
+from jaxreg.kernel_choice import Kernel
 from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
@@ -33,8 +34,6 @@ from jaxreg.refinement import gauss_newton
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.sliding import slide
 from jaxreg.trust import bounded, correlation, doubts_about
-
-Kernel = Literal["auto", "linear", "spline"]
 
 # The best alignment twice, from far and from near (see `gauss_newton`), and its rival.
 _BEST_TWICE, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
@@ -81,7 +80,7 @@ class DirectOptions:
             )
         if not 0.0 <= self.max_rotation <= 180.0:
             raise ValueError(f"max_rotation must be in [0, 180] degrees, got {self.max_rotation}")
-        if self.interpolation not in ("auto", "linear", "spline"):
+        if self.interpolation not in get_args(Kernel):
             raise ValueError(
                 f"interpolation must be auto, linear or spline, got {self.interpolation!r}"
             )

@@ -17,7 +17,7 @@ from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit, finest_detail
-from jaxreg.kernel_choice import bilinear_explains_more, trial
+from jaxreg.kernel_choice import Kernel, bilinear_explains_more, trial
 from jaxreg.masking import Masks, Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
@@ -57,7 +57,7 @@ def finish(
     fixed: jax.Array,
     moving: jax.Array,
     transform: RigidTransform,
-    kernel: str = "auto",
+    kernel: Kernel = "auto",
     masks: Masks | None = None,
     turn: float = 1.0,
 ) -> Finished:
@@ -69,7 +69,7 @@ def finish(
       fixed: ``(H, W, C)``.
       moving: the same shape.
       transform: within a few tenths of a pixel.
-      kernel: ``"auto"``, ``"linear"`` or ``"spline"``.
+      kernel: that of the answer; ``"auto"`` chooses it by the residual.
       masks: which pixels of fixed (the source) and moving count, if not all.
       turn: 1, or 0 to hold the angle.
     """

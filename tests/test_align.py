@@ -280,7 +280,7 @@ def test_an_overlay_shows_a_lone_spot():
         (["--pairs=pair.csv", "--out=all.tif"], "of many pairs it is a table, such as drift.csv"),
         (
             ["--pairs=pair.csv", "--out=t.csv", "--out_moving=all.PNG"],
-            "--out_moving=all.PNG is named like a picture; of many pairs it is a folder or one .tif",
+            "all.PNG is named like a picture; of many pairs it is a folder or one .tif",
         ),
         (["fixed.png", "moving.png", "--out="], "--out is empty"),
         (["fixed.png", "moving.png", "--fixed_mask="], "--fixed_mask is empty"),

@@ -84,6 +84,7 @@ def test_overrides_are_checked_together():
         ("--learning_rate=nan", "learning_rate must be above 0"),
         ("--schedule=linear", "schedule must be one of constant, cosine, got 'linear'"),
         ("--interpolation=lanczos", "interpolation must be one of nearest"),
+        ("--interpolation=nearest", "interpolation must not be nearest"),
         ("--network.output_scale=5,5", "takes 3 values"),
         ("--network=lstn", "network must be one of lstm"),
         ("--seed=99999999999999999999", "seed must be below"),

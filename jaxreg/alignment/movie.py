@@ -69,13 +69,10 @@ class MovedMovie:
         """
         frames = (_frame(row) for row in rows)
         first = next(frames)
-        area = max(int(float(row["width"] or 0)) * int(float(row["height"] or 0)) for row in rows)
-        bytes_ = len(rows) * max(area * first.itemsize * first[0, 0].size, first.nbytes)
+        pixels = max(float(row["width"] or 0) * float(row["height"] or 0) for row in rows)
+        large = len(rows) * max(pixels * first[0, 0].nbytes, first.nbytes) > _LARGEST
         how = _scale(rows)
-        with (
-            replacing(self.path) as file,
-            tifffile.TiffWriter(file, bigtiff=bytes_ > _LARGEST) as tiff,
-        ):
+        with replacing(self.path) as file, tifffile.TiffWriter(file, bigtiff=large) as tiff:
             for frame in itertools.chain([first], frames):
                 photometric = "rgb" if frame.ndim == 3 else "minisblack"
                 tiff.write(frame, photometric=photometric, metadata=None, **how)
@@ -100,13 +97,13 @@ def _frame(row: Mapping[str, str]) -> np.ndarray:
         return np.zeros_like(read_picture(row["fixed"]).pixels)
 
 
-def _scale(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
+def _scale(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """What the first moving file, if a TIFF, says of the size of its pixels, as of a page to write.
 
     ImageJ's text, which tells the axes too, is that of a whole file of pages.
     """
     files = {split_page(row["moving"])[0] for row in rows}
-    name = min(files)
+    name = split_page(rows[0]["moving"])[0]
     if Path(name).suffix.lower() not in _SUFFIXES:
         return {}
     try:

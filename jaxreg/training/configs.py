@@ -91,6 +91,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_interpolation(self.interpolation)
+        if self.interpolation == "nearest":
+            raise ValueError("interpolation must not be nearest, which shows no part of a pixel")
         if self.angle_loss not in get_args(AngleLoss):
             raise ValueError(f"angle_loss must be arc or chord, got {self.angle_loss!r}")
         if type(self.network) not in NETWORKS.values():
