@@ -11,11 +11,13 @@ import pytest
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN = pytest.StashKey[str]()
 # What takes longest comes first, or else one process would end long before the others. The first
-# three do not wait for one another: only one of them needs `batch_program`.
+# three do not wait for one another: only one of them needs `batch_program`, and the second, the
+# examples of jaxreg.registration, compiles the other program that the first one runs.
 _LONGEST = (
-    *("test_registration", "test_train", "test_loop", "test_direct", "test_honesty", "test_masks"),
-    *("test_shifts", "test_processes", "test_benchmark", "test_align", "test_learned"),
-    *("test_finishing", "test_resnext", "test_compact", "test_recipes"),
+    *("test_registration", "registration", "test_train", "test_loop", "test_direct"),
+    *("test_honesty", "test_masks", "test_shifts", "test_processes", "test_benchmark"),
+    *("test_align", "test_learned", "test_finishing", "test_resnext", "test_compact"),
+    "test_recipes",
 )
 
 
