@@ -26,6 +26,10 @@ from jaxreg.warping import pixel_grid
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
 # noise alone, near enough that an occlusion weighs little.
 OUTLIER = 3.0
+# The square of what rounding leaves of a residual that should be zero, in units of the image's
+# spread, by the number of pixels: coordinates are the coarser the longer the sides. It is largest
+# where the image is steep: those pixels, which say most, would be outliers of a pair that fits.
+_ROUNDING = 1e-13
 # px, px, degrees: the farthest that one step may go, about the reach of a linear model.
 _MAX_STEP = (1.0, 1.0, 6.0)
 # px: towards the rim of the overlap the target's gradient feels what lies beyond, and counts less.
@@ -79,8 +83,9 @@ def robust_weight(
       scale: theirs, see `scale_of`.
       outlier: from how many scales on a residual loses its weight.
     """
-    limit = jnp.square(outlier * scale) + 1e-12
-    return jnp.square(jnp.minimum(1.0, limit / (square + 1e-12)))
+    rounding = _ROUNDING * square.shape[-1]
+    limit = jnp.square(outlier * scale) + rounding
+    return jnp.square(jnp.minimum(1.0, limit / (square + rounding)))
 
 
 def settled_weight(
