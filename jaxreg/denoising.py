@@ -98,13 +98,14 @@ def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     centred = planes - mean
     alone = jnp.ones((1, 1), jnp.float32)
     basis = jnp.linalg.eigh(times(centred, centred))[1] if channels > 1 else alone
+    basis = jax.lax.stop_gradient(basis)
     shape = (channels, height, width)
     spectrum = separable(rows, mix(basis.T, centred).reshape(shape), columns)
     spectrum = spectrum.reshape(channels, -1)
     power = times(bands, jnp.square(spectrum)) / np.maximum(bands.sum(1), 1.0)
     own = (basis * product(noise, basis)).sum(0)[:, None]
     signal = jnp.maximum(power - own, 0.0)
-    gain = signal / (signal + own + 1e-6 * power.max() + 1e-12)
+    gain = jax.lax.stop_gradient(signal / (signal + own + 1e-6 * power.max() + 1e-12))
     spectrum = mix(basis, spectrum * gain[:, bands.argmax(0)]).reshape(shape)
     planes = separable(rows.T, spectrum, columns.T) + mean[..., None]
     return jnp.moveaxis(planes, 0, -1), (own * gain).sum(0)

@@ -171,8 +171,8 @@ def differentiable(pair: Pair, end: Optimum, linear: jax.Array) -> RigidTransfor
     optimum's derivative. The theorem wants the residual's own derivative by the transform, where
     the search was content with a smooth one.
 
-    First derivatives only: weights, instruments and the points' places count as constants, so that
-    a second one is finite but is not the curvature.
+    First derivatives only: weights, filters and the points' places count as constants, so that a
+    second one is finite but is not the curvature.
     """
     del pair, linear
     return end.unknowns.transform
@@ -182,14 +182,17 @@ def differentiable(pair: Pair, end: Optimum, linear: jax.Array) -> RigidTransfor
 def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
     pair, end, linear = primals
     points, value, fit = agreement(pair, end, linear)
-    left, gain = end.system.instruments, end.unknowns.gain
+    gain = end.unknowns.gain
     right = columns(slopes(interpolant(pair.source, linear), points, linear), value)
-    normal = normal_matrix(left, of_model(right, gain), fit.weight)
+    normal = normal_matrix(end.system.instruments, of_model(right, gain), fit.weight)
     inverse = damped_inverse(normal, end.changed)
+    steep = _steepness(value, pair.target, linear)
 
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
         value = pull(interpolant(source, linear), points, linear)
         residual = flat(target) - gain * value - end.unknowns.bias
+        changed = pair._replace(source=source, target=target)
+        left = instruments(changed, points, value, fit, steep, linear).columns
         return product(inverse, moments(left, fit.weight, residual))[:3]
 
     moved = jax.jvp(step, pair[:2], tangents[0][:2])[1]
