@@ -82,6 +82,8 @@ def covariance_at_lags(left: jax.Array, shape: tuple[int, ...], spline: bool) ->
 def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Shrink the frequencies of an image that its white noise outweighs.
 
+    Which ones is a constant to derivatives: channels of like power have no derivative of their own.
+
     Args:
       image: ``(H, W, C)``.
       noise: ``(C, C)`` its covariance, of each pixel's channels. Zero returns the image, except

@@ -116,7 +116,7 @@ def _against_aliasing(
 ) -> _Denoised:
     """The same with a blur and less trust in what is steep, as far as the residual is aliasing."""
     # What a small move would take away is no property of the optimum.
-    slope = jax.lax.stop_gradient(slope)
+    slope = jax.lax.stop_gradient(slope)  # trust and blur are constants to derivatives
     rest, _ = after_a_small_move(slope, fit.weight, fit.residual)
     slow = slow_share((inside[:, None] * rest).reshape(denoised.source.shape))
     sigma = _ALIASING_BLUR * aliased(slow)
