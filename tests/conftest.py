@@ -16,8 +16,8 @@ _OWN = pytest.StashKey[str]()
 _LONGEST = (
     *("test_registration", "registration", "test_train", "test_loop", "test_direct"),
     *("test_honesty", "test_masks", "test_shifts", "test_processes", "test_benchmark"),
-    *("test_align", "test_learned", "test_finishing", "test_resnext", "test_compact"),
-    "test_recipes",
+    *("test_gradients", "test_align", "test_learned", "test_finishing", "test_resnext"),
+    *("test_compact", "test_recipes"),
 )
 
 
