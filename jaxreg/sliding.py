@@ -61,9 +61,8 @@ def _weakest(views: Pair, transform: RigidTransform) -> jax.Array:
     units = np.array([1.0, 1.0, 1.0 / degree_at_rim], np.float32)
     slopes = target_slopes(views.target, views.turn) * units[:, None]
     normal = product(slopes * inside, slopes.T)
-    normal += jnp.diag(
-        jnp.trace(normal) * jnp.stack([0.0, 0.0, 1.0 - views.turn])
-    )  # but for one held
+    held = jnp.stack([0.0, 0.0, 1.0 - views.turn])  # which is not the weakest
+    normal += jnp.diag(jnp.trace(normal) * held)
     direction = jnp.linalg.eigh(normal)[1][:, 0]
     return units * direction / jnp.maximum(jnp.hypot(direction[0], direction[1]), 0.3)
 
