@@ -2,10 +2,12 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
-from jaxreg.correlation import correlation_volume, evidence, rotated_discs, search, turns_within
+from jaxreg import correlation
+from jaxreg.correlation import evidence, turns_within
 from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks
 from jaxreg.warping import warp
@@ -13,6 +15,13 @@ from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture
 
 SHAPES = [(16, 16), (16, 19), (18, 15), (14, 20)]
+
+# Each compiled as one: they are dozens of operations.
+correlation_volume = jax.jit(
+    correlation.correlation_volume, static_argnames=("angles", "reach", "farthest")
+)
+search = jax.jit(correlation.search, static_argnames=("angles", "reach", "count", "farthest"))
+rotated_discs = jax.jit(correlation.rotated_discs, static_argnames="angles")
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,12 @@ from tests.golden import random_weights as golden
 from tests.tolerances import FLOAT32_NETWORK
 
 
+@nnx.jit
+def run(network, *inputs):
+    """Compiled as one: the networks are dozens of operations."""
+    return network(*inputs)
+
+
 def images(count=3, size=32, seed=0):
     pictures = np.random.default_rng(seed).uniform(0, 255, (count, size, size, 3))
     return jnp.asarray(pictures, jnp.float32)
@@ -48,7 +54,7 @@ def test_equals_flax_recurrent_layers():
     for cell in flax_stack(lstm, inputs, hidden):
         expected = cell(expected)
     expected = expected[:, -1] @ lstm.kernel[...].T + lstm.bias[...]
-    np.testing.assert_allclose(lstm(*steps), expected, atol=FLOAT32_NETWORK)
+    np.testing.assert_allclose(run(lstm, *steps), expected, atol=FLOAT32_NETWORK)
 
 
 def test_equals_torch():
@@ -69,7 +75,7 @@ def test_equals_torch():
     lstm.bias[...] = jnp.asarray(golden.uniform("linear.bias", (3,)))
     steps = golden.uniform("steps", (2, size["count"], size["inputs"]))
     values = np.load(pathlib.Path(golden.__file__).with_name("networks.npz"))
-    np.testing.assert_allclose(lstm(*steps), values["lstm/outputs"], atol=FLOAT32_NETWORK)
+    np.testing.assert_allclose(run(lstm, *steps), values["lstm/outputs"], atol=FLOAT32_NETWORK)
 
 
 def test_full_size_has_the_papers_parameters():
@@ -92,16 +98,16 @@ def test_initial_weights_have_variance_one_over_inputs():
 def test_batch_is_one_by_one():
     network = LSTMConfig(hidden=16).build(nnx.Rngs(0))
     fixed, moving = images(seed=1), images(seed=2)
-    together = network(fixed, moving).as_array()
+    together = run(network, fixed, moving).as_array()
     for i in range(3):
-        alone = network(fixed[i : i + 1], moving[i : i + 1]).as_array()[0]
+        alone = run(network, fixed[i : i + 1], moving[i : i + 1]).as_array()[0]
         np.testing.assert_allclose(together[i], alone, atol=FLOAT32_NETWORK)
 
 
 def test_order_of_the_images_matters():
     network = LSTMConfig(hidden=16).build(nnx.Rngs(0))
     a, b = images(seed=1), images(seed=2)
-    assert np.abs(network(a, b).as_array() - network(b, a).as_array()).max() > 1e-3
+    assert np.abs(run(network, a, b).as_array() - run(network, b, a).as_array()).max() > 1e-3
 
 
 def test_large_images_go_in_as_block_means():
@@ -112,8 +118,8 @@ def test_large_images_go_in_as_block_means():
     network = LSTMConfig(hidden=16).build(nnx.Rngs(0))
     wide = LSTMConfig(hidden=16, image_size=96).build(nnx.Rngs(0))
     np.testing.assert_allclose(
-        wide(large, large[::-1]).as_array(),
-        network(small, small[::-1]).as_array(),
+        run(wide, large, large[::-1]).as_array(),
+        run(network, small, small[::-1]).as_array(),
         atol=FLOAT32_NETWORK,
     )
 
@@ -129,7 +135,7 @@ def test_resize_keeps_a_constant_and_centres():
 def test_outputs_are_scaled_and_the_angle_wrapped():
     plain = LSTMConfig(hidden=16).build(nnx.Rngs(0))
     scaled = LSTMConfig(hidden=16, output_scale=(5.0, 2.0, 1e4)).build(nnx.Rngs(0))
-    raw, got = (n(images(seed=1), images(seed=2)) for n in (plain, scaled))
+    raw, got = (run(n, images(seed=1), images(seed=2)) for n in (plain, scaled))
     np.testing.assert_allclose(got.tx, 5 * raw.tx, rtol=1e-5)
     np.testing.assert_allclose(got.ty, 2 * raw.ty, rtol=1e-5)
     turns = (np.asarray(got.theta, np.float64) - 1e4 * np.asarray(raw.theta)) / 360
@@ -140,7 +146,7 @@ def test_outputs_are_scaled_and_the_angle_wrapped():
 def test_loss_is_the_papers():
     network = LSTMConfig(hidden=16).build(nnx.Rngs(0))
     pairs = draw_pairs(jax.random.key(0), images(8).astype(jnp.uint8), 6, 5.0)
-    loss, estimate = network.loss(pairs, 3.0)
+    loss, estimate = nnx.jit(lambda n: n.loss(pairs, 3.0))(network)
     assert isinstance(estimate, RigidTransform)
     np.testing.assert_allclose(loss, paper_loss(estimate, pairs.transform, 3.0), rtol=1e-6)
 
@@ -148,7 +154,7 @@ def test_loss_is_the_papers():
 def test_every_weight_has_a_gradient():
     network = LSTMConfig(hidden=8, output_scale=(5.0, 5.0, 180.0)).build(nnx.Rngs(0))
     pairs = draw_pairs(jax.random.key(0), images(8).astype(jnp.uint8), 6, 5.0)
-    gradient = nnx.grad(lambda n: n.loss(pairs)[0])(network)
+    gradient = nnx.jit(nnx.grad(lambda n: n.loss(pairs)[0]))(network)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
 
 

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxreg import ranking
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
-from jaxreg.ranking import Ranked, best_and_rival, local_evidence, standing
+from jaxreg.ranking import Ranked
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
+
+# Each compiled as one: they are dozens of operations.
+local_evidence = jax.jit(ranking.local_evidence, static_argnames="sigma")
+standing = jax.jit(ranking.standing, static_argnames="shape")
+best_and_rival = jax.jit(ranking.best_and_rival)
 
 TRUTH = RigidTransform(3.0, -2.0, 90.0)  # whole pixels: no interpolation blurs it
 
@@ -41,7 +47,7 @@ def test_a_hidden_fifth_leaves_the_right_one_far_ahead():
     moving = warp(image, TRUTH)
     hidden = moving.at[9:23, 9:23].set(10.0)
     candidates = stacked(TRUTH, RigidTransform(-3.0, 2.0, 0.0))
-    right, wrong = jax.jit(local_evidence, static_argnums=3)(image, hidden, candidates, 2.0)
+    right, wrong = local_evidence(image, hidden, candidates, 2.0)
     whole, _ = local_evidence(image, moving, candidates, 2.0)
     assert right > 0.2 * whole
     assert wrong < 0.1 * right

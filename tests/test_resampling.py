@@ -35,22 +35,23 @@ def interior(transform):
 @pytest.mark.parametrize("kernel", ["linear", "spline"])
 def test_values_agree_with_warp(kernel):
     image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
-    points = source_points(SHAPE, T)
-    value = pull(interpolant(image, linear), points, linear)
+    points = jax.jit(source_points, static_argnums=0)(SHAPE, T)
+    source = jax.jit(interpolant, static_argnums=1)(image, linear)
+    value, one = jax.jit(lambda *of: [pull(v, points, linear) for v in of])(source, source[..., 1])
     inside = interior(T)
     expected = np.asarray(warp(image, T, kernel)).reshape(-1, 2)
     assert inside.sum() > 100
     np.testing.assert_allclose(np.asarray(value)[inside], expected[inside], atol=FLOAT32_INTENSITY)
     np.testing.assert_array_equal(np.asarray(points.inside) > 0, overlap(SHAPE, T).ravel())
-    one = pull(interpolant(image, linear)[..., 1], points, linear)
     np.testing.assert_allclose(one, value[:, 1], atol=FLOAT32_INTENSITY)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "spline"])
 def test_slopes_are_the_derivative_of_warp(kernel):
     image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
-    slope = slopes(interpolant(image, linear), source_points(SHAPE, T), linear)
-    jacobian = jax.jacfwd(lambda p: warp(image, RigidTransform.from_array(p), kernel))(T.as_array())
+    slope = jax.jit(lambda t: slopes(interpolant(image, linear), source_points(SHAPE, t), linear))(T)
+    moved = lambda p: warp(image, RigidTransform.from_array(p), kernel)  # noqa: E731
+    jacobian = jax.jit(jax.jacfwd(moved))(T.as_array())
     inside = interior(T)
     expected = np.moveaxis(np.asarray(jacobian), -1, 0).reshape(3, -1, 2)
     np.testing.assert_allclose(
