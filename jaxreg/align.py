@@ -27,10 +27,13 @@ goes on where it stopped when started again; to try failed pairs anew, delete th
 in the order of names (f2 before f10), lines or pages, unless sizes are mixed or a later run adds
 some; their names begin at the table's folder, or at the root where they were given so.
 
+Of a movie of several channels, as ImageJ and OME tell, --channel=0 says by which it is registered;
+the corrected TIFF has all of them.
+
     python -m jaxreg.align --apply=table.csv --stack=other.tif --out_moving=other_steady.tif
 
 registers nothing, but moves other pictures of the same views, such as another channel, as a table
-says: the pages of another TIFF by their numbers, or the images of another --moving_dir by their
+says: all channels of another TIFF frame by frame, or the images of another --moving_dir by their
 names. They must be as large as those that were registered.
 
 --initial=TX,TY,THETA is an alignment known beforehand, within a sixteenth of the shorter side and
@@ -103,6 +106,9 @@ def _flags() -> flags.FlagValues:
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
     text("moving_dir", None, "Folder of moving images, named as --fixed_dir's.", flag_values=values)
     text("stack", None, "TIFF whose pages are the moving images.", flag_values=values)
+    number(
+        "channel", None, "Channel of --stack, from 0, that is registered.", 0, flag_values=values
+    )
     text("pairs", None, "CSV file of pairs: FIXED,MOVING a line.", flag_values=values)
     number("batch_size", 256, "Pairs a call, at most.", 1, flag_values=values)
     switch("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -122,6 +128,8 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
             "give either two files, FIXED MOVING, or --moving_dir with --fixed_dir or --fixed, or "
             "--stack, or --pairs; --help tells more"
         )
+    if options.channel is not None and not in_pages:
+        raise ValueError("--channel is one of a --stack")
     if files:
         if len(files) != 2:
             raise ValueError(f"two files are registered, FIXED MOVING; got {len(files)}: {files}")
@@ -129,7 +137,10 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
     _check_many(options)
     if listed:
         return jobs_of_list(options.pairs), True
-    jobs = jobs_of_stack(options.stack, options.fixed) if in_pages else _in_folders(options)
+    if in_pages:
+        jobs = jobs_of_stack(options.stack, options.fixed, options.channel)
+    else:
+        jobs = _in_folders(options)
     if in_pages or options.fixed is not None:  # one image for all, refused once
         read_picture(jobs[0].fixed)
     return jobs, True
@@ -229,6 +240,7 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     """Many pairs: one row each in the table."""
     from tqdm import tqdm
 
+    from jaxreg.alignment.applied import for_every_channel
     from jaxreg.alignment.batch import align_jobs
     from jaxreg.alignment.moved import MovedPictures, OverlayPictures
     from jaxreg.alignment.movie import MovedMovie, folder_or_movie
@@ -263,7 +275,8 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
         good = sum(table.rows[job.absolute()] for job in jobs)
         if isinstance(moved, MovedMovie):
             row_of = {job_of(row): row for row in table.stored(jobs)}
-            moved.write([row_of[job] for job in jobs])
+            rows = [row_of[job] for job in jobs]
+            moved.write(for_every_channel(rows, options.stack) if options.stack else rows)
     shown = f"; pictures of these: {options.out_moving}" if options.out_moving else ""
     shown += f"; overlays: {options.overlay}" if options.overlay else ""
     end = f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}"

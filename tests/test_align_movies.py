@@ -1,5 +1,6 @@
 """Corrected movies in one file, and tables that correct other pictures of the same views."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tifffile
 from jaxreg.alignment import movie
 from jaxreg.alignment.files import read_picture, write_picture
 from jaxreg.alignment.pictures import warp_pixels
+from jaxreg.alignment.table import read_table
 from tests.align_support import TRUTH, run, scene, stand_in
 
 
@@ -148,10 +150,88 @@ def test_a_table_moves_another_folder(calls, tmp_path):
     assert not calls
 
 
+@pytest.fixture
+def channels():
+    """Pages of two channels, of which the second shows nothing in its third."""
+    both = [save_movie("spare.tif", seed) for seed in (0, 10)]
+    both[0][2] = scene(channels=1, dtype=np.uint16, seed=9)
+    return both
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "pages"),
+    [
+        ("imagej", "TCYX", [1, 3, 5, 7]),
+        ("ome", "TCYX", [1, 3, 5, 7]),
+        ("ome", "CTYX", [4, 5, 6, 7]),
+        ("imagej", "ZCYX", [1, 3, 5, 7]),
+    ],
+)
+def test_a_movie_is_registered_by_one_channel_and_all_are_moved(
+    kind, axes, pages, capsys, calls, channels
+):
+    stack = functools.partial(np.stack, axis=axes.index("C"))
+    tifffile.imwrite("movie.tif", stack(channels), metadata={"axes": axes}, **{kind: True})
+    command = ("--stack=movie.tif", "--out=t.csv", "--out_moving=steady.tif")
+    assert run(*command) == 2
+    assert "movie.tif has 2 channels; say by which" in capsys.readouterr().err
+    assert run(*command, "--channel=2") == 2
+    assert "no channel 2, counted from 0; it has 2" in capsys.readouterr().err
+    assert not calls
+    assert run(*command, "--channel=1") == 1
+    assert "3 of 4 pairs" in capsys.readouterr().out
+    rows = read_table("t.csv")
+    assert [row["moving"] for row in rows] == [f"movie.tif[{page}]" for page in pages]
+    assert {row["fixed"] for row in rows} == {f"movie.tif[{pages[0]}]"}
+    moved = stack([steady(channel) for channel in channels])
+    np.testing.assert_array_equal(tifffile.imread("steady.tif").reshape(moved.shape), moved)
+    if kind == "imagej":
+        with tifffile.TiffFile("steady.tif") as file:
+            assert file.series[0].axes == axes
+    # The same table moves the movie again.
+    assert run("--apply=t.csv", "--stack=movie.tif", "--out_moving=again.tif") == 1
+    np.testing.assert_array_equal(tifffile.imread("again.tif"), tifffile.imread("steady.tif"))
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_table_of_one_channel_moves_a_file_of_another(channels):
+    tifffile.imwrite("both.tif", np.stack(channels, 1), imagej=True, metadata={"axes": "TCYX"})
+    tifffile.imwrite("one.tif", channels[0], photometric="minisblack")
+    assert run("--stack=both.tif", "--channel=1", "--out=t.csv") == 1
+    assert run("--apply=t.csv", "--stack=one.tif", "--out_moving=steady.tif") == 1
+    np.testing.assert_array_equal(tifffile.imread("steady.tif"), steady(channels[0]))
+    assert run("--stack=one.tif", "--out=u.csv") == 0
+    assert run("--apply=u.csv", "--stack=both.tif", "--out_moving=steady.tif") == 0
+    assert tifffile.imread("steady.tif").shape == (4, 2, 40, 48)
+
+
+@pytest.mark.usefixtures("calls")
+def test_channels_of_one_frame_are_registered_with_one_another(channels):
+    pages = np.stack([channel[0] for channel in channels])
+    tifffile.imwrite("channels.tif", pages, imagej=True, metadata={"axes": "CYX"})
+    assert run("--stack=channels.tif", "--out=t.csv") == 0
+    assert len(read_table("t.csv")) == 2
+
+
+def test_slices_at_several_times_are_no_frames(capsys, calls, channels):
+    pages = np.stack(channels, 1)
+    tifffile.imwrite("volumes.tif", pages, imagej=True, metadata={"axes": "TZYX"})
+    assert run("--stack=volumes.tif", "--out=t.csv") == 2
+    assert "volumes.tif has 2 slices at each of 4 times" in capsys.readouterr().err
+    assert run("--pairs=t.csv", "--channel=0", "--out=u.csv") == 2
+    assert "--channel is one of a --stack" in capsys.readouterr().err
+    assert not calls
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--stack=short.tif"], "short.tif has 3 pages, but the rows of t.csv are of 4 pages"),
+        (
+            ["--stack=movie.tif", "--apply=part.csv"],
+            "but the rows of part.csv are of 3 pages, 0 to 3",
+        ),
+        (["--stack=movie.tif", "--apply=uneven.csv"], "uneven.csv are of 4 pages, 0 to 9"),
         (["--stack=wide.tif"], "wide.tif[0] is of another size than when it was registered"),
         (["--moving_dir=."], "must have an image for each row of t.csv"),
         (["--stack=movie.tif", "--out=u.csv"], "--apply goes with"),
@@ -168,6 +248,11 @@ def test_a_table_moves_nothing_but_pictures_like_its_own(capsys, arguments, mess
     tifffile.imwrite("short.tif", pages[:3], photometric="minisblack")
     tifffile.imwrite("wide.tif", np.repeat(pages, 2, 2), photometric="minisblack")
     assert run("--stack=movie.tif", "--out=t.csv") == 1
+    text = Path("t.csv").read_text()
+    Path("part.csv").write_text(
+        "".join(line for line in text.splitlines(True) if "[1]" not in line)
+    )
+    Path("uneven.csv").write_text(text.replace("[3]", "[9]"))
     assert run("--apply=t.csv", "--out_moving=moved.tif", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not os.path.exists("moved.tif")

@@ -49,7 +49,9 @@ def test_values_agree_with_warp(kernel):
 @pytest.mark.parametrize("kernel", ["linear", "spline"])
 def test_slopes_are_the_derivative_of_warp(kernel):
     image, linear = jnp.asarray(texture(SHAPE)), kernel == "linear"
-    slope = jax.jit(lambda t: slopes(interpolant(image, linear), source_points(SHAPE, t), linear))(T)
+    slope = jax.jit(lambda t: slopes(interpolant(image, linear), source_points(SHAPE, t), linear))(
+        T
+    )
     moved = lambda p: warp(image, RigidTransform.from_array(p), kernel)  # noqa: E731
     jacobian = jax.jit(jax.jacfwd(moved))(T.as_array())
     inside = interior(T)

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxreg.alignment.pages import own_name, page_names, split_page
+import numpy as np
+
+from jaxreg.alignment.channels import frames_of
+from jaxreg.alignment.pages import own_name, split_page
 from jaxreg.alignment.table import images_in, read_table
 
 _NAMED = 5  # pictures without a row, or rows without a picture, that an error names
 
 
 def rows_for_stack(table: str, stack: str) -> list[dict[str, str]]:
-    """The table's rows, in the order of pages, for the pages of another TIFF, number by number.
+    """The table's rows for all pages of another TIFF, in their order, frame by frame.
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: it is no table or no TIFF, or has not the same pages.
+      ValueError: it is no table or no TIFF, or has not a row for each frame.
     """
-    pages = {split_page(page)[1]: page for page in page_names(stack)}
-    rows = {split_page(row["moving"])[1]: row for row in read_table(table)}
-    if rows.keys() != pages.keys():
-        count = "other files than pages" if None in rows else f"{len(rows)} pages"
-        raise ValueError(f"{stack} has {len(pages)} pages, but the rows of {table} are of {count}")
-    return [_for_picture(rows[number], page) for number, page in pages.items()]
+    frames = frames_of(stack)
+    rows = {split_page(row["moving"]): row for row in read_table(table)}
+    numbers = sorted(page for _, page in rows if page is not None)
+    if len(numbers) != len(rows) or not _are_all_frames(numbers, frames):
+        paged = len(numbers) == len(rows)
+        count = f"{len(rows)} pages, {numbers[0]} to {numbers[-1]}" if paged else "other files"
+        kind = "pages" if frames.shape[1] == 1 else "frames"
+        raise ValueError(
+            f"{stack} has {len(frames)} {kind}, but the rows of {table} are of {count}; there must "
+            "be a row for each"
+        )
+    in_order = [rows[name] for name in sorted(rows, key=lambda name: name[1] or 0)]
+    return [_for_picture(row, row["moving"]) for row in for_every_channel(in_order, stack)]
+
+
+def for_every_channel(rows: Sequence[Mapping[str, str]], stack: str) -> list[dict[str, str]]:
+    """Rows of a TIFF's frames, in their order, for all its pages in theirs."""
+    pages = {page: row for row, frame in zip(rows, frames_of(stack), strict=True) for page in frame}
+    return [{**pages[page], "moving": page} for page in sorted(pages, key=split_page)]
+
+
+def _are_all_frames(numbers: list[int], frames: np.ndarray) -> bool:
+    """Whether pages of these numbers, in order, are one a frame: of a channel here or elsewhere."""
+    here = [[split_page(page)[1] for page in channel] for channel in frames.T]
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else numbers[0] + 1
+    evenly = numbers == [numbers[0] + step * k for k in range(len(frames))]
+    return numbers in here or (evenly and numbers[0] < step)
 
 
 def rows_for_folder(table: str, folder: str) -> list[dict[str, str]]:
@@ -43,5 +68,5 @@ def rows_for_folder(table: str, folder: str) -> list[dict[str, str]]:
     return [_for_picture(rows[name], image) for name, image in images.items()]
 
 
-def _for_picture(row: dict[str, str], image: str) -> dict[str, str]:
-    return row | {"fixed": image, "moving": image}
+def _for_picture(row: Mapping[str, str], image: str) -> dict[str, str]:
+    return {**row, "fixed": image, "moving": image}

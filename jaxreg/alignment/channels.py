@@ -1,0 +1,74 @@
+"""Which pages of a TIFF show the same frame: the channels of a movie, as ImageJ and OME tell."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import tifffile
+
+from jaxreg.alignment.pages import page_names
+
+
+def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
+    """Names of a TIFF's pages, ``(frames, channels)``; of one frame the channels are frames.
+
+    Slices in depth are frames, too, where there is no time.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is no TIFF, cut short, too large, or has slices at each of several times; or
+        the path is that of a page.
+    """
+    names = np.array(page_names(stack), object)
+    one_channel = names.reshape(-1, 1)
+    told = _numbers(stack)
+    if told is None or sorted(told[1].ravel()) != list(range(len(names))):
+        return one_channel
+    axes, numbers = told
+    length = dict(zip(axes, numbers.shape, strict=True))
+    if length.get("T", 1) > 1 and length.get("Z", 1) > 1:
+        raise ValueError(
+            f"{stack} has {length['Z']} slices at each of {length['T']} times; project them to one "
+            "first, or register the slices of each time by themselves"
+        )
+    if "C" not in axes or numbers.size == length["C"]:
+        return one_channel
+    channels = np.moveaxis(numbers, axes.index("C"), -1)
+    return names[channels.reshape(-1, length["C"])]
+
+
+def channel_of(frames: np.ndarray, stack: str, channel: int | None) -> list[str]:
+    """The pages by which a stack is registered, one a frame.
+
+    Args:
+      frames: `frames_of` it.
+      stack: what it is called.
+      channel: counted from 0; None if there is but one.
+
+    Raises:
+      ValueError: there is no such channel, or several and none is chosen.
+    """
+    count = frames.shape[1]
+    if channel is None and count > 1:
+        raise ValueError(
+            f"{stack} has {count} channels; say by which one it is registered, such as --channel=0"
+        )
+    if (channel or 0) >= count:
+        raise ValueError(f"{stack} has no channel {channel}, counted from 0; it has {count}")
+    return list(frames[:, channel or 0])
+
+
+def _numbers(stack: str | os.PathLike[str]) -> tuple[str, np.ndarray] | None:
+    """Axes of the pages, such as ``TC``, and their numbers along these; None if it is not told."""
+    try:
+        with tifffile.TiffFile(stack) as tiff:
+            series = tiff.series[0]
+            before = series.axes.index("Y")
+            kept = [k for k in range(before) if series.axes[k] != "S"]  # samples are in a page
+            numbers = np.array([-1 if page is None else page.index for page in series.pages])
+            return "".join(series.axes[k] for k in kept), numbers.reshape(
+                [series.shape[k] for k in kept]
+            )
+    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError):
+        return None  # one that OpenCV alone can read
