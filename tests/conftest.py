@@ -42,13 +42,28 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.stash[_OWN], ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def batch_program():
-    """The program that most tests of registration run; the others wait for who compiles it."""
+def _compiled_once(name, **options):
+    """Has one process compile a program that tests of several files run; the others wait."""
     from jaxreg import register_batch  # not before `pytest_configure`
     from tests.registration_support import COUNT, SIZE
 
     cache = os.environ[_CACHE]
     os.makedirs(cache, exist_ok=True)
-    with filelock.FileLock(os.path.join(cache, "batch_program.lock")):
-        register_batch(*np.zeros((2, COUNT, SIZE, SIZE, 3), np.float32))
+    with filelock.FileLock(os.path.join(cache, f"{name}.lock")):
+        register_batch(*np.zeros((2, COUNT, SIZE, SIZE, 3), np.float32), **options)
+
+
+@pytest.fixture(scope="session")
+def batch_program():
+    """The program that most tests of registration run."""
+    _compiled_once("batch_program")
+
+
+@pytest.fixture(scope="session")
+def far_and_upright_program():
+    """That of other settings."""
+    from tests.compilation_support import quickly_compiled
+    from tests.registration_support import FAR_AND_UPRIGHT
+
+    with quickly_compiled():
+        _compiled_once("far_and_upright_program", **FAR_AND_UPRIGHT)

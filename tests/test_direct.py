@@ -105,6 +105,7 @@ def test_whole_pixel_shifts_find_new_scene():
 # Accuracy.
 
 
+@pytest.mark.usefixtures("far_and_upright_program")
 @quickly_compiled()
 def test_pairs_with_the_kernel_known_are_exact():
     """The protocol's, but for smaller angles."""
@@ -294,6 +295,7 @@ def test_a_hidden_part_is_no_harm():
     assert not np.any(wrong & np.asarray(result.success))
 
 
+@pytest.mark.usefixtures("far_and_upright_program")
 @quickly_compiled()
 def test_settings_change_what_is_found():
     """A shift beyond the default's reach."""

@@ -129,6 +129,7 @@ def test_the_reason_is_told(untrusted, name, doubt):
     assert Doubt(int(untrusted[name].doubts)) & doubt
 
 
+@pytest.mark.usefixtures("far_and_upright_program")
 @quickly_compiled()
 def test_a_small_rotation_resolves_a_symmetry():
     image, truth = symmetric(4), RigidTransform(1.5, -2.0, 7.0)
