@@ -3,9 +3,9 @@
 Normalised cross-correlation over all rotations and shifts, on a grid of some 16 pixels, gives a
 handful of candidates, which Gauss-Newton improves there. If one leads clearly it goes on through
 the finer levels; else a finer grid is searched, by local contrast too, and the best goes on with
-its closest rival and what lies beside it along its weakest direction (`jaxreg.sliding`). The winner
-is finished to numerical precision (`jaxreg.finishing`). How the rival fared, how well the winner's
-detail agrees and what its Hessian says decide whether to trust it.
+its closest rivals and what lies beside it along its weakest direction (`jaxreg.sliding`). The
+winner is finished to numerical precision (`jaxreg.finishing`). How the rivals fared, how well the
+winner's detail agrees and what its Hessian says decide whether to trust it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
 from jaxreg.pyramid import downsample, level_factors, local_contrast
-from jaxreg.ranking import Ranked, Standing, best_and_rival, local_evidence, standing
+from jaxreg.ranking import Ranked, Standing, best_and_rivals, local_evidence, standing
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.sliding import slide
 from jaxreg.trust import bounded, correlation, doubts_about
 
-# The best alignment twice, from far and from near (see `gauss_newton`), and its rival.
-_BEST_TWICE, _NEAR = np.array([0, 0, 1], np.int32), np.array([False, True, True])
+# The best alignment twice, from far and from near (see `gauss_newton`), and its rivals.
+_BEST_TWICE, _NEAR = np.array([0, 0, 1, 2], np.int32), np.array([False, True, True, True])
 # Degrees from an alignment known beforehand at which it is improved, and from near which of them.
 _ASIDE = np.array([0.0, 0.0, -12.0, 12.0], np.float32)
 _NEAR_OF_ASIDE = np.array([False, True, False, False])
@@ -48,6 +48,7 @@ _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the 
 _DECIDED, _DECIDED_LEAD = 1.4, 0.5
 _SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than that, in sides
 _UNKNOWN = 1e6  # px^2 and degrees^2: the largest variance there is
+_Best = tuple[RigidTransform, Standing]  # an alignment, and how it stands against its rivals
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
@@ -124,11 +125,10 @@ def align(
       options: settings.
     """
     pair, both, views = _prepared(fixed, moving, masks, options)
-    ranked = _coarse_to_fine(views, options)
-    against_rival = standing(ranked, views.target.shape, both)
-    start = _zero_if_same(_turned_round(ranked.transform[0], pair), pair)
+    best, against_rivals = _coarse_to_fine(views, options)
+    start = _zero_if_same(_turned_round(best, pair), pair)
     shift = options.max_shift * min(fixed.shape[:2])
-    answer = _finish_and_judge(pair, start, against_rival, options, both)
+    answer = _finish_and_judge(pair, start, against_rivals, options, both)
     return bounded(answer, (shift, shift, options.max_rotation))
 
 
@@ -150,10 +150,9 @@ def align_near(
     """
     pair, both, views = _prepared(fixed, moving, masks, options)
     known = RigidTransform.from_array(jnp.nan_to_num(jax.lax.stop_gradient(initial)))
-    ranked = _improve(views, _turned_round(known, pair))
-    against_rival = standing(ranked, views.target.shape, both)
-    start = _turned_round(ranked.transform[0], pair)
-    return _finish_and_judge(pair, start, against_rival, options, both)
+    best, against_rivals = _improve(views, _turned_round(known, pair))
+    start = _turned_round(best, pair)
+    return _finish_and_judge(pair, start, against_rivals, options, both)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> Registration:
@@ -211,14 +210,14 @@ def _along(axis: jax.Array, image: jax.Array) -> jax.Array:
 def _finish_and_judge(
     pair: Prepared,
     start: RigidTransform,
-    against_rival: Standing,
+    against_rivals: Standing,
     options: DirectOptions,
     masks: Masks | None = None,
 ) -> Registration:
     """Finish an alignment and judge it."""
     images, kernel, turn = (pair.fixed, pair.moving), options.interpolation, options.turn
     end = finish(*images, start, kernel, masks=masks, turn=turn)
-    doubts = doubts_about(end, *images, pair.axis, against_rival, masks, turn)
+    doubts = doubts_about(end, *images, pair.axis, against_rivals, masks, turn)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     # Nobody knows what the images leave open, nor how it would change with them.
@@ -244,12 +243,12 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _coarse_to_fine(views: Pair, options: DirectOptions) -> Ranked:
-    """The best alignment anywhere, and its closest rival."""
+def _coarse_to_fine(views: Pair, options: DirectOptions) -> _Best:
+    """The best alignment anywhere."""
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
 
-    def look_further(views: Pair, grey: RigidTransform) -> Ranked:
+    def look_further(views: Pair, grey: RigidTransform) -> _Best:
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
@@ -257,8 +256,8 @@ def _coarse_to_fine(views: Pair, options: DirectOptions) -> Ranked:
     return _onwards(views, _candidates(coarse, options), look_further)
 
 
-def _improve(views: Pair, known: RigidTransform) -> Ranked:
-    """An alignment known beforehand, improved where that helps, and its closest rival.
+def _improve(views: Pair, known: RigidTransform) -> _Best:
+    """An alignment known beforehand, improved where that helps.
 
     From a turn aside Gauss-Newton comes back to it; where images look alike at any angle it stays
     there, a rival.
@@ -273,12 +272,12 @@ def _improve(views: Pair, known: RigidTransform) -> Ranked:
 
 
 def _onwards(
-    views: Pair, t: RigidTransform, in_doubt: Callable[[Pair, RigidTransform], Ranked]
-) -> Ranked:
-    """From candidates in pixels of the coarsest level to the best at full size, and its rival."""
+    views: Pair, t: RigidTransform, in_doubt: Callable[[Pair, RigidTransform], _Best]
+) -> _Best:
+    """From candidates in pixels of the coarsest level to the best at full size."""
     levels = functools.partial(_pyramid, coarsest=coarse_side(min(views.source.shape)))
     ranked = _ranked(levels(views)[0].views, t, _NEIGHBOURHOOD)
-    best, rival = ranked.score
+    best, rival, _ = ranked.evidence.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
     follow = lambda views, ranked, t: _follow(levels(views), ranked)  # noqa: E731
     rarely = lambda views, ranked, t: in_doubt(views, t)  # noqa: E731
@@ -308,8 +307,8 @@ def _refined(views: Pair, starts: RigidTransform, iterations: int, **kind: Any) 
 
 
 def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
-    score = local_evidence(*views[:2], transforms, sigma, masks=views.masks)
-    return best_and_rival(transforms, score)
+    evidence = local_evidence(*views[:2], transforms, sigma, masks=views.masks)
+    return best_and_rivals(transforms, evidence)
 
 
 def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
@@ -323,19 +322,18 @@ def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
     return _refined(views, found.transform, iterations=4)
 
 
-def _follow(levels: list[_Level], ranked: Ranked) -> Ranked:
-    """`_coarse_to_fine` where one candidate is the only one in question; its rival stays coarse."""
+def _follow(levels: list[_Level], ranked: Ranked) -> _Best:
+    """`_coarse_to_fine` where one candidate is the only one in question."""
     t = ranked.transform[:1]
-    rival = _zoomed(ranked.transform[1:], levels[0].factor)
     for coarser, level in itertools.pairwise(levels):
         t = _zoomed(t, coarser.factor / level.factor)
         t = _refined(level.views, t, iterations=3)
-    return ranked._replace(transform=jax.tree.map(lambda *v: jnp.concatenate(v), t, rival))
+    return t[0], standing(ranked)
 
 
 def _look_further(
     levels: list[_Level], grey: RigidTransform, sigma: float, options: DirectOptions
-) -> Ranked:
+) -> _Best:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
     Grey values show what is faint, local contrast is insensitive to what hides a part: each is
@@ -356,11 +354,11 @@ def _look_further(
     return _carefully(levels, t, sigma)
 
 
-def _carefully(levels: list[_Level], t: RigidTransform, sigma: float) -> Ranked:
-    """The best of candidates that leave a doubt, and its closest rival.
+def _carefully(levels: list[_Level], t: RigidTransform, sigma: float) -> _Best:
+    """The best of candidates that leave a doubt.
 
-    They go on together, the best both ways: what it fails to explain may be hidden, or it may be
-    off. One level on, `slide` checks it.
+    It goes on with its closest rivals, and both ways: what it fails to explain may be hidden, or it
+    may be off. One level on, `slide` checks it.
     """
     ranked = _ranked(levels[0].views, t, sigma)
     factor = levels[0].factor
@@ -372,7 +370,7 @@ def _carefully(levels: list[_Level], t: RigidTransform, sigma: float) -> Ranked:
         ranked = _ranked(level.views, t, sigma)
         if number == 0:
             ranked = _slid(level.views, ranked, sigma)
-    return ranked
+    return ranked.transform[0], standing(ranked)
 
 
 def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:
@@ -382,8 +380,8 @@ def _slid(views: Pair, ranked: Ranked, sigma: float) -> Ranked:
     """
     best = ranked.transform[0]
     beside, better = slide(views, best)
-    both = jax.tree.map(lambda *v: jnp.stack(v), beside, best)
-    slid = Ranked(both, local_evidence(*views[:2], both, sigma, masks=views.masks))
+    all_ = jax.tree.map(lambda *v: jnp.stack(v), beside, best, best)
+    slid = Ranked(all_, local_evidence(*views[:2], all_, sigma, masks=views.masks))
     return jax.tree.map(lambda a, b: jnp.where(better, a, b), slid, ranked)
 
 

@@ -1,4 +1,4 @@
-"""Which of several alignments is the best, and which its closest rival.
+"""Which of several alignments is the best, and which its closest rivals.
 
 They are ranked by how well the images agree *neighbourhood by neighbourhood*: what hides a part of
 a view spoils what it covers and no more, where a correlation of the whole would be lost.
@@ -18,7 +18,7 @@ from jaxreg.masking import Masks
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.products import product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.resampling import sampled, source_points
+from jaxreg.resampling import sampled
 
 # Share of the target's energy below which a neighbourhood counts as flat.
 _FAINT = 0.002
@@ -26,26 +26,45 @@ _FAINT = 0.002
 _SAME_SHIFT, _SAME_TURN = 2.0, 6.0
 
 
-class Ranked(NamedTuple):
-    """The best of some alignments and its closest rival.
+class Evidence(NamedTuple):
+    """How well images agree at each of K alignments.
 
     Attributes:
-      transform: ``(2,)`` transforms, the best first.
-      score: ``(2,)``; the rival's is -1 where all are the same alignment.
+      score: ``(K,)``, see `local_evidence`.
+      seen: ``(K,)``, pixels of the overlap.
+    """
+
+    score: jax.Array
+    seen: jax.Array
+
+    def as_much(self, seen: jax.Array) -> jax.Array:
+        """The scores, had each at least so much of the frame to show."""
+        more = jnp.maximum(seen / jnp.maximum(self.seen, 1.0), 1.0)
+        return jnp.where(self.score > 0.0, more, 1.0) * self.score
+
+
+class Ranked(NamedTuple):
+    """The best of some alignments and its closest rivals.
+
+    Attributes:
+      transform: ``(3,)`` transforms: the best, the one with most evidence of the others, and the
+        one that would have most of it, had they as much of the frame to show as the best. A pattern
+        that repeats fits as well one period on, but on less, which is less evidence and no worse a
+        fit.
+      evidence: theirs; the score of a rival is -1 where all are the same alignment.
     """
 
     transform: RigidTransform
-    score: jax.Array
+    evidence: Evidence
 
 
 class Standing(NamedTuple):
-    """How the best of some alignments stands against its closest rival.
+    """How the best of some alignments stands against its closest rivals.
 
     Attributes:
       evidence: its own, see `local_evidence`.
-      lead: by how much that is more than the rival's.
-      lead_alike: the same, had the rival as much of the frame to show: a pattern that repeats fits
-        as well one period on, but on less, which is less evidence and no worse a fit.
+      lead: by how much that is more than a rival's.
+      lead_alike: the same, had all as much of the frame to show.
     """
 
     evidence: jax.Array
@@ -59,7 +78,7 @@ def local_evidence(
     transform: RigidTransform,
     sigma: float,
     masks: Masks | None = None,
-) -> jax.Array:
+) -> Evidence:
     """`evidence` of correlations within Gaussian neighbourhoods, averaged over the frame.
 
     Args:
@@ -70,7 +89,7 @@ def local_evidence(
       masks: which pixels count, if not all do.
 
     Returns:
-      ``(K,)``; pixels beyond the overlap add nothing.
+      That, to which pixels beyond the overlap add nothing, and how many are in it.
     """
     height, width = target.shape
     flat = target.reshape(-1)
@@ -89,8 +108,9 @@ def local_evidence(
     floor = _FAINT * jnp.square(flat).mean() + 1e-12
     spread = (jnp.maximum(ss - s * s, 0.0) + floor) * (jnp.maximum(tt - t * t, 0.0) + floor)
     ncc = (st - s * t) * jax.lax.rsqrt(spread)
+    seen = inside.sum(-1)
     inside = jnp.moveaxis(inside.reshape(-1, height, width), 0, 1)
-    return evidence(ncc, inside).mean((0, 2))
+    return Evidence(evidence(ncc, inside).mean((0, 2)), seen)
 
 
 def same(a: RigidTransform, b: RigidTransform) -> jax.Array:
@@ -99,30 +119,24 @@ def same(a: RigidTransform, b: RigidTransform) -> jax.Array:
     return near & (rotation_error(a.theta, b.theta) < _SAME_TURN)
 
 
-def best_and_rival(transform: RigidTransform, score: jax.Array) -> Ranked:
+def best_and_rivals(transform: RigidTransform, evidence: Evidence) -> Ranked:
     """The best of K alignments and the best of those that are not the same one.
 
     Args:
       transform: K transforms.
-      score: ``(K,)``.
+      evidence: theirs.
     """
-    best = jnp.argmax(score)
-    rivals = jnp.where(same(transform, transform[best]), -1.0, score)
-    rival = jnp.argmax(rivals)
-    both = jnp.stack([best, rival])
-    return Ranked(transform[both], jnp.stack([score[best], rivals[rival]]))
+    best = jnp.argmax(evidence.score)
+    known = same(transform, transform[best])
+    others = evidence._replace(score=jnp.where(known, -1.0, evidence.score))
+    alike = others.as_much(evidence.seen[best])
+    rivals = jnp.stack([best, jnp.argmax(others.score), jnp.argmax(alike)])
+    score = others.score[rivals].at[0].set(evidence.score[best])
+    return Ranked(transform[rivals], Evidence(score, evidence.seen[rivals]))
 
 
-def standing(ranked: Ranked, shape: tuple[int, ...], masks: Masks | None = None) -> Standing:
-    """How the best stands against its rival.
-
-    Args:
-      ranked: transforms between images of this size.
-      shape: theirs, ``(H, W)``.
-      masks: which pixels count, if not all do.
-    """
-    seen = lambda t: source_points(shape, t, masks=masks).inside.sum()  # noqa: E731
-    of_best, of_rival = jax.vmap(seen)(ranked.transform)
-    best, rival = ranked.score
-    more = jnp.maximum(of_best / jnp.maximum(of_rival, 1.0), 1.0)
-    return Standing(best, best - rival, best - jnp.where(rival > 0.0, more, 1.0) * rival)
+def standing(ranked: Ranked) -> Standing:
+    """How the best stands against its rivals."""
+    best, rivals = ranked.evidence.score[0], ranked.evidence.score[1:]
+    alike = ranked.evidence.as_much(ranked.evidence.seen[0])[1:]
+    return Standing(best, best - rivals.max(), best - alike.max())

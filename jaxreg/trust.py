@@ -64,7 +64,7 @@ def doubts_about(
     fixed: jax.Array,
     moving: jax.Array,
     axis: jax.Array,
-    against_rival: Standing,
+    against_rivals: Standing,
     masks: Masks | None = None,
     turn: float = 1.0,
 ) -> jax.Array:
@@ -75,7 +75,7 @@ def doubts_about(
       fixed: ``(H, W, C)``.
       moving: the same shape.
       axis: ``(C, 1)``, the mix of channels that varies most.
-      against_rival: how it stands against the closest other alignment.
+      against_rivals: how it stands against the closest other alignments.
       masks: which pixels of fixed (the source) and moving count, if not all.
       turn: 1, or 0 if the angle was held.
     """
@@ -84,7 +84,7 @@ def doubts_about(
     source, target = (mix(axis.T, image.T).reshape(shape) for image in (end.value, end.target))
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
     largest, distinction = errors[:2].max(), _distinction(source, target, weight)
-    evidence, lead, lead_alike = against_rival
+    evidence, lead, lead_alike = against_rivals
     # A lead without any evidence is one over no rival, infinite: see `align_from`.
     ahead = jnp.maximum(lead, 0.0) / jnp.maximum(evidence, 1e-30)
     margin = jnp.square(ahead) * distinction

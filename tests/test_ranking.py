@@ -9,14 +9,14 @@ from scipy import ndimage
 from jaxreg import ranking
 from jaxreg.correlation import evidence
 from jaxreg.geometry import RigidTransform
-from jaxreg.ranking import Ranked
+from jaxreg.ranking import Evidence, Ranked
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
 
 # Each compiled as one: they are dozens of operations.
 local_evidence = jax.jit(ranking.local_evidence, static_argnames="sigma")
-standing = jax.jit(ranking.standing, static_argnames="shape")
-best_and_rival = jax.jit(ranking.best_and_rival)
+standing = jax.jit(ranking.standing)
+best_and_rivals = jax.jit(ranking.best_and_rivals)
 
 TRUTH = RigidTransform(3.0, -2.0, 90.0)  # whole pixels: no interpolation blurs it
 
@@ -38,7 +38,7 @@ def test_local_evidence_is_that_of_correlations_within_gaussian_neighbourhoods()
     cov = mean(moved * target) - mean(moved) * mean(target)
     var_s, var_t = (mean(v * v) - mean(v) ** 2 for v in (moved, target))
     expected = inside * np.asarray(evidence(cov / np.sqrt(var_s * var_t), np.ones(1)))
-    found = local_evidence(jnp.asarray(source), jnp.asarray(target), stacked(t), sigma)
+    found = local_evidence(jnp.asarray(source), jnp.asarray(target), stacked(t), sigma).score
     assert float(found[0]) == pytest.approx(expected.mean(), abs=0.02)
 
 
@@ -47,8 +47,8 @@ def test_a_hidden_fifth_leaves_the_right_one_far_ahead():
     moving = warp(image, TRUTH)
     hidden = moving.at[9:23, 9:23].set(10.0)
     candidates = stacked(TRUTH, RigidTransform(-3.0, 2.0, 0.0))
-    right, wrong = local_evidence(image, hidden, candidates, 2.0)
-    whole, _ = local_evidence(image, moving, candidates, 2.0)
+    right, wrong = local_evidence(image, hidden, candidates, 2.0).score
+    whole, _ = local_evidence(image, moving, candidates, 2.0).score
     assert right > 0.2 * whole
     assert wrong < 0.1 * right
 
@@ -56,39 +56,39 @@ def test_a_hidden_fifth_leaves_the_right_one_far_ahead():
 def test_flat_images_have_no_evidence():
     flat, other = jnp.full((16, 16), 3.0), jnp.asarray(texture((16, 16)))
     for pair in [(flat, flat), (flat, other), (other, flat)]:
-        found = local_evidence(*pair, stacked(TRUTH), 1.5)
+        found = local_evidence(*pair, stacked(TRUTH), 1.5).score
         assert np.abs(np.asarray(found)).max() < 0.05
 
 
-def test_the_rival_is_another_alignment():
+def test_the_rivals_are_other_alignments():
     candidates = stacked(
         RigidTransform(1.0, 1.0, 10.0),
         RigidTransform(1.2, 0.8, 12.0),
         RigidTransform(1.0, 1.0, 100.0),
         RigidTransform(-2.0, 1.0, 10.0),
     )
-    ranked = best_and_rival(candidates, jnp.array([0.9, 0.8, 0.3, 0.5]))
+    evidence = Evidence(jnp.array([0.9, 0.8, 0.45, 0.5]), jnp.array([300.0, 900.0, 150.0, 310.0]))
+    ranked = best_and_rivals(candidates, evidence)
+    picked = [0, 3, 2]  # the last has half as much to show
     np.testing.assert_allclose(
-        ranked.transform.as_array(), np.asarray(candidates.as_array())[[0, 3]]
+        ranked.transform.as_array(), np.asarray(candidates.as_array())[picked]
     )
-    np.testing.assert_allclose(ranked.score, [0.9, 0.5])
-    alone = best_and_rival(candidates[:2], jnp.array([0.9, 0.8]))
-    assert float(alone.score[1]) == -1.0
+    for found, given in zip(ranked.evidence, evidence, strict=True):
+        np.testing.assert_allclose(found, given[np.array(picked)])
+    few = jax.tree.map(lambda v: v[:2], (candidates, evidence))
+    np.testing.assert_allclose(best_and_rivals(*few).evidence.score, [0.9, -1.0, -1.0])
 
 
 @pytest.mark.parametrize(
-    ("best", "rival", "rival_alike"),
+    ("scores", "seen", "lead", "lead_alike"),
     [
-        (RigidTransform(0.0, 0.0, 0.0), RigidTransform(0.0, 4.0, 0.0), 0.8),  # 12 of 16 rows
-        (RigidTransform(8.0, 0.0, 180.0), RigidTransform(0.0, 4.0, 0.0), 0.6),  # 12 of 20 columns
-        (RigidTransform(0.0, 8.0, 0.0), RigidTransform(0.0, 4.0, 0.0), 0.6),
+        ((0.9, 0.6, 0.5), (240.0, 180.0, 240.0), 0.3, 0.9 - 0.8),  # 12 of 16 rows
+        ((0.9, 0.6, 0.5), (240.0, 240.0, 150.0), 0.3, 0.9 - 0.8),
+        ((0.9, 0.6, 0.5), (120.0, 180.0, 240.0), 0.3, 0.3),  # more to show, and yet not better
+        ((0.9, -1.0, -1.0), (240.0, 120.0, 120.0), 1.9, 1.9),  # no other, or one that disagrees
     ],
 )
-def test_a_rival_that_shows_less_is_compared_pixel_by_pixel(best, rival, rival_alike):
-    found = standing(Ranked(stacked(best, rival), jnp.array([0.9, 0.6])), (16, 20))
-    np.testing.assert_allclose(np.array(found), [0.9, 0.3, 0.9 - rival_alike], atol=1e-6)
-
-
-def test_without_a_rival_nothing_is_alike():
-    alone = Ranked(stacked(TRUTH, TRUTH), jnp.array([0.9, -1.0]))
-    np.testing.assert_allclose(np.array(standing(alone, (16, 20))), [0.9, 1.9, 1.9], atol=1e-6)
+def test_a_rival_that_shows_less_is_compared_pixel_by_pixel(scores, seen, lead, lead_alike):
+    three = stacked(TRUTH, TRUTH, TRUTH)
+    found = standing(Ranked(three, Evidence(jnp.array(scores), jnp.array(seen))))
+    np.testing.assert_allclose(np.array(found), [0.9, lead, lead_alike], atol=1e-6)

@@ -27,8 +27,8 @@ def test_gauss_newton_closes_in_from_every_side():
     assert shift.max() < 0.02
     assert turn.max() < 0.05
     far = RigidTransform.from_array(np.float32([[-4.0, 4.0, 200.0]]))
-    lost = local_evidence(image, moving, gauss_newton(image, moving, far, 5), 3.0)
-    assert lost[0] < 0.5 * local_evidence(image, moving, end, 3.0).min()
+    lost = local_evidence(image, moving, gauss_newton(image, moving, far, 5), 3.0).score
+    assert lost[0] < 0.5 * local_evidence(image, moving, end, 3.0).score.min()
 
 
 def test_near_starts_are_not_moved_by_what_hides_a_part():
@@ -47,7 +47,7 @@ def test_flat_images_have_finite_answers():
     for pair in [(flat, flat), (flat, jnp.asarray(texture((16, 16))))]:
         end = gauss_newton(*pair, start, 3)
         assert np.isfinite(np.asarray(end.as_array())).all()
-        assert np.abs(local_evidence(*pair, end, 1.5)).max() < 0.1
+        assert np.abs(local_evidence(*pair, end, 1.5).score).max() < 0.1
 
 
 def test_outliers_lose_their_weight():
