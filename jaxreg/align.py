@@ -118,7 +118,7 @@ def _flags() -> flags.FlagValues:
 def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], bool]:
     """Pairs to register, and whether they go into a table; ValueError if the flags conflict."""
     from jaxreg.alignment.files import read_picture
-    from jaxreg.alignment.table import Job, jobs_of_list, jobs_of_stack
+    from jaxreg.alignment.table import Job, jobs_of_list
 
     in_folders = any(options[name].value is not None for name in ("fixed_dir", "moving_dir"))
     in_folders |= options.fixed is not None and options.stack is None
@@ -138,6 +138,8 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
     if listed:
         return jobs_of_list(options.pairs), True
     if in_pages:
+        from jaxreg.alignment.channels import jobs_of_stack
+
         jobs = jobs_of_stack(options.stack, options.fixed, options.channel)
     else:
         jobs = _in_folders(options)
@@ -240,7 +242,6 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     """Many pairs: one row each in the table."""
     from tqdm import tqdm
 
-    from jaxreg.alignment.applied import for_every_channel
     from jaxreg.alignment.batch import align_jobs
     from jaxreg.alignment.moved import MovedPictures, OverlayPictures
     from jaxreg.alignment.movie import MovedMovie, folder_or_movie
@@ -275,13 +276,24 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
         good = sum(table.rows[job.absolute()] for job in jobs)
         if isinstance(moved, MovedMovie):
             row_of = {job_of(row): row for row in table.stored(jobs)}
-            rows = [row_of[job] for job in jobs]
-            moved.write(for_every_channel(rows, options.stack) if options.stack else rows)
+            moved.write(_of_all_channels([row_of[job] for job in jobs], options.stack))
     shown = f"; pictures of these: {options.out_moving}" if options.out_moving else ""
     shown += f"; overlays: {options.overlay}" if options.overlay else ""
     end = f"{good} of {len(jobs)} pairs registered with success; table: {options.out}{shown}"
     print(printable(end))
     return 0 if good == len(jobs) else 1
+
+
+def _of_all_channels(
+    rows: Sequence[Mapping[str, str]], stack: str | None
+) -> Sequence[Mapping[str, str]]:
+    """The rows of a corrected movie, for its channels are moved alike."""
+    if stack is None:
+        return rows
+    from jaxreg.alignment.applied import for_every_channel
+    from jaxreg.alignment.channels import frames_of
+
+    return for_every_channel(rows, frames_of(stack))
 
 
 def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> None:

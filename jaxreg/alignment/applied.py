@@ -33,12 +33,14 @@ def rows_for_stack(table: str, stack: str) -> list[dict[str, str]]:
             "be a row for each"
         )
     in_order = [rows[name] for name in sorted(rows, key=lambda name: name[1] or 0)]
-    return [_for_picture(row, row["moving"]) for row in for_every_channel(in_order, stack)]
+    return [_for_picture(row, row["moving"]) for row in for_every_channel(in_order, frames)]
 
 
-def for_every_channel(rows: Sequence[Mapping[str, str]], stack: str) -> list[dict[str, str]]:
-    """Rows of a TIFF's frames, in their order, for all its pages in theirs."""
-    pages = {page: row for row, frame in zip(rows, frames_of(stack), strict=True) for page in frame}
+def for_every_channel(
+    rows: Sequence[Mapping[str, str]], frames: np.ndarray
+) -> list[dict[str, str]]:
+    """Rows of a TIFF's frames, in their order, for all its pages in theirs; see `frames_of`."""
+    pages = {page: row for row, frame in zip(rows, frames, strict=True) for page in frame}
     return [{**pages[page], "moving": page} for page in sorted(pages, key=split_page)]
 
 

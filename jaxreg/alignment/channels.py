@@ -8,6 +8,7 @@ import numpy as np
 import tifffile
 
 from jaxreg.alignment.pages import page_names
+from jaxreg.alignment.table import Job, one_line_name
 
 
 def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
@@ -38,17 +39,21 @@ def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
     return names[channels.reshape(-1, length["C"])]
 
 
-def channel_of(frames: np.ndarray, stack: str, channel: int | None) -> list[str]:
-    """The pages by which a stack is registered, one a frame.
+def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = None) -> list[Job]:
+    """One fixed image, by default the first page, with every page of a TIFF, that one included.
 
     Args:
-      frames: `frames_of` it.
-      stack: what it is called.
-      channel: counted from 0; None if there is but one.
+      stack: the TIFF.
+      fixed: another image than its first page.
+      channel: by which a movie of several is registered, counted from 0.
 
     Raises:
-      ValueError: there is no such channel, or several and none is chosen.
+      OSError: the file cannot be opened.
+      ValueError: as for `frames_of`; or it is empty, has no such channel, or has several.
     """
+    frames = frames_of(one_line_name(stack))
+    if not frames.size:
+        raise ValueError(f"--stack={stack} holds no pages")
     count = frames.shape[1]
     if channel is None and count > 1:
         raise ValueError(
@@ -56,7 +61,9 @@ def channel_of(frames: np.ndarray, stack: str, channel: int | None) -> list[str]
         )
     if (channel or 0) >= count:
         raise ValueError(f"{stack} has no channel {channel}, counted from 0; it has {count}")
-    return list(frames[:, channel or 0])
+    pages = frames[:, channel or 0]
+    reference = pages[0] if fixed is None else one_line_name(fixed)
+    return [Job(reference, page) for page in pages]
 
 
 def _numbers(stack: str | os.PathLike[str]) -> tuple[str, np.ndarray] | None:

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxreg.alignment.channels import channel_of, frames_of
 from jaxreg.alignment.pages import split_page
 from jaxreg.atomic import check_replaceable, lock, naming
 from jaxreg.data.folder import SUFFIXES
@@ -75,23 +74,6 @@ def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
         raise ValueError(f"--moving_dir={moving_dir} holds no images")
     reference = one_line_name(fixed)
     return [Job(reference, found[name]) for name in _in_order(found)]
-
-
-def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = None) -> list[Job]:
-    """One fixed image, by default the first page, with every page of a TIFF, that one included.
-
-    Of a movie of several channels, those of one of them.
-
-    Raises:
-      OSError: the file cannot be opened.
-      ValueError: it is no TIFF, cut short, too large, or has not this channel, or several.
-    """
-    frames = frames_of(one_line_name(stack))
-    if not frames.size:
-        raise ValueError(f"--stack={stack} holds no pages")
-    pages = channel_of(frames, stack, channel)
-    reference = pages[0] if fixed is None else one_line_name(fixed)
-    return [Job(reference, page) for page in pages]
 
 
 def images_in(folder: str, flag: str) -> dict[str, str]:
