@@ -133,7 +133,7 @@ def test_the_reason_is_told(untrusted, name, doubt):
 @quickly_compiled()
 def test_a_small_rotation_resolves_a_symmetry():
     image, truth = symmetric(4), RigidTransform(1.5, -2.0, 7.0)
-    pair = image, np.asarray(warp(image, truth))
+    pair = image, np.asarray(warp(image, truth, "spline"))
     (open_,), (limited,) = register_many([pair]), register_many([pair], **FAR_AND_UPRIGHT)
     assert not open_.success
     assert limited.success

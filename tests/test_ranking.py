@@ -60,6 +60,14 @@ def test_flat_images_have_no_evidence():
         assert np.abs(np.asarray(found)).max() < 0.05
 
 
+def test_what_is_seen_are_the_pixels_of_the_overlap():
+    image = jnp.asarray(texture((16, 20)))
+    transforms = (0.0, 0.0, 0.0), (0.0, 4.0, 0.0), (8.0, 0.0, 180.0), (0.0, 8.0, 0.0)
+    some = stacked(*(RigidTransform(*t) for t in transforms))
+    seen = local_evidence(image, image, some, 1.5).seen
+    np.testing.assert_allclose(seen, [16 * 20, 12 * 20, 16 * 12, 8 * 20], rtol=1e-3)
+
+
 def test_the_rivals_are_other_alignments():
     candidates = stacked(
         RigidTransform(1.0, 1.0, 10.0),
