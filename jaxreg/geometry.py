@@ -59,7 +59,11 @@ def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return jnp.where(behind, -cos, cos) + 0.0, jnp.where(behind, -sin, sin) + 0.0
 
 
-@functools.partial(jax.jit, inline=True)  # one call to the device instead of four
+# One call to the device instead of dozens; part of a larger program, nothing changes.
+_as_one = functools.partial(jax.jit, inline=True)
+
+
+@_as_one
 def _stacked(*fields: ArrayLike) -> jax.Array:
     return jnp.stack(_float32(*fields), axis=-1)
 
@@ -232,12 +236,7 @@ class RigidTransform:
             if not (determinant > 0).all():
                 kind = "a reflection" if (determinant < 0).any() else "none that has an angle"
                 raise ValueError(f"matrix must be a rotation and a shift, got {kind}")
-        cx, cy = image_centre(shape)
-        theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
-        cos, sin = cos_sin_degrees(theta)
-        tx = m[..., 0, 2] - cx + cos * cx - sin * cy
-        ty = m[..., 1, 2] - cy + sin * cx + cos * cy
-        return cls(tx, ty, wrap_degrees(theta))
+        return cls(*_of_matrix(m, *image_centre(shape)))
 
     def matrix(self, shape: Shape) -> jax.Array:
         """``(..., 3, 3)`` matrix on homogeneous pixel coordinates ``(x, y, 1)``.
@@ -248,34 +247,15 @@ class RigidTransform:
         Args:
           shape: one image's, ``(H, W)`` or ``(H, W, C)``; it fixes the centre of rotation.
         """
-        cx, cy = image_centre(shape)
-        tx, ty, theta = self._float32()
-        cos, sin = cos_sin_degrees(theta)
-        dx = cx + tx - cos * cx + sin * cy
-        dy = cy + ty - sin * cx - cos * cy
-        zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
-        rows = [
-            jnp.stack(row, axis=-1) for row in ([cos, -sin, dx], [sin, cos, dy], [zero, zero, one])
-        ]
-        return jnp.stack(rows, axis=-2)
+        return _matrix(self, *image_centre(shape))
 
     def inverse(self) -> RigidTransform:
         """The transform that undoes this one."""
-        tx, ty, theta = self._float32()
-        cos, sin = cos_sin_degrees(theta)
-        return RigidTransform(-cos * tx - sin * ty, sin * tx - cos * ty, wrap_degrees(-theta))
+        return _inverse(self)
 
     def compose(self, first: RigidTransform) -> RigidTransform:
         """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``."""
-        tx, ty, theta = self._float32()
-        cos, sin = cos_sin_degrees(theta)
-        x, y, angle = first._float32()
-        return RigidTransform(
-            cos * x - sin * y + tx, sin * x + cos * y + ty, wrap_degrees(theta + angle)
-        )
-
-    def _float32(self) -> Sequence[jax.Array]:
-        return _float32(self.tx, self.ty, self.theta)
+        return _composed(self, first)
 
     def apply(self, points: ArrayLike, shape: Shape) -> jax.Array:
         """Where points of the fixed image lie in the moving one.
@@ -292,11 +272,57 @@ class RigidTransform:
         >>> [float(v) for v in t.apply([0.0, 0.0], (32, 32))]  # the top-left corner goes top-right
         [31.0, 0.0]
         """
-        points = as_points(points)
-        cx, cy = image_centre(shape)
-        tx, ty, theta = self._float32()
-        cos, sin = cos_sin_degrees(theta)
-        if cos.ndim and points.ndim > 1:  # line the batch up against the axis of points
-            cos, sin, tx, ty = (v[..., None] for v in (cos, sin, tx, ty))
-        x, y = points[..., 0] - cx, points[..., 1] - cy
-        return jnp.stack([cos * x - sin * y + cx + tx, sin * x + cos * y + cy + ty], axis=-1)
+        return _moved(self, as_points(points), *image_centre(shape))
+
+
+def _parameters(t: RigidTransform) -> Sequence[jax.Array]:
+    return _float32(t.tx, t.ty, t.theta)
+
+
+@_as_one
+def _of_matrix(m: jax.Array, cx: ArrayLike, cy: ArrayLike) -> tuple[jax.Array, ...]:
+    theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
+    cos, sin = cos_sin_degrees(theta)
+    tx = m[..., 0, 2] - cx + cos * cx - sin * cy
+    ty = m[..., 1, 2] - cy + sin * cx + cos * cy
+    return tx, ty, wrap_degrees(theta)
+
+
+@_as_one
+def _matrix(t: RigidTransform, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
+    tx, ty, theta = _parameters(t)
+    cos, sin = cos_sin_degrees(theta)
+    dx = cx + tx - cos * cx + sin * cy
+    dy = cy + ty - sin * cx - cos * cy
+    zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
+    rows = [
+        jnp.stack(row, axis=-1) for row in ([cos, -sin, dx], [sin, cos, dy], [zero, zero, one])
+    ]
+    return jnp.stack(rows, axis=-2)
+
+
+@_as_one
+def _inverse(t: RigidTransform) -> RigidTransform:
+    tx, ty, theta = _parameters(t)
+    cos, sin = cos_sin_degrees(theta)
+    return RigidTransform(-cos * tx - sin * ty, sin * tx - cos * ty, wrap_degrees(-theta))
+
+
+@_as_one
+def _composed(second: RigidTransform, first: RigidTransform) -> RigidTransform:
+    tx, ty, theta = _parameters(second)
+    cos, sin = cos_sin_degrees(theta)
+    x, y, angle = _parameters(first)
+    return RigidTransform(
+        cos * x - sin * y + tx, sin * x + cos * y + ty, wrap_degrees(theta + angle)
+    )
+
+
+@_as_one
+def _moved(t: RigidTransform, points: jax.Array, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
+    tx, ty, theta = _parameters(t)
+    cos, sin = cos_sin_degrees(theta)
+    if cos.ndim and points.ndim > 1:  # line the batch up against the axis of points
+        cos, sin, tx, ty = (v[..., None] for v in (cos, sin, tx, ty))
+    x, y = points[..., 0] - cx, points[..., 1] - cy
+    return jnp.stack([cos * x - sin * y + cx + tx, sin * x + cos * y + cy + ty], axis=-1)
