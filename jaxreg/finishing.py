@@ -13,11 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import cond_where_any
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit, finest_detail
-from jaxreg.kernel_choice import Kernel, bilinear_explains_more, trial
+from jaxreg.kernel_choice import Kernel, choose
 from jaxreg.masking import Masks, Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
@@ -27,8 +26,6 @@ from jaxreg.resampling import DEGREE
 # single pixels tell: by as much as its slow part differs from white noise's, within these bounds.
 # Measured on scenes of the training photographs.
 _INFLATION = 0.4, 2.5
-# Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
-_EXACT = 1e-9
 
 
 class Finished(NamedTuple):
@@ -76,27 +73,13 @@ def finish(
     finer = finest_detail(moving) / finest_detail(fixed)
     pair, t = Pair(fixed, moving, masks, turn, finer), jax.lax.stop_gradient(transform)
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
-    # The direction is told apart by the kernel that is not the same in both: the bilinear one.
-    both = jax.tree.map(lambda *v: jnp.stack(v), *jax.lax.stop_gradient(ways))
-    trials = jax.lax.map(lambda way: trial(*way, linear=True), both)
-    back = trials.mismatch[1] < trials.mismatch[0]
-    choose = functools.partial(jax.tree.map, lambda there, other: jnp.where(back, other, there))
-    pair, t = choose(*ways)
-    start = choose(*(jax.tree.map(lambda v, k=k: v[k], trials.unknowns) for k in range(2)))
-    if kernel == "auto":
-        least = trials.mismatch.min()
-        # A pair that the bilinear kernel explains to rounding needs no trial of the spline.
-        linear = cond_where_any(
-            least < _EXACT,
-            lambda least, *_: jnp.ones_like(least, bool),
-            bilinear_explains_more,
-            *(least, jax.lax.stop_gradient(pair), t),
-        )
-    else:
-        linear = jnp.bool_(kernel == "linear")
-    end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), start, linear), linear)
+    choice = choose(*jax.lax.stop_gradient(ways), kernel)
+    pick = functools.partial(jax.tree.map, lambda there, back: jnp.where(choice.back, back, there))
+    pair, _ = pick(*ways)
+    linear = choice.linear
+    end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), choice.start, linear), linear)
     there = end.transform, end.covariance
-    t, covariance = choose(there, _unswap(*there))
+    t, covariance = pick(there, _unswap(*there))
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
     return end._replace(transform=t, covariance=covariance)
 

@@ -1,7 +1,7 @@
-"""By which kernel a pair was made, if by one of ours: whichever leaves the smaller residual.
+"""Which image was pulled onto the other's pixels, and by which kernel, if by one of ours.
 
-Counted against the noise that interpolation averages away. Pairs made by bilinear warping are thus
-recognised, and can be solved exactly.
+Whichever leaves the smaller residual, counted against the noise that interpolation averages away.
+Pairs made by bilinear warping are thus recognised, and can be solved exactly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.branching import apart
+from jaxreg.branching import apart, cond_where_any
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.masking import Pair
@@ -27,20 +27,82 @@ _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and ke
 # The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.
 # Measured on pairs of training images (up to .01) and scenes of the training photographs (from .3).
 _OF_ALIASING = 0.1
+# Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
+_EXACT = 1e-9
 
 
 class Trial(NamedTuple):
-    """How well a kernel explains a pair at its start.
+    """How well a kernel explains a pair.
 
     Attributes:
       mismatch: variance of the residual, in units of the noise that the kernel lets through.
       alike: by how much neighbours in the residual are, see `_alike`.
-      unknowns: the start, with the brightness found there.
+      gain: scalar, found there.
+      bias: ``(C,)``, likewise.
     """
 
     mismatch: jax.Array
     alike: jax.Array
-    unknowns: Unknowns
+    gain: jax.Array
+    bias: jax.Array
+
+
+class Choice(NamedTuple):
+    """What a pair was made by.
+
+    Attributes:
+      back: scalar bool, whether the other way round.
+      linear: scalar bool, whether by the bilinear kernel; else the spline is the better one.
+      start: the alignment that way, with the brightness found there.
+    """
+
+    back: jax.Array
+    linear: jax.Array
+    start: Unknowns
+
+
+def choose(
+    there: tuple[Pair, RigidTransform], back: tuple[Pair, RigidTransform], kernel: Kernel
+) -> Choice:
+    """Choose direction and kernel.
+
+    Args:
+      there: a pair and its alignment.
+      back: the same the other way round.
+      kernel: the one to take; ``"auto"`` chooses.
+    """
+    ways = jax.tree.map(lambda *v: jnp.stack(v), there, back)
+
+    def unfinished(state: tuple[jax.Array, Trial]) -> jax.Array:
+        number, trials = state
+        # A pair that the bilinear kernel explains to rounding needs no trial of the spline.
+        more = trials.mismatch[:2].min() >= _EXACT
+        return (number < 2) | ((number < count) & more)
+
+    def step(state: tuple[jax.Array, Trial]) -> tuple[jax.Array, Trial]:
+        number, trials = state
+        # Both ways by the bilinear kernel, which is not the same in both and tells them apart.
+        way = jnp.where(number < 2, number, _better_way(trials))
+        found = trial(*jax.tree.map(lambda v: v[way], ways), linear=number < 2)
+        return number + 1, jax.tree.map(lambda v, new: v.at[number].set(new), trials, found)
+
+    # A loop: a trial's program is compiled once.
+    count = 3 if kernel == "auto" else 2
+    bias = jnp.zeros((3, ways[0].source.shape[-1]), jnp.float32)
+    begin = Trial(jnp.full(3, jnp.inf, jnp.float32), bias[:, 0], bias[:, 0], bias)
+    _, trials = jax.lax.while_loop(unfinished, step, (jnp.int32(0), begin))
+    way = _better_way(trials)
+    start = Unknowns(jax.tree.map(lambda v: v[way], ways[1]), trials.gain[way], trials.bias[way])
+    if kernel == "auto":
+        linear = bilinear_explains_more(trials.mismatch[way], jax.tree.map(lambda v: v[2], trials))
+    else:
+        linear = jnp.bool_(kernel == "linear")
+    return Choice(way == 1, linear, start)
+
+
+def _better_way(trials: Trial) -> jax.Array:
+    """0, or 1 if the first trial left more than the second."""
+    return (trials.mismatch[1] < trials.mismatch[0]).astype(jnp.int32)
 
 
 @functools.cache
@@ -51,7 +113,7 @@ def _some_rows(height: int, width: int) -> np.ndarray | slice:
     return (np.arange(0, height - 1, 6)[:, None] + np.arange(2)).reshape(-1)
 
 
-def trial(pair: Pair, t: RigidTransform, *, linear: bool) -> Trial:
+def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     """How well a kernel explains a pair.
 
     What a small move would take away does not count: the start is not the optimum yet.
@@ -80,17 +142,16 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool) -> Trial:
     own = _alike((fit.weight[:, None] * rest).reshape(bands))
     # In units of the geometric mean of both images' noise, which are the same either way.
     mismatch = variance * jnp.sqrt(of_target) / (kept + of_target)
-    return Trial(mismatch, own, Unknowns(t, fit.gain, fit.bias))
+    return Trial(mismatch, own, fit.gain, fit.bias)
 
 
-def bilinear_explains_more(least: jax.Array, pair: Pair, t: RigidTransform) -> jax.Array:
+def bilinear_explains_more(least: jax.Array, spline: Trial) -> jax.Array:
     """Whether the bilinear kernel, with its `Trial.mismatch`, is the pair's own.
 
     What it smoothed away is slow beside the pair's noise, so if it made the pair the neighbours in
     the spline's residual are alike. Aliasing makes them opposite, and little of it passes the
     bilinear kernel: there a somewhat smaller residual is no sign.
     """
-    spline = trial(pair, t, linear=False)
     most = jnp.where(spline.alike > 0.0, 1.0, _OF_ALIASING)
     return least <= most * spline.mismatch
 

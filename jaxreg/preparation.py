@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.branching import apart
 from jaxreg.products import mean_over_channels, product, times
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
@@ -67,10 +68,14 @@ def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     units = images / largest[..., None]
     padding = _padding(units, black, share)
     offset, scale = _common_units(units, largest[:, 0, 0], padding)
-    pair = (pair - offset[:, None, None]) / scale[:, None, None, None]
+    pair = apart(share[0] <= 1.0, _in_units, pair, offset, scale)
     axis = principal_axis(jax.lax.stop_gradient(pair))
     more_in_fixed = share[0] > share[1] + _SOME
     return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, finite)
+
+
+def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
+    return (pair - offset[:, None, None]) / scale[:, None, None, None]
 
 
 def _planes(images: jax.Array) -> jax.Array:

@@ -156,6 +156,7 @@ def pull(
     return by_kernel(linear, bilinear, spline, image, points)
 
 
+@functools.partial(jax.jit, static_argnames=("linear", "along", "rim"))
 def _values(
     image: jax.Array, points: Points, *, linear: bool = True, along: str = "", rim: int = 0
 ) -> jax.Array:
