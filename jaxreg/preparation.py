@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.branching import apart
-from jaxreg.products import mean_over_channels, product, times
+from jaxreg.products import mean_once, product, times
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow, whose gain may be up to 10.
@@ -101,7 +101,7 @@ def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
         window, pads = [1, 1, 1], [(0, 0)] * 3
         window[axis], pads[axis] = 2 * _RIM + 1, (_RIM, _RIM)
         around = jax.lax.reduce_window(around, False, jax.lax.bitwise_or, window, (1, 1, 1), pads)
-    grey = mean_over_channels(units)
+    grey = mean_once(units)
     count = jnp.maximum((~around).sum((1, 2), keepdims=True).astype(jnp.float32), 1.0)
     mean = jnp.where(around, 0.0, grey).sum((1, 2), keepdims=True) / count
     energy = jnp.where(around, 0.0, jnp.square(grey - mean)).sum((1, 2), keepdims=True)
