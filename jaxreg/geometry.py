@@ -295,9 +295,7 @@ def _matrix(t: RigidTransform, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
     dx = cx + tx - cos * cx + sin * cy
     dy = cy + ty - sin * cx - cos * cy
     zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
-    rows = [
-        jnp.stack(row, axis=-1) for row in ([cos, -sin, dx], [sin, cos, dy], [zero, zero, one])
-    ]
+    rows = [jnp.stack(row, axis=-1) for row in ([cos, -sin, dx], [sin, cos, dy], [zero, zero, one])]
     return jnp.stack(rows, axis=-2)
 
 

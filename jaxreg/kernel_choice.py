@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.branching import apart, cond_where_any
+from jaxreg.branching import apart
 from jaxreg.geometry import RigidTransform
 from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.masking import Pair
@@ -88,9 +88,12 @@ def choose(
 
     # A loop: a trial's program is compiled once.
     count = 3 if kernel == "auto" else 2
-    bias = jnp.zeros((3, ways[0].source.shape[-1]), jnp.float32)
-    begin = Trial(jnp.full(3, jnp.inf, jnp.float32), bias[:, 0], bias[:, 0], bias)
-    _, trials = jax.lax.while_loop(unfinished, step, (jnp.int32(0), begin))
+    # Like an image: over a mesh, what changes with the pair begins so.
+    like = lambda value, *shape: jnp.full_like(ways[0].source, value, shape=shape)  # noqa: E731
+    channels = ways[0].source.shape[-1]
+    begin = Trial(like(jnp.inf, 3), like(0.0, 3), like(0.0, 3), like(0.0, 3, channels))
+    first = jnp.zeros_like(begin.gain[0], jnp.int32)
+    _, trials = jax.lax.while_loop(unfinished, step, (first, begin))
     way = _better_way(trials)
     start = Unknowns(jax.tree.map(lambda v: v[way], ways[1]), trials.gain[way], trials.bias[way])
     if kernel == "auto":
