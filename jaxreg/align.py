@@ -44,7 +44,7 @@ What does not belong to the picture, such as dust, text or dead pixels, is left 
 does not count.
 
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
-Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF, which may have 2 GB.
+Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF of any size.
 
 Exit status: 0 success; 1 registered, but not to be trusted (of many: not every pair is a success);
 2 asked for what cannot be done; 3 an error of this program; 130 stopped by the keyboard.

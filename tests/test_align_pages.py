@@ -14,6 +14,7 @@ import tifffile
 import jaxreg
 from jaxreg import RigidTransform
 from jaxreg.alignment.files import read_picture, write_picture
+from jaxreg.alignment.pages import page_names
 from tests.align_support import run, save_pair, scene, stand_in
 from tests.tolerances import ALIGNED_FILES
 
@@ -98,7 +99,9 @@ def test_two_pages_are_a_pair(tmp_path, capsys, calls):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
-@pytest.mark.parametrize("how", [{}, {"compression": "zlib"}, {"rowsperstrip": 7}])
+@pytest.mark.parametrize(
+    "how", [{}, {"compression": "zlib"}, {"rowsperstrip": 7}, {"tile": (16, 32)}]
+)
 def test_each_page_is_read_by_its_name(tmp_path, order, big, how):
     path = tmp_path / "movie.tif"
     pages = save_movie(path, byteorder=order, bigtiff=big, **how)
@@ -108,6 +111,51 @@ def test_each_page_is_read_by_its_name(tmp_path, order, big, how):
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="has 3 pages, counted from 0; there is no page 3"):
         read_picture(f"{path}[3]")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_stack_that_imagej_describes_by_its_first_page_has_them_all(tmp_path, order):
+    """As it does beyond 4 GB."""
+    path, pages = tmp_path / "movie.tif", np.stack([scene(channels=1, seed=k) for k in range(3)])
+    how = {"imagej": True, "truncate": True, "byteorder": order, "rowsperstrip": 7}
+    tifffile.imwrite(path, pages.astype(np.uint16), metadata={"axes": "TYX"}, **how)
+    with tifffile.TiffFile(path) as tiff:
+        assert len(tiff.pages) == 1
+    assert page_names(path) == [f"{path}[{k}]" for k in range(3)]
+    for k, page in enumerate(pages):
+        assert np.array_equal(read_picture(f"{path}[{k}]").pixels, page)
+    with pytest.raises(ValueError, match="has 3 pages; say which"):
+        read_picture(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert page_names(path) == [f"{path}[0]"]  # what is said of the others is not so
+    assert np.array_equal(read_picture(path).pixels, pages[0])
+
+
+def test_a_file_of_more_than_two_gigabytes_is_read_page_by_page(tmp_path):
+    """Nearly all of it is a hole, which takes no room on the disk."""
+    path, last = tmp_path / "movie.tif", scene(1024, 1024, channels=1).astype(np.uint16)
+    movie = tifffile.memmap(path, shape=(1100, 1024, 1024), dtype=np.uint16, bigtiff=True)
+    movie[-1] = last
+    movie.flush()
+    assert path.stat().st_size > 2**31
+    assert len(page_names(path)) == 1100
+    assert np.array_equal(read_picture(f"{path}[1099]").pixels, last)
+    assert not read_picture(f"{path}[1]").pixels.any()
+    with pytest.raises(ValueError, match="has 1100 pages; say which"):
+        read_picture(path)
+
+
+def test_a_page_that_is_cut_short_is_told_from_those_before(tmp_path):
+    path = tmp_path / "movie.tif"
+    pages = save_movie(path, metadata=None, contiguous=False)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        second = tiff.pages[1].tags["StripByteCounts"]
+    data[second.valueoffset : second.valueoffset + 4] = (2**31 - 2).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert np.array_equal(read_picture(f"{path}[0]").pixels, pages[0])
+    with pytest.raises(ValueError, match=r"movie.tif\[1\] is cut short"):
+        read_picture(f"{path}[1]")
 
 
 def test_pages_in_colour_and_of_another_writer(tmp_path):

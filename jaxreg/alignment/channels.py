@@ -18,7 +18,7 @@ def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, cut short, too large, or has slices at each of several times; or
+      ValueError: it is no TIFF, cut short, or has slices at each of several times; or
         the path is that of a page.
     """
     names = np.array(page_names(stack), object)
@@ -73,9 +73,10 @@ def _numbers(stack: str | os.PathLike[str]) -> tuple[str, np.ndarray] | None:
             series = tiff.series[0]
             before = series.axes.index("Y")
             kept = [k for k in range(before) if series.axes[k] != "S"]  # samples are in a page
+            shape = [series.shape[k] for k in kept]
             numbers = np.array([-1 if page is None else page.index for page in series.pages])
-            return "".join(series.axes[k] for k in kept), numbers.reshape(
-                [series.shape[k] for k in kept]
-            )
+            if series.dataoffset is not None and numbers.size == 1:  # the others are like the first
+                numbers = np.arange(np.prod(shape, dtype=int))
+            return "".join(series.axes[k] for k in kept), numbers.reshape(shape)
     except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError):
         return None  # one that OpenCV alone can read

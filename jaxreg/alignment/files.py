@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from jaxreg.alignment.pages import count_pages, read_page, split_page
-from jaxreg.alignment.tiff import faithful, has_inks, is_tiff, layout, leave_colours
+from jaxreg.alignment.tiff import MOST_BYTES, faithful, has_inks, is_tiff, layout, leave_colours
 from jaxreg.atomic import check_replaceable, replacing
 
 # What is read at most. A longer side would be registered at less than a thirty-second of its size,
@@ -59,7 +59,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         named.
     """
     file, page = split_page(path)
-    data = np.fromfile(file, np.uint8) if page is None else read_page(file, page)
+    data = _whole_file(file) if page is None else read_page(file, page)
     if not data.size:
         raise ValueError(f"{path} is empty")
     if _is_cut_short(data):
@@ -67,6 +67,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     try:
         if page is None:
             _check_single(file, data)
+            if data.size > MOST_BYTES:
+                raise ValueError(f"{path} has over 2 GB, more than is read")
         if is_tiff(data):
             leave_colours(data)
         pixels = cv2.imdecode(data, _ORIENTED)
@@ -97,6 +99,13 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     if is_tiff(data) and has_inks(data):
         transparent = False
     return Picture(_reversed_channels(pixels), transparent)
+
+
+def _whole_file(path: str) -> np.ndarray:
+    """The bytes of a file; one of many pages, which is not read as it is, may be large."""
+    if os.path.getsize(path) > MOST_BYTES:
+        return np.memmap(path, np.uint8, mode="r")
+    return np.fromfile(path, np.uint8)
 
 
 def check_finite(

@@ -15,9 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from jaxreg.alignment.tiff import DAMAGE, KIND, REDUCED, Tiff, is_tiff
-
-_MOST_BYTES = 2**31 - 1  # of a file that OpenCV decodes
+from jaxreg.alignment.tiff import DAMAGE, KIND, REDUCED, Tiff, alone, is_tiff, repeats
 
 
 def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
@@ -38,7 +36,7 @@ def page_names(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, cut short, or too large; or the path is that of a page.
+      ValueError: it is no TIFF, or cut short; or the path is that of a page.
     """
     name, page = split_page(path)
     if page is not None:
@@ -46,10 +44,10 @@ def page_names(path: str | os.PathLike[str]) -> list[str]:
     pages = _pages_of_file(name)
     if not pages.whole:
         raise ValueError(
-            f"{path} is cut short: it goes on after the {len(pages.offsets)} pages that are left, "
+            f"{path} is cut short: it goes on after the {len(pages.places)} pages that are left, "
             f"which can be registered one by one, as {path}[0]"
         )
-    return [f"{name}[{page}]" for page in range(len(pages.offsets))]
+    return [f"{name}[{page}]" for page in range(len(pages.places))]
 
 
 def own_name(path: str | os.PathLike[str]) -> str:
@@ -64,21 +62,16 @@ def own_name(path: str | os.PathLike[str]) -> str:
 
 
 def read_page(path: str, page: int) -> np.ndarray:
-    """The bytes of a TIFF, uint8, changed in memory so that this page is its first.
-
-    Of a large file little more than the page is ever read; nobody may cut it short meanwhile.
+    """The bytes of a TIFF of this page alone, uint8; of a large file little more is ever read.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, too large, or has no such page.
+      ValueError: it is no TIFF, cut short there, or has no such page, or one too large.
     """
-    pages = _pages_of_file(path).offsets
-    if page >= len(pages):
-        raise ValueError(f"{path} has {len(pages)} pages, counted from 0; there is no page {page}")
-    data = np.memmap(path, np.uint8, mode="c")  # private: the file stays as it is
-    tiff = Tiff(data)
-    tiff.set_number(tiff.offset, tiff.first, pages[page])
-    return data
+    places = _pages_of_file(path).places
+    if page >= len(places):
+        raise ValueError(f"{path} has {len(places)} pages, counted from 0; there is no page {page}")
+    return alone(f"{path}[{page}]", np.memmap(path, np.uint8, mode="r"), *places[page])
 
 
 def count_pages(path: str, data: np.ndarray) -> int:
@@ -91,7 +84,7 @@ def count_pages(path: str, data: np.ndarray) -> int:
       data: its bytes.
     """
     if is_tiff(data):
-        return len(_full_pages(data).offsets)
+        return len(_full_pages(data).places)
     try:
         path.encode()
     except UnicodeEncodeError:  # OpenCV's count crashes on a name that is not UTF-8
@@ -103,11 +96,12 @@ class _Pages(NamedTuple):
     """A TIFF's pages but for smaller copies.
 
     Attributes:
-      offsets: where each begins; of a file that is cut short, of those before the cut.
+      places: where each begins, and by how many bytes its pixels lie further on than it says; of a
+        file that is cut short, of those before the cut.
       whole: whether that is all of them.
     """
 
-    offsets: list[int]
+    places: list[tuple[int, int]]
     whole: bool
 
 
@@ -123,9 +117,11 @@ def _full_pages(data: np.ndarray) -> _Pages:
             if not found or not _is_smaller_copy(tiff, entries):
                 found.append(page)
             page = following
+        if len(found) == 1:
+            return _Pages([(found[0], shift) for shift in repeats(data, found[0])], True)
     except DAMAGE:
-        return _Pages(found, False)
-    return _Pages(found, True)
+        return _Pages([(page, 0) for page in found], False)
+    return _Pages([(page, 0) for page in found], True)
 
 
 def _is_smaller_copy(tiff: Tiff, entries: range) -> bool:
@@ -142,8 +138,6 @@ def _pages_of_file(path: str) -> _Pages:
 def _pages_of_state(path: str, changed: int, size: int) -> _Pages:
     """`_full_pages` of a file as it was at some time: each page asks for them."""
     del changed
-    if size > _MOST_BYTES:
-        raise ValueError(f"{path} has over 2 GB, more than is read; split it")
     data = np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
     if not is_tiff(data):
         raise ValueError(f"{path} is no TIFF file: it has no pages to register")

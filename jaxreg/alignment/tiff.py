@@ -6,8 +6,10 @@ OpenCV, which decodes them, does not go by all of that; `faithful` does.
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +30,15 @@ _PLAIN = 1  # no compression
 _FLOATS = 3
 _APART = 2  # planes one after another
 _MULTIPLIED, _UNTOUCHED = 1, 2  # what alpha has done to the colours
-_KINDS = {1: "B", 3: "H", 4: "I"}  # `struct`'s letters for the types of numbers
+_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # `struct`'s letters for the types of numbers
+# Bytes of an element of each type.
+_SIZES = {5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 17: 8, 18: 8}
+_SIZES |= {kind: struct.calcsize(letter) for kind, letter in _KINDS.items()}
+# Where a page's strips, or tiles, are; and how many bytes each has.
+_PIECES = {273: 279, 324: 325}
+_TEXT = 270  # ImageDescription
+_ELSEWHERE = (330, 34665, 34853)  # tables of their own: smaller copies, the camera, where it was
+MOST_BYTES = 2**31 - 1  # that OpenCV decodes
 
 DAMAGE = (struct.error, OverflowError)  # beyond the end, and what no file is as large as
 
@@ -36,6 +46,14 @@ DAMAGE = (struct.error, OverflowError)  # beyond the end, and what no file is as
 def is_tiff(data: np.ndarray) -> bool:
     """Whether a file of these bytes is a TIFF."""
     return data[:4].tobytes() in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class _Values(NamedTuple):
+    """What a tag says: the type of its elements, how many, and their bytes."""
+
+    kind: int
+    count: int
+    bytes: bytes
 
 
 class Tiff:
@@ -71,6 +89,48 @@ class Tiff:
         begin = page + struct.calcsize(self.order + self._counter)
         return range(begin, begin + self._entry * self.number(self._counter, page), self._entry)
 
+    def pack(self, kinds: str, *numbers: int) -> bytes:
+        """Numbers of `struct`'s kinds as bytes."""
+        return struct.pack(self.order + kinds, *numbers)
+
+    def piece(self, place: int, size: int) -> bytes:
+        """So many bytes at a place."""
+        found = self._data[place : place + size].tobytes()
+        if len(found) < size:
+            raise struct.error("beyond the end")
+        return found
+
+    def table(self, page: int) -> dict[int, _Values]:
+        """What a page's tags say."""
+        found = {}
+        for entry in self.entries(page):
+            tag, kind = self.number("H", entry), self.number("H", entry + 2)
+            count = self.number(self.offset, entry + 4)
+            size, place = count * _SIZES.get(kind, 1), entry + 4 + self._room
+            if size > self._room:
+                place = self.number(self.offset, place)
+            found[tag] = _Values(kind, count, self.piece(place, size))
+        return found
+
+    def numbers(self, values: _Values | None) -> tuple[int, ...]:
+        """The numbers that a tag says, if it is there and says any."""
+        if values is None or values.kind not in _KINDS:
+            return ()
+        return struct.unpack(f"{self.order}{values.count}{_KINDS[values.kind]}", values.bytes)
+
+    def as_table(self, place: int, table: dict[int, _Values]) -> bytes:
+        """A page of these tags, the last one of a file, to be put at a place."""
+        rows = self.pack(self._counter, len(table))
+        rest, behind = bytearray(), place + len(rows) + len(table) * self._entry + self._room
+        for tag, (kind, count, values) in sorted(table.items()):
+            rows += self.pack(f"HH{self.offset}", tag, kind, count)
+            if len(values) > self._room:
+                rows += self.pack(self.offset, behind + len(rest))
+                rest += values + b"\0" * (len(values) % 2)
+            else:
+                rows += values.ljust(self._room, b"\0")
+        return rows + self.pack(self.offset, 0) + rest
+
     def values(self, entries: range) -> Iterator[tuple[int, int, int]]:
         """Tag, first number and the number's place of each entry that holds numbers."""
         for entry in entries:
@@ -82,6 +142,69 @@ class Tiff:
                 place = self.number(self.offset, place)
             with contextlib.suppress(*DAMAGE):  # of one entry, which may be of no importance
                 yield tag, self.number(kind, place), place
+
+
+def repeats(data: np.ndarray, page: int) -> list[int]:
+    """How many bytes further on the pixels of other pages lie that are just like this one, and 0.
+
+    ImageJ describes but the first page of a stack of more than 4 GB.
+
+    Args:
+      data: bytes of a TIFF.
+      page: where its only page begins.
+    """
+    tiff = Tiff(data)
+    try:
+        table = tiff.table(page)
+    except DAMAGE:  # the decoder will tell
+        return [0]
+    text = table.get(_TEXT, _Values(2, 0, b"")).bytes
+    told = re.match(rb"ImageJ=.*?\nimages=(\d+)\n", text, re.DOTALL)
+    places, sizes = tiff.numbers(table.get(273)), tiff.numbers(table.get(_PIECES[273]))
+    plain = tiff.numbers(table.get(_COMPRESSION)) in ((), (_PLAIN,))
+    if told is None or not plain or not places or len(places) != len(sizes):
+        return [0]
+    ends = [place + size for place, size in zip(places, sizes, strict=True)]
+    count, whole = int(told[1]), sum(sizes)
+    if tuple(ends[:-1]) != places[1:] or places[0] + count * whole > len(data):
+        return [0]
+    return [whole * k for k in range(count)]
+
+
+def alone(path: object, data: np.ndarray, page: int, shift: int = 0) -> np.ndarray:
+    """The bytes of a TIFF of one page of another.
+
+    Args:
+      path: what that is called.
+      data: its bytes.
+      page: where the page begins.
+      shift: by how many bytes its pixels lie further on than it says, see `repeats`.
+
+    Raises:
+      ValueError: it is cut short, or larger than can be decoded.
+    """
+    try:
+        tiff = Tiff(data)
+        table = {t: v for t, v in tiff.table(page).items() if t not in _ELSEWHERE}
+        room = len(tiff.pack(tiff.offset, 0))
+        whole = bytearray(data[: tiff.first].tobytes() + bytes(room))
+        for where, how_long in _PIECES.items():
+            sizes = tiff.numbers(table.get(how_long))
+            if sum(sizes) > MOST_BYTES:
+                raise ValueError(f"{path} has over 2 GB, more than is read")
+            places = []
+            for place, size in zip(tiff.numbers(table.get(where)), sizes, strict=False):
+                places.append(len(whole))
+                whole += tiff.piece(place + shift, size) + bytes(size % 2)  # tables begin evenly
+            if places:
+                kind = 16 if tiff.offset == "Q" else 4
+                values = tiff.pack(f"{len(places)}{tiff.offset}", *places)
+                table[where] = _Values(kind, len(places), values)
+    except DAMAGE:
+        raise ValueError(f"{path} is cut short") from None
+    whole[tiff.first : tiff.first + room] = tiff.pack(tiff.offset, len(whole))
+    whole += tiff.as_table(len(whole), table)
+    return np.frombuffer(whole, np.uint8)
 
 
 def leave_colours(data: np.ndarray) -> None:
