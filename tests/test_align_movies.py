@@ -83,6 +83,36 @@ def test_a_corrected_movie_keeps_the_size_of_its_pixels():
 
 
 @pytest.mark.usefixtures("calls")
+def test_a_corrected_movie_keeps_what_ome_says_of_it():
+    told = {"axes": "TYX", "PhysicalSizeX": 0.11, "PhysicalSizeXUnit": "\N{MICRO SIGN}m"}
+    pages = save_movie("movie.tif", ome=True, metadata=told)
+    assert run("--stack=movie.tif", "--out=t.csv", "--out_moving=steady.tif") == 1
+    with tifffile.TiffFile("movie.tif") as before, tifffile.TiffFile("steady.tif") as after:
+        assert after.series[0].axes == "TYX"
+        pixels, moved = (
+            tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+            for file in (before, after)
+        )
+        assert moved == pixels
+        assert pixels["PhysicalSizeXUnit"] == told["PhysicalSizeXUnit"]
+        np.testing.assert_array_equal(after.asarray(), steady(pages))
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+@pytest.mark.usefixtures("calls")
+def test_some_pages_of_a_movie_are_not_said_to_be_all(kind):
+    pages = save_movie("movie.tif", metadata={"axes": "TYX"}, **{kind: True})
+    Path("pairs.csv").write_text(
+        "fixed,moving\nmovie.tif[0],movie.tif[1]\nmovie.tif[0],movie.tif[3]\n"
+    )
+    assert run("--pairs=pairs.csv", "--out=t.csv", "--out_moving=steady.tif") == 0
+    with tifffile.TiffFile("steady.tif") as file:
+        assert not file.is_imagej
+        assert not file.is_ome
+        np.testing.assert_array_equal(file.asarray(), steady(pages)[[1, 3]])
+
+
+@pytest.mark.usefixtures("calls")
 def test_a_folder_becomes_a_movie_in_colour(tmp_path, capsys):
     os.mkdir("frames")
     images = [scene(seed=k) for k in range(3)]
@@ -187,9 +217,8 @@ def test_a_movie_is_registered_by_one_channel_and_all_are_moved(
     assert {row["fixed"] for row in rows} == {f"movie.tif[{pages[0]}]"}
     moved = stack([steady(channel) for channel in channels])
     np.testing.assert_array_equal(tifffile.imread("steady.tif").reshape(moved.shape), moved)
-    if kind != "ome":
-        with tifffile.TiffFile("steady.tif") as file:
-            assert file.series[0].axes == axes
+    with tifffile.TiffFile("steady.tif") as file:
+        assert file.series[0].axes == axes
     # The same table moves the movie again.
     assert run("--apply=t.csv", "--stack=movie.tif", "--out_moving=again.tif") == 1
     np.testing.assert_array_equal(tifffile.imread("again.tif"), tifffile.imread("steady.tif"))

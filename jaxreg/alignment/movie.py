@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import tifffile
 
 from jaxreg.alignment.files import check_writable, read_picture
 from jaxreg.alignment.moved import MovedPictures, moved_back, read_again
-from jaxreg.alignment.pages import split_page
+from jaxreg.alignment.pages import page_names, split_page
 from jaxreg.alignment.table import Job, is_success
 from jaxreg.atomic import replacing
 
@@ -100,23 +101,29 @@ def _frame(row: Mapping[str, str]) -> np.ndarray:
 def _scale(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """What the first moving file, if a TIFF, says of the size of its pixels, as of a page to write.
 
-    ImageJ's text, which tells the axes too, is that of a whole file of pages.
+    ImageJ's and OME's text, which tells the axes too, is that of all pages of a file.
     """
-    files = {split_page(row["moving"])[0] for row in rows}
-    name = split_page(rows[0]["moving"])[0]
+    moving = [row["moving"] for row in rows]
+    name = split_page(moving[0])[0]
     if Path(name).suffix.lower() not in _SUFFIXES:
         return {}
     try:
         with tifffile.TiffFile(name) as tiff:
             tags = tiff.pages.first.tags
-            text, whole = tags.valueof(270), len(files) == 1
+            text = tags.valueof(270)
             scale = [tags.valueof(tag) for tag in (282, 283)]  # pixels a unit, across and down
             unit = tags.valueof(296)
+        whole = moving == page_names(name)
     except (tifffile.TiffFileError, ValueError, IndexError):  # one that OpenCV alone can read
         return {}
     how: dict[str, Any] = {}
     if None not in scale:
         how |= {"resolution": scale, "resolutionunit": unit}
-    if whole and isinstance(text, str) and text.startswith("ImageJ="):
-        how["description"] = text
+    if whole and isinstance(text, str) and (text.startswith("ImageJ=") or _is_ome(text)):
+        how["description"] = re.sub(' UUID="[^"]*"', "", text, count=1).encode()
     return how
+
+
+def _is_ome(text: str) -> bool:
+    """Whether this is OME's description of a file, and not of one of several."""
+    return text.rstrip().endswith("OME>") and "FileName=" not in text
