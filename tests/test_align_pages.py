@@ -158,6 +158,19 @@ def test_a_page_that_is_cut_short_is_told_from_those_before(tmp_path):
         read_picture(f"{path}[1]")
 
 
+def test_a_page_need_not_say_how_long_its_strips_are(tmp_path):
+    path = tmp_path / "movie.tif"
+    pages = save_movie(path, metadata=None, contiguous=False)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        for page in tiff.pages:
+            place = page.tags["StripByteCounts"].offset
+            data[place : place + 2] = (281).to_bytes(2, "little")  # MaxSampleValue, of no meaning
+    path.write_bytes(data)
+    for k, page in enumerate(pages):
+        assert np.array_equal(read_picture(f"{path}[{k}]").pixels, page)
+
+
 def test_pages_in_colour_and_of_another_writer(tmp_path):
     colour, path = [scene(seed=k) for k in range(3)], tmp_path / "c.tif"
     cv2.imwritemulti(str(path), [image[..., ::-1] for image in colour])

@@ -34,8 +34,8 @@ _KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # `struct`'s letters for the types o
 # Bytes of an element of each type.
 _SIZES = {5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 17: 8, 18: 8}
 _SIZES |= {kind: struct.calcsize(letter) for kind, letter in _KINDS.items()}
-# Where a page's strips, or tiles, are; and how many bytes each has.
-_PIECES = {273: 279, 324: 325}
+_STRIPS = 273  # StripOffsets
+_PIECES = {_STRIPS: 279, 324: 325}  # where strips or tiles are, and how many bytes each has
 _TEXT = 270  # ImageDescription
 _ELSEWHERE = (330, 34665, 34853)  # tables of their own: smaller copies, the camera, where it was
 MOST_BYTES = 2**31 - 1  # that OpenCV decodes
@@ -160,7 +160,7 @@ def repeats(data: np.ndarray, page: int) -> list[int]:
         return [0]
     text = table.get(_TEXT, _Values(2, 0, b"")).bytes
     told = re.match(rb"ImageJ=.*?\nimages=(\d+)\n", text, re.DOTALL)
-    places, sizes = tiff.numbers(table.get(273)), tiff.numbers(table.get(_PIECES[273]))
+    places, sizes = (tiff.numbers(table.get(tag)) for tag in (_STRIPS, _PIECES[_STRIPS]))
     plain = tiff.numbers(table.get(_COMPRESSION)) in ((), (_PLAIN,))
     if told is None or not plain or not places or len(places) != len(sizes):
         return [0]
@@ -189,11 +189,13 @@ def alone(path: object, data: np.ndarray, page: int, shift: int = 0) -> np.ndarr
         room = len(tiff.pack(tiff.offset, 0))
         whole = bytearray(data[: tiff.first].tobytes() + bytes(room))
         for where, how_long in _PIECES.items():
-            sizes = tiff.numbers(table.get(how_long))
+            found = tiff.numbers(table.get(where))
+            # Where it is not said, up to the next one.
+            sizes = tiff.numbers(table.get(how_long)) or np.diff([*found, len(data)]).tolist()
             if sum(sizes) > MOST_BYTES:
                 raise ValueError(f"{path} has over 2 GB, more than is read")
             places = []
-            for place, size in zip(tiff.numbers(table.get(where)), sizes, strict=False):
+            for place, size in zip(found, sizes, strict=False):
                 places.append(len(whole))
                 whole += tiff.piece(place + shift, size) + bytes(size % 2)  # tables begin evenly
             if places:
