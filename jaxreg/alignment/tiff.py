@@ -52,8 +52,8 @@ class _Values(NamedTuple):
     """What a tag says: the type of its elements, how many, and their bytes."""
 
     kind: int
-    count: int
-    bytes: bytes
+    number: int
+    content: bytes
 
 
 class Tiff:
@@ -116,7 +116,7 @@ class Tiff:
         """The numbers that a tag says, if it is there and says any."""
         if values is None or values.kind not in _KINDS:
             return ()
-        return struct.unpack(f"{self.order}{values.count}{_KINDS[values.kind]}", values.bytes)
+        return struct.unpack(f"{self.order}{values.number}{_KINDS[values.kind]}", values.content)
 
     def as_table(self, place: int, table: dict[int, _Values]) -> bytes:
         """A page of these tags, the last one of a file, to be put at a place."""
@@ -158,7 +158,7 @@ def repeats(data: np.ndarray, page: int) -> list[int]:
         table = tiff.table(page)
     except DAMAGE:  # the decoder will tell
         return [0]
-    text = table.get(_TEXT, _Values(2, 0, b"")).bytes
+    text = table.get(_TEXT, _Values(2, 0, b"")).content
     told = re.match(rb"ImageJ=.*?\nimages=(\d+)\n", text, re.DOTALL)
     places, sizes = (tiff.numbers(table.get(tag)) for tag in (_STRIPS, _PIECES[_STRIPS]))
     plain = tiff.numbers(table.get(_COMPRESSION)) in ((), (_PLAIN,))
