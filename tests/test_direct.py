@@ -47,7 +47,8 @@ def answers():
 
 def views_of_photographs():
     tiles = draw_tiles(photographs("test"), COUNT, SIZE, 5.0, seed=0)
-    return draw_scene_pairs(jax.random.key(0), tiles, COUNT, SIZE, 5.0)
+    draw = jax.jit(lambda key, tiles: draw_scene_pairs(key, tiles, COUNT, SIZE, 5.0))
+    return draw(jax.random.key(0), tiles)
 
 
 def assert_mean_errors(result, truth, tolerance):

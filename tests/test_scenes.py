@@ -76,7 +76,7 @@ def test_quarter_turns_and_whole_pixels_move_pixels_onto_pixels(size):
 def test_a_pair_obeys_its_transform():
     """On a smooth scene, the moving view is the fixed one warped by T where both see it."""
     t = RigidTransform.from_array(np.float32([[1.7, -0.6, 33.0], [-2.4, 2.1, -120.0]]))
-    pairs = scene_pairs(np.stack([photograph(sigma=8.0)] * 2), t, SIZE)
+    pairs = make_pairs(np.stack([photograph(sigma=8.0)] * 2), t, SIZE)
     warped = warp(pairs.fixed, t)
     shared = np.asarray(jax.vmap(lambda t: overlap((SIZE, SIZE), t))(t))
     difference = np.abs(np.asarray(warped - pairs.moving))[shared]
