@@ -75,8 +75,7 @@ def finish(
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
     choice = choose(*jax.lax.stop_gradient(ways), kernel)
     pick = functools.partial(jax.tree.map, lambda there, back: jnp.where(choice.back, back, there))
-    pair, _ = pick(*ways)
-    linear = choice.linear
+    pair, linear = pick(*(pair for pair, _ in ways)), choice.linear
     end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), choice.start, linear), linear)
     there = end.transform, end.covariance
     t, covariance = pick(there, _unswap(*there))

@@ -95,7 +95,7 @@ def choose(
     first = jnp.zeros_like(begin.gain[0], jnp.int32)
     _, trials = jax.lax.while_loop(unfinished, step, (first, begin))
     way = _better_way(trials)
-    start = Unknowns(jax.tree.map(lambda v: v[way], ways[1]), trials.gain[way], trials.bias[way])
+    start = Unknowns(ways[1][way], trials.gain[way], trials.bias[way])
     if kernel == "auto":
         linear = bilinear_explains_more(trials.mismatch[way], jax.tree.map(lambda v: v[2], trials))
     else:

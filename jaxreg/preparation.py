@@ -75,6 +75,7 @@ def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
 
 
 def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
+    """Images ``(2, H, W, C)`` less their offsets ``(2, C)``, in units of their spreads ``(2,)``."""
     return (pair - offset[:, None, None]) / scale[:, None, None, None]
 
 

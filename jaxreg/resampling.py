@@ -156,6 +156,7 @@ def pull(
     return by_kernel(linear, bilinear, spline, image, points)
 
 
+# Traced once for all places that pull from a shape.
 @functools.partial(jax.jit, static_argnames=("linear", "along", "rim"))
 def _values(
     image: jax.Array, points: Points, *, linear: bool = True, along: str = "", rim: int = 0

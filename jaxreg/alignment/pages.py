@@ -117,10 +117,10 @@ def _full_pages(data: np.ndarray) -> _Pages:
             if not found or not _is_smaller_copy(tiff, entries):
                 found.append(page)
             page = following
-        if len(found) == 1:
-            return _Pages([(found[0], shift) for shift in repeats(data, found[0])], True)
     except DAMAGE:
         return _Pages([(page, 0) for page in found], False)
+    if len(found) == 1:
+        return _Pages([(found[0], shift) for shift in repeats(data, found[0])], True)
     return _Pages([(page, 0) for page in found], True)
 
 

@@ -49,10 +49,9 @@ def is_tiff(data: np.ndarray) -> bool:
 
 
 class _Values(NamedTuple):
-    """What a tag says: the type of its elements, how many, and their bytes."""
+    """What a tag says: the type of its elements, and their bytes."""
 
     kind: int
-    number: int
     content: bytes
 
 
@@ -65,6 +64,7 @@ class Tiff:
       order: `struct`'s letter for the order of bytes.
       offset: its letter for an offset.
       first: where the offset of the first page is.
+      room: bytes of an offset, and of the values that an entry holds itself.
     """
 
     def __init__(self, data: np.ndarray):
@@ -74,7 +74,7 @@ class Tiff:
         self.offset, self._counter, self._entry, self.first = (
             ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
         )
-        self._room = struct.calcsize(self.order + self.offset)
+        self.room = struct.calcsize(self.order + self.offset)
 
     def number(self, kind: str, place: int) -> int:
         """The number of `struct`'s kind at a place."""
@@ -105,43 +105,46 @@ class Tiff:
         found = {}
         for entry in self.entries(page):
             tag, kind = self.number("H", entry), self.number("H", entry + 2)
-            count = self.number(self.offset, entry + 4)
-            size, place = count * _SIZES.get(kind, 1), entry + 4 + self._room
-            if size > self._room:
-                place = self.number(self.offset, place)
-            found[tag] = _Values(kind, count, self.piece(place, size))
+            found[tag] = _Values(kind, self.piece(*self._elements(entry, kind)))
         return found
+
+    def _elements(self, entry: int, kind: int) -> tuple[int, int]:
+        """Where the elements of an entry are, of a type, and how many bytes they have."""
+        size = self.number(self.offset, entry + 4) * _SIZES.get(kind, 1)
+        place = entry + 4 + self.room
+        return (self.number(self.offset, place) if size > self.room else place), size
 
     def numbers(self, values: _Values | None) -> tuple[int, ...]:
         """The numbers that a tag says, if it is there and says any."""
         if values is None or values.kind not in _KINDS:
             return ()
-        return struct.unpack(f"{self.order}{values.number}{_KINDS[values.kind]}", values.content)
+        letter = _KINDS[values.kind]
+        return tuple(
+            number for (number,) in struct.iter_unpack(self.order + letter, values.content)
+        )
 
     def as_table(self, place: int, table: dict[int, _Values]) -> bytes:
         """A page of these tags, the last one of a file, to be put at a place."""
         rows = self.pack(self._counter, len(table))
-        rest, behind = bytearray(), place + len(rows) + len(table) * self._entry + self._room
-        for tag, (kind, count, values) in sorted(table.items()):
-            rows += self.pack(f"HH{self.offset}", tag, kind, count)
-            if len(values) > self._room:
+        rest, behind = bytearray(), place + len(rows) + len(table) * self._entry + self.room
+        for tag, (kind, values) in sorted(table.items()):
+            rows += self.pack(f"HH{self.offset}", tag, kind, len(values) // _SIZES.get(kind, 1))
+            if len(values) > self.room:
                 rows += self.pack(self.offset, behind + len(rest))
                 rest += values + b"\0" * (len(values) % 2)
             else:
-                rows += values.ljust(self._room, b"\0")
+                rows += values.ljust(self.room, b"\0")
         return rows + self.pack(self.offset, 0) + rest
 
     def values(self, entries: range) -> Iterator[tuple[int, int, int]]:
         """Tag, first number and the number's place of each entry that holds numbers."""
         for entry in entries:
-            tag, kind = self.number("H", entry), _KINDS.get(self.number("H", entry + 2))
-            if kind is None:
+            tag, kind = self.number("H", entry), self.number("H", entry + 2)
+            if kind not in _KINDS:
                 continue
-            place = entry + 4 + self._room
-            if self.number(self.offset, entry + 4) * struct.calcsize(kind) > self._room:
-                place = self.number(self.offset, place)
+            place, _ = self._elements(entry, kind)
             with contextlib.suppress(*DAMAGE):  # of one entry, which may be of no importance
-                yield tag, self.number(kind, place), place
+                yield tag, self.number(_KINDS[kind], place), place
 
 
 def repeats(data: np.ndarray, page: int) -> list[int]:
@@ -158,7 +161,7 @@ def repeats(data: np.ndarray, page: int) -> list[int]:
         table = tiff.table(page)
     except DAMAGE:  # the decoder will tell
         return [0]
-    text = table.get(_TEXT, _Values(2, 0, b"")).content
+    text = table.get(_TEXT, _Values(2, b"")).content
     told = re.match(rb"ImageJ=.*?\nimages=(\d+)\n", text, re.DOTALL)
     places, sizes = (tiff.numbers(table.get(tag)) for tag in (_STRIPS, _PIECES[_STRIPS]))
     plain = tiff.numbers(table.get(_COMPRESSION)) in ((), (_PLAIN,))
@@ -186,8 +189,7 @@ def alone(path: object, data: np.ndarray, page: int, shift: int = 0) -> np.ndarr
     try:
         tiff = Tiff(data)
         table = {t: v for t, v in tiff.table(page).items() if t not in _ELSEWHERE}
-        room = len(tiff.pack(tiff.offset, 0))
-        whole = bytearray(data[: tiff.first].tobytes() + bytes(room))
+        whole = bytearray(data[: tiff.first].tobytes() + bytes(tiff.room))
         for where, how_long in _PIECES.items():
             found = tiff.numbers(table.get(where))
             # Where it is not said, up to the next one.
@@ -201,10 +203,10 @@ def alone(path: object, data: np.ndarray, page: int, shift: int = 0) -> np.ndarr
             if places:
                 kind = 16 if tiff.offset == "Q" else 4
                 values = tiff.pack(f"{len(places)}{tiff.offset}", *places)
-                table[where] = _Values(kind, len(places), values)
+                table[where] = _Values(kind, values)
     except DAMAGE:
         raise ValueError(f"{path} is cut short") from None
-    whole[tiff.first : tiff.first + room] = tiff.pack(tiff.offset, len(whole))
+    whole[tiff.first : tiff.first + tiff.room] = tiff.pack(tiff.offset, len(whole))
     whole += tiff.as_table(len(whole), table)
     return np.frombuffer(whole, np.uint8)
 
