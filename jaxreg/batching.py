@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxreg.images import are_traced
 from jaxreg.result import Estimator, Registration
 
-OnePair = Callable[..., Registration]  # of a fixed and a moving image, perhaps with their masks
+OnePair = Callable[..., Registration]  # of a fixed and a moving image, and what else there is
 _PAIRS = "pairs"  # the mesh axis
 # Pairs of a chunk at most, for each device, and pixels of its fixed images: memory is bounded
 # whatever the size of the images.
@@ -165,8 +165,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
       one: from an image of each stack, float32, to a `Registration`; hashable, for it is compiled
         once.
       *stacks: fixed and moving images ``(N, H, W, C)``, and what else there is of each pair: what
-        is known of it ``(N, 3)``, both masks ``(N, H, W)``; any real dtype, on the host or a
-        device.
+        is asked and what is known of it ``(N, 3)``, both masks ``(N, H, W)``; any real dtype, on
+        the host or a device.
 
     Returns:
       A `Registration` whose fields have a leading axis N.
@@ -180,7 +180,8 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     # On an accelerator the second brings the next pairs meanwhile.
     values = height * width * channels
     threads = _threads(_cores(), values) if lone_cpu else 2
-    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels, masked=len(stacks) > 3)
+    masked = any(stack.ndim == 3 for stack in stacks)
+    area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels, masked)
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
 
     # Threads begin without the settings that the caller made with these.

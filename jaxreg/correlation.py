@@ -137,16 +137,31 @@ def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> ja
     return jnp.concatenate(turns, axis=3)
 
 
-def turns_within(angles: int, farthest: float) -> np.ndarray:
-    """Which of ``angles`` even turns of the circle cover angles up to ``farthest`` degrees.
+class Limits(NamedTuple):
+    """How far a search goes; data, so that nothing is compiled anew for others.
 
-    >>> turns_within(36, 15.0)
-    array([-2, -1,  0,  1,  2])
-    >>> len(turns_within(36, 180.0))
-    36
+    Attributes:
+      shift: the largest along an axis, in pixels of the grid; one is always searched.
+      rotation: the largest, either way, in degrees.
     """
-    most = int(np.ceil(farthest * angles / 360.0 - 1e-6))
-    return np.arange(angles) if 2 * most + 1 >= angles else np.arange(-most, most + 1)
+
+    shift: jax.typing.ArrayLike
+    rotation: jax.typing.ArrayLike
+
+
+def within(limits: Limits, angles: int, reach: int) -> jax.Array:
+    """``(2 reach + 1, 2 reach + 1, angles)``: whether an alignment of a volume is to be searched.
+
+    The turns are those that cover angles up to the limit.
+
+    >>> [int(k) for k in jnp.arange(36)[within(Limits(2.0, 15.0), 36, reach=2)[0, 0]]]
+    [0, 1, 2, 34, 35]
+    >>> within(Limits(1.0, 0.0), 36, reach=2)[..., 0].astype(int).tolist()
+    [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
+    """
+    y, x, k = np.mgrid[-reach : reach + 1, -reach : reach + 1, :angles]
+    near = np.maximum(abs(y), abs(x)) <= jnp.maximum(jnp.round(limits.shift), 1.0)
+    return near & (np.minimum(k, angles - k) < limits.rotation * (angles / 360.0) + (1.0 - 1e-4))
 
 
 class _Sums(NamedTuple):
@@ -165,7 +180,6 @@ def correlation_volume(
     moving: jax.Array,
     angles: int,
     reach: int,
-    farthest: float = 180.0,
     masks: Masks | None = None,
 ) -> jax.Array:
     """`evidence` of every alignment of the turned fixed disc and the moving image.
@@ -175,20 +189,17 @@ def correlation_volume(
       moving: ``(H, W)``.
       angles: number of even turns, a multiple of 4.
       reach: largest shift, in pixels.
-      farthest: largest turn, in degrees.
       masks: which pixels count, if not all do.
 
     Returns:
-      ``(2 reach + 1, 2 reach + 1, K)``, axes ``(ty, tx, theta)``; entry
-      ``[reach + dy, reach + dx, k]`` is the alignment ``(dx, dy, 360 n / angles)``, n the k-th of
-      `turns_within`, less half a pixel along the longer axis if its length has the other parity
-      (see `search`).
+      ``(2 reach + 1, 2 reach + 1, angles)``, axes ``(ty, tx, theta)``; entry
+      ``[reach + dy, reach + dx, k]`` is the alignment ``(dx, dy, 360 k / angles)``, less half a
+      pixel along the longer axis if its length has the other parity (see `search`).
     """
-    turns = turns_within(angles, farthest)
     if masks is None:
-        sums = _sums_over_frame(fixed, moving, angles, reach, turns)
+        sums = _sums_over_frame(fixed, moving, angles, reach)
     else:
-        sums = _sums_over_masks(fixed, moving, masks, angles, reach, turns)
+        sums = _sums_over_masks(fixed, moving, masks, angles, reach)
     template_energy = sums.template_energy - sums.template**2 / sums.number
     window_energy = sums.window_energy - sums.window**2 / sums.number
     covariance = sums.both - sums.template * (sums.window / sums.number)
@@ -200,9 +211,7 @@ def correlation_volume(
     return evidence(ncc, share).reshape(span, span, -1)
 
 
-def _sums_over_frame(
-    fixed: jax.Array, moving: jax.Array, angles: int, reach: int, turns: np.ndarray
-) -> _Sums:
+def _sums_over_frame(fixed: jax.Array, moving: jax.Array, angles: int, reach: int) -> _Sums:
     """Where all pixels count: most sums are then products of lines."""
     side = min(fixed.shape)
     template = rotated_discs(fixed - fixed.mean(), angles)
@@ -211,23 +220,16 @@ def _sums_over_frame(
     disc = _shifted_disc(moving.shape, side, reach)
     count = disc.sum(1, keepdims=True)
     sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
-    if len(turns) < angles:
-        template, sums = template[turns % angles], sums[..., turns % angles]
-    template_sum, template_energy = (sums[:, :, k].reshape(-1, len(turns)) for k in range(2))
+    template_sum, template_energy = (sums[:, :, k].reshape(-1, angles) for k in range(2))
     flat = moving.reshape(-1)
     window_sum, window_energy = (product(disc, v)[:, None] for v in (flat, flat**2))
     # Windows times templates, not the reverse: two to three times as fast on CPUs.
-    both = product(window, template.reshape(len(turns), -1).T)
+    both = product(window, template.reshape(angles, -1).T)
     return _Sums(count, template_sum, template_energy, window_sum, window_energy, both)
 
 
 def _sums_over_masks(
-    fixed: jax.Array,
-    moving: jax.Array,
-    masks: Masks,
-    angles: int,
-    reach: int,
-    turns: np.ndarray,
+    fixed: jax.Array, moving: jax.Array, masks: Masks, angles: int, reach: int
 ) -> _Sums:
     """Where masks say what counts: every sum is a product of windows and templates."""
     side, span = min(fixed.shape), 2 * reach + 1
@@ -238,7 +240,7 @@ def _sums_over_masks(
     # Half of a pixel may be made up: the finish is stricter.
     seen = (rotated_discs(masks.source, angles) >= 0.5).astype(jnp.float32)
     template = rotated_discs(centred(fixed, masks.source), angles) * seen
-    templates = jnp.stack([seen, template, template**2])[:, turns % angles]
+    templates = jnp.stack([seen, template, template**2])
     window = centred(moving, masks.target) * masks.target
     windows = jnp.stack([_windows(v, side, reach) for v in (masks.target, window, window**2)])
     sums = product(windows.reshape(-1, side * side), templates.reshape(-1, side * side).T)
@@ -267,23 +269,23 @@ def search(
     angles: int,
     reach: int,
     count: int,
-    farthest: float = 180.0,
+    limits: Limits,
     masks: Masks | None = None,
 ) -> Peaks:
-    """The best local maxima of `correlation_volume`, whose angle axis, the last, may be a circle.
+    """The best local maxima of `correlation_volume`, whose angle axis, the last, is a circle.
 
     Args:
       fixed: ``(H, W)``.
       moving: ``(H, W)``.
       angles: number of even turns, a multiple of 4.
-      reach: largest shift, in pixels.
+      reach: largest shift that there can be, in pixels.
       count: how many peaks.
-      farthest: largest turn, in degrees.
+      limits: which are searched.
       masks: which pixels count, if not all do.
     """
-    volume = correlation_volume(fixed, moving, angles, reach, farthest, masks)
-    turns = turns_within(angles, farthest)
-    highest = _highest_around(volume, circle=len(turns) == angles)
+    volume = correlation_volume(fixed, moving, angles, reach, masks)
+    volume = jnp.where(within(limits, angles, reach), volume, -jnp.inf)
+    highest = _highest_around(volume)
     # What is no maximum comes after all that are, should there be too few.
     ranked = jnp.where(volume >= highest, volume, volume - 100.0)
     score, index = jax.lax.top_k(ranked.reshape(-1), count)
@@ -293,17 +295,14 @@ def search(
     transform = RigidTransform(
         (x - reach).astype(jnp.float32) - half_x,
         (y - reach).astype(jnp.float32) - half_y,
-        (k + int(turns[0])).astype(jnp.float32) * (360.0 / angles),
+        k.astype(jnp.float32) * (360.0 / angles),
     )
     return Peaks(transform, score)
 
 
-def _highest_around(volume: jax.Array, circle: bool) -> jax.Array:
-    """The maximum of each cell and its 26 neighbours, axis by axis; the last may be a circle."""
-    last, first = volume[..., -1:], volume[..., :1]
-    if not circle:
-        last = first = jnp.full_like(first, -jnp.inf)
-    around = jnp.concatenate([last, volume, first], axis=2)
+def _highest_around(volume: jax.Array) -> jax.Array:
+    """The maximum of each cell and its 26 neighbours, axis by axis; the last is a circle."""
+    around = jnp.concatenate([volume[..., -1:], volume, volume[..., :1]], axis=2)
     for axis, padding in enumerate((1, 1, 0)):
         window, pads = [1, 1, 1], [(0, 0)] * 3
         window[axis], pads[axis] = 3, (padding, padding)

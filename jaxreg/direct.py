@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.branching import cond_rarely
-from jaxreg.correlation import search
+from jaxreg.correlation import Limits, search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform
-from jaxreg.kernel_choice import Kernel
+from jaxreg.kernel_choice import AUTO, Kernel
 from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
@@ -42,6 +42,7 @@ _ASIDE = np.array([0.0, 0.0, -12.0, 12.0], np.float32)
 _NEAR_OF_ASIDE = np.array([False, True, False, False])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _CANDIDATES = 3  # coarse alignments that a search proposes
+_WIDEST = 1 / 3, 1 / 2  # the shifts, as shares of the shorter side, that there are programs for
 _LEVEL_STEP = 2.5  # the largest ratio of the pixel sizes of neighbouring levels
 _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
@@ -52,18 +53,36 @@ _Best = tuple[RigidTransform, Standing]  # an alignment, and how it stands again
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
 
 
-@dataclasses.dataclass(frozen=True)
-class DirectOptions:
-    """Settings of the direct method, all static.
+class Settings(NamedTuple):
+    """What is asked of a pair; data, so that nothing is compiled anew for others.
 
     Attributes:
       max_shift: largest translation searched along an axis, as a share of the shorter side.
-      interpolation: ``"auto"`` chooses by the residual; ``"linear"`` and ``"spline"`` force a
-        kernel.
       max_rotation: largest rotation searched, either way, in degrees; 0 holds the angle.
+      kernel: `AUTO` chooses it by the residual; `LINEAR` and `SPLINE` force one.
     """
 
-    max_shift: float = 1 / 3
+    max_shift: jax.typing.ArrayLike = _WIDEST[0]
+    max_rotation: jax.typing.ArrayLike = 180.0
+    kernel: jax.typing.ArrayLike = AUTO
+
+    @property
+    def turn(self) -> jax.Array:
+        """`Pair.turn`: 0 where no rotation is looked for, so that shifts alone are found."""
+        return jnp.where(jnp.asarray(self.max_rotation) > 0.0, 1.0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectOptions:
+    """Settings of the direct method, checked.
+
+    Attributes:
+      max_shift: as in `Settings`.
+      interpolation: ``"auto"``, ``"linear"`` or ``"spline"``.
+      max_rotation: as in `Settings`.
+    """
+
+    max_shift: float = _WIDEST[0]
     interpolation: Kernel = "auto"
     max_rotation: float = 180.0
 
@@ -92,9 +111,18 @@ class DirectOptions:
         return self.max_shift != DirectOptions.max_shift or 0.0 < self.max_rotation < 180.0
 
     @property
-    def turn(self) -> float:
-        """`Pair.turn`: 0 where no rotation is looked for, so that shifts alone are found."""
-        return float(self.max_rotation > 0.0)
+    def far(self) -> bool:
+        """Whether it takes the program that searches farther; static."""
+        return self.max_shift > _WIDEST[0]
+
+    @property
+    def settings(self) -> np.ndarray:
+        """``(3,)`` float32, the fields of `Settings`."""
+        kernel = get_args(Kernel).index(self.interpolation)
+        return np.array(Settings(self.max_shift, self.max_rotation, kernel), np.float32)
+
+
+_DEFAULT = DirectOptions().settings
 
 
 def coarse_side(side: int) -> int:
@@ -109,8 +137,9 @@ def coarse_side(side: int) -> int:
 def align(
     fixed: jax.Array,
     moving: jax.Array,
+    settings: jax.typing.ArrayLike = _DEFAULT,
     *masks: jax.Array,
-    options: DirectOptions = DirectOptions(),
+    far: bool = False,
 ) -> Registration:
     """Register one pair by the direct method.
 
@@ -121,38 +150,41 @@ def align(
     Args:
       fixed: ``(H, W, C)`` float32.
       moving: the same shape.
+      settings: ``(3,)``, the fields of `Settings`.
       *masks: none, or of both images ``(H, W)``, float32: 1 where a pixel counts, else 0.
-      options: settings.
+      far: whether ``max_shift`` may be above a third, up to a half.
     """
-    pair, both, views = _prepared(fixed, moving, masks, options)
-    best, against_rivals = _coarse_to_fine(views, options)
+    asked = Settings(*jnp.asarray(settings))
+    pair, both, views = _prepared(fixed, moving, masks, asked.turn)
+    best, against_rivals = _coarse_to_fine(views, asked, _WIDEST[far])
     start = _zero_if_same(_turned_round(best, pair), pair)
-    shift = options.max_shift * min(fixed.shape[:2])
-    answer = _finish_and_judge(pair, start, against_rivals, options, both)
-    return bounded(answer, (shift, shift, options.max_rotation))
+    answer = _finish_and_judge(pair, start, against_rivals, asked, both)
+    shift = asked.max_shift * min(fixed.shape[:2])
+    return bounded(answer, jnp.stack([shift, shift, asked.max_rotation]))
 
 
 def align_near(
     fixed: jax.Array,
     moving: jax.Array,
+    settings: jax.typing.ArrayLike,
     initial: jax.Array,
     *masks: jax.Array,
-    options: DirectOptions = DirectOptions(),
 ) -> Registration:
     """`align` near an alignment known beforehand, in place of the search.
 
     Args:
       fixed: as for `align`.
       moving: as for `align`.
+      settings: likewise; the limits are not asked, but whether the angle is held.
       initial: ``(3,)``, its ``(tx, ty, theta)``.
       *masks: as for `align`.
-      options: settings; those of the search are not asked, but whether the angle is held.
     """
-    pair, both, views = _prepared(fixed, moving, masks, options)
+    asked = Settings(*jnp.asarray(settings))
+    pair, both, views = _prepared(fixed, moving, masks, asked.turn)
     known = RigidTransform.from_array(jnp.nan_to_num(jax.lax.stop_gradient(initial)))
     best, against_rivals = _improve(views, _turned_round(known, pair))
     start = _turned_round(best, pair)
-    return _finish_and_judge(pair, start, against_rivals, options, both)
+    return _finish_and_judge(pair, start, against_rivals, asked, both)
 
 
 def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -> Registration:
@@ -166,11 +198,11 @@ def align_from(fixed: jax.Array, moving: jax.Array, transform: RigidTransform) -
     pair = prepare(fixed, moving)
     far_ahead = jnp.float32(jnp.inf)
     no_rival = Standing(jnp.float32(0.0), far_ahead, far_ahead)
-    return _finish_and_judge(pair, _zero_if_same(transform, pair), no_rival, DirectOptions())
+    return _finish_and_judge(pair, _zero_if_same(transform, pair), no_rival, Settings())
 
 
 def _prepared(
-    fixed: jax.Array, moving: jax.Array, masks: tuple[jax.Array, ...], options: DirectOptions
+    fixed: jax.Array, moving: jax.Array, masks: tuple[jax.Array, ...], turn: jax.Array
 ) -> tuple[Prepared, Masks | None, Pair]:
     """A pair in common units, its masks if any, and what is searched: its grey values.
 
@@ -186,7 +218,7 @@ def _prepared(
         without_padding(_along(pair.axis, image), pad)
         for image, pad in zip(images, pair.padding, strict=True)
     ]
-    there = Pair(grey[0], grey[1], both, options.turn)
+    there = Pair(grey[0], grey[1], both, turn)
     pick = functools.partial(jnp.where, pair.more_in_fixed)
     return pair, both, jax.tree.map(pick, there.swapped(), there)
 
@@ -211,12 +243,12 @@ def _finish_and_judge(
     pair: Prepared,
     start: RigidTransform,
     against_rivals: Standing,
-    options: DirectOptions,
+    asked: Settings,
     masks: Masks | None = None,
 ) -> Registration:
     """Finish an alignment and judge it."""
-    images, kernel, turn = (pair.fixed, pair.moving), options.interpolation, options.turn
-    end = finish(*images, start, kernel, masks=masks, turn=turn)
+    images, turn = (pair.fixed, pair.moving), asked.turn
+    end = finish(*images, start, asked.kernel, masks=masks, turn=turn)
     doubts = doubts_about(end, *images, pair.axis, against_rivals, masks, turn)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
@@ -243,17 +275,18 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _coarse_to_fine(views: Pair, options: DirectOptions) -> _Best:
+def _coarse_to_fine(views: Pair, asked: Settings, widest: float) -> _Best:
     """The best alignment anywhere."""
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
 
-    def look_further(views: Pair, grey: RigidTransform) -> _Best:
+    def look_further(views: Pair, grey: RigidTransform, asked: Settings) -> _Best:
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
-        return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, options)
+        candidates = functools.partial(_candidates, asked=asked, widest=widest)
+        return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, candidates)
 
-    return _onwards(views, _candidates(coarse, options), look_further)
+    return _onwards(views, _candidates(coarse, asked, widest), look_further, asked)
 
 
 def _improve(views: Pair, known: RigidTransform) -> _Best:
@@ -271,17 +304,22 @@ def _improve(views: Pair, known: RigidTransform) -> _Best:
     return _onwards(views, t, lambda views, t: _carefully(_pyramid(views, grid), t, _NEIGHBOURHOOD))
 
 
-def _onwards(
-    views: Pair, t: RigidTransform, in_doubt: Callable[[Pair, RigidTransform], _Best]
-) -> _Best:
-    """From candidates in pixels of the coarsest level to the best at full size."""
+def _onwards(views: Pair, t: RigidTransform, in_doubt: Callable[..., _Best], *more: Any) -> _Best:
+    """From candidates in pixels of the coarsest level to the best at full size.
+
+    Args:
+      views: the pair.
+      t: the candidates.
+      in_doubt: from ``(views, t, *more)`` to the best, where none leads clearly.
+      *more: pytrees of arrays.
+    """
     levels = functools.partial(_pyramid, coarsest=coarse_side(min(views.source.shape)))
     ranked = _ranked(levels(views)[0].views, t, _NEIGHBOURHOOD)
     best, rival, _ = ranked.evidence.score
     decided = (best > _DECIDED) & (rival < _DECIDED_LEAD * best)
-    follow = lambda views, ranked, t: _follow(levels(views), ranked)  # noqa: E731
-    rarely = lambda views, ranked, t: in_doubt(views, t)  # noqa: E731
-    return cond_rarely(~decided, rarely, follow, views, ranked, t)
+    follow = lambda views, ranked, *_: _follow(levels(views), ranked)  # noqa: E731
+    rarely = lambda views, ranked, *rest: in_doubt(views, *rest)  # noqa: E731
+    return cond_rarely(~decided, rarely, follow, views, ranked, t, *more)
 
 
 class _Level(NamedTuple):
@@ -311,14 +349,20 @@ def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
     return best_and_rivals(transforms, evidence)
 
 
-def _candidates(views: Pair, options: DirectOptions) -> RigidTransform:
-    """Candidates found and refined on one kind of coarse images."""
+def _candidates(views: Pair, asked: Settings, widest: float) -> RigidTransform:
+    """Candidates found and refined on one kind of coarse images.
+
+    Args:
+      views: these.
+      asked: its limits are searched.
+      widest: the largest ``max_shift`` that can be asked for.
+    """
     side = min(views.source.shape)
-    reach = max(round(options.max_shift * side), 1)
+    limits = Limits(asked.max_shift * side, asked.max_rotation)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    farthest, masks = options.max_rotation, views.masks
-    found = search(*views[:2], angles, reach, _CANDIDATES, farthest, masks=masks)
+    reach = max(round(widest * side), 1)
+    found = search(*views[:2], angles, reach, _CANDIDATES, limits, views.masks)
     return _refined(views, found.transform, iterations=4)
 
 
@@ -332,7 +376,10 @@ def _follow(levels: list[_Level], ranked: Ranked) -> _Best:
 
 
 def _look_further(
-    levels: list[_Level], grey: RigidTransform, sigma: float, options: DirectOptions
+    levels: list[_Level],
+    grey: RigidTransform,
+    sigma: float,
+    candidates: Callable[[Pair], RigidTransform],
 ) -> _Best:
     """`_coarse_to_fine` where the grey values' candidates leave a doubt.
 
@@ -344,12 +391,12 @@ def _look_further(
       levels: the pyramid, from that grid on.
       grey: the candidates so far, in pixels of that grid.
       sigma: standard deviation of a neighbourhood, likewise.
-      options: settings.
+      candidates: finds more of them on a kind of coarse images.
     """
     views = levels[0].views
     both = jax.tree.map(lambda *v: jnp.stack(v), views, views.each(local_contrast))
     # A loop: its program is compiled once.
-    more = jax.lax.map(lambda kind: _candidates(kind, options), both)
+    more = jax.lax.map(candidates, both)
     t = jax.tree.map(lambda v, new: jnp.concatenate([v, new.reshape(-1)]), grey, more)
     return _carefully(levels, t, sigma)
 

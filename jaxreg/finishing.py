@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit, finest_detail
-from jaxreg.kernel_choice import Kernel, choose
+from jaxreg.kernel_choice import AUTO, choose
 from jaxreg.masking import Masks, Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
@@ -54,9 +54,9 @@ def finish(
     fixed: jax.Array,
     moving: jax.Array,
     transform: RigidTransform,
-    kernel: Kernel = "auto",
+    kernel: jax.typing.ArrayLike = AUTO,
     masks: Masks | None = None,
-    turn: float = 1.0,
+    turn: float | jax.Array = 1.0,
 ) -> Finished:
     """Refine a close alignment to the end.
 
@@ -66,7 +66,7 @@ def finish(
       fixed: ``(H, W, C)``.
       moving: the same shape.
       transform: within a few tenths of a pixel.
-      kernel: that of the answer; ``"auto"`` chooses it by the residual.
+      kernel: that of the answer, `LINEAR` or `SPLINE`; `AUTO` chooses it by the residual.
       masks: which pixels of fixed (the source) and moving count, if not all.
       turn: 1, or 0 to hold the angle.
     """

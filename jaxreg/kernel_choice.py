@@ -7,7 +7,7 @@ Pairs made by bilinear warping are thus recognised, and can be solved exactly.
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxreg.products import dots
 from jaxreg.resampling import interpolant, noise_gain, pull, slopes_by_gradient, source_points
 
 Kernel = Literal["auto", "linear", "spline"]
+AUTO, LINEAR, SPLINE = range(len(get_args(Kernel)))  # as data
 
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.
@@ -62,14 +63,16 @@ class Choice(NamedTuple):
 
 
 def choose(
-    there: tuple[Pair, RigidTransform], back: tuple[Pair, RigidTransform], kernel: Kernel
+    there: tuple[Pair, RigidTransform],
+    back: tuple[Pair, RigidTransform],
+    kernel: jax.typing.ArrayLike,
 ) -> Choice:
     """Choose direction and kernel.
 
     Args:
       there: a pair and its alignment.
       back: the same the other way round.
-      kernel: the one to take; ``"auto"`` chooses.
+      kernel: the one to take, `LINEAR` or `SPLINE`; `AUTO` chooses.
     """
     ways = jax.tree.map(lambda *v: jnp.stack(v), there, back)
 
@@ -87,7 +90,7 @@ def choose(
         return number + 1, jax.tree.map(lambda v, new: v.at[number].set(new), trials, found)
 
     # A loop: a trial's program is compiled once.
-    count = 3 if kernel == "auto" else 2
+    count = jnp.where(kernel == AUTO, 3, 2)
     # Like an image: over a mesh, what changes with the pair begins so.
     like = lambda value, *shape: jnp.full_like(ways[0].source, value, shape=shape)  # noqa: E731
     channels = ways[0].source.shape[-1]
@@ -96,11 +99,8 @@ def choose(
     _, trials = jax.lax.while_loop(unfinished, step, (first, begin))
     way = _better_way(trials)
     start = Unknowns(ways[1][way], trials.gain[way], trials.bias[way])
-    if kernel == "auto":
-        linear = bilinear_explains_more(trials.mismatch[way], jax.tree.map(lambda v: v[2], trials))
-    else:
-        linear = jnp.bool_(kernel == "linear")
-    return Choice(way == 1, linear, start)
+    better = bilinear_explains_more(trials.mismatch[way], jax.tree.map(lambda v: v[2], trials))
+    return Choice(way == 1, jnp.where(kernel == AUTO, better, kernel == LINEAR), start)
 
 
 def _better_way(trials: Trial) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,25 +21,23 @@ from jaxreg.result import Estimator, Registration
 _DEFAULT = DirectOptions()
 
 
-def _jitted(near: bool, **options: Any) -> Any:
-    return jax.jit(align_near if near else align, static_argnames="options", **options)
-
-
-# As part of a larger program, which is compiled as its author likes.
-_align, _align_near = _jitted(near=False), _jitted(near=True)
+@functools.cache
+def _aligner(far: bool, near: bool) -> OnePair:
+    """`align`, or `align_near`: one object for equal settings, so that it is compiled once."""
+    return align_near if near else functools.partial(align, far=far)
 
 
 @functools.cache
-def _program(on_cpu: bool, values: int, near: bool = False) -> Any:
-    """`align`, or `align_near`, as a program of its own, for images of so many values."""
+def _part_of_a_program(far: bool, near: bool) -> Any:
+    """Either as part of a larger program, which is compiled as its author likes."""
+    return jax.jit(_aligner(far, near))
+
+
+@functools.cache
+def _program(on_cpu: bool, values: int, far: bool, near: bool) -> Any:
+    """Either as a program of its own, for images of so many values."""
     del on_cpu  # what the options depend on besides
-    return _jitted(near, compiler_options=compiler_options(values))
-
-
-@functools.cache
-def _aligner(options: DirectOptions, near: bool = False) -> OnePair:
-    """Either with its options: one object for equal ones, so that it is compiled once."""
-    return functools.partial(align_near if near else align, options=options)
+    return jax.jit(_aligner(far, near), compiler_options=compiler_options(values))
 
 
 def register(
@@ -106,16 +105,16 @@ def register(
     options = _options(method, max_shift, interpolation, max_rotation, initial, len(pair) > 2)
     if method == "direct":
         known = _known(initial, ())
-        arrays = [array.astype(np.float32) for array in (*pair[:2], *known, *pair[2:])]
+        kind = options.far, bool(known)
+        arrays = [a.astype(np.float32) for a in (*pair[:2], options.settings, *known, *pair[2:])]
         if not are_traced(*arrays):
-            program = _program(runs_on_cpu(), pair[0].size, near=bool(known))
             try:
-                return program(*arrays, options=options)
+                return _program(runs_on_cpu(), pair[0].size, *kind)(*arrays)
             except ValueError as error:
                 # Part of a program in spite of that, it may have no compiler options of its own.
                 if "compiler_options" not in str(error):
                     raise
-        return (_align_near if known else _align)(*arrays, options=options)
+        return _part_of_a_program(*kind)(*arrays)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)
@@ -171,13 +170,26 @@ def register_batch(
     options = _options(method, max_shift, interpolation, max_rotation, initial, len(stacks) > 2)
     if method == "direct":
         known = _known(initial, stacks[0].shape[:1])
-        return map_pairs(_aligner(options, bool(known)), *stacks[:2], *known, *stacks[2:])
+        return _map_direct(options, stacks[0], stacks[1], known, stacks[2:])
     return map_batches(_other(method, *stacks), *stacks)
 
 
 def direct_estimator(fixed: jax.Array, moving: jax.Array) -> Registration:
     """The direct method as an estimator: batches ``(N, H, W, C)`` to a batched `Registration`."""
-    return map_pairs(_aligner(_DEFAULT), fixed, moving)
+    return _map_direct(_DEFAULT, fixed, moving)
+
+
+def _map_direct(
+    options: DirectOptions,
+    fixed: jax.Array | np.ndarray,
+    moving: jax.Array | np.ndarray,
+    known: Sequence[jax.Array | np.ndarray] = (),
+    masks: Sequence[jax.Array | np.ndarray] = (),
+) -> Registration:
+    """The direct method for stacks of pairs; what is known of each and both masks, if any."""
+    settings = np.broadcast_to(options.settings, (len(fixed), 3))
+    one = _aligner(options.far, bool(known))
+    return map_pairs(one, fixed, moving, settings, *known, *masks)
 
 
 def _options(

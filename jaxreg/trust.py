@@ -66,7 +66,7 @@ def doubts_about(
     axis: jax.Array,
     against_rivals: Standing,
     masks: Masks | None = None,
-    turn: float = 1.0,
+    turn: float | jax.Array = 1.0,
 ) -> jax.Array:
     """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
 
@@ -108,18 +108,18 @@ def doubts_about(
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
 
 
-def bounded(answer: Registration, limits: tuple[float, float, float]) -> Registration:
+def bounded(answer: Registration, limits: jax.Array) -> Registration:
     """The same, not trusted if it lies clearly beyond what was to be searched.
 
     The search's grid is coarse, and the refinement moves freely.
 
     Args:
       answer: to one pair.
-      limits: of shifts, in px, and of the angle, in degrees.
+      limits: ``(3,)``, of shifts, in px, and of the angle, in degrees.
     """
     errors = jnp.sqrt(jnp.diagonal(jnp.asarray(answer.covariance)))
     least = jnp.abs(answer.transform.as_array()) - _SURELY * errors
-    beyond = raised(Doubt.BEYOND_LIMITS, (least > 1.001 * jnp.asarray(limits, jnp.float32)).any())
+    beyond = raised(Doubt.BEYOND_LIMITS, (least > 1.001 * limits).any())
     doubts = jnp.asarray(answer.doubts) | beyond
     return dataclasses.replace(answer, success=doubts == 0, doubts=doubts)
 
@@ -191,7 +191,7 @@ def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax
     return jnp.where(far, count * jnp.log(rest / least), jnp.inf).min()
 
 
-def _determination(image: jax.Array, mask: jax.Array | None, turn: float) -> jax.Array:
+def _determination(image: jax.Array, mask: jax.Array | None, turn: float | jax.Array) -> jax.Array:
     """How evenly an image's gradient determines shifts and turn: 1 if alike, 0 if one is open.
 
     Of an image ``(H, W, C)`` in common units, whose spread is about 1. The determinant of the
@@ -215,8 +215,7 @@ def _determination(image: jax.Array, mask: jax.Array | None, turn: float) -> jax
     uu, uv, vv = separable(down, squares, right)
     a, b, c = uu[0, 0], vv[0, 0], uu[2, 0] - 2 * uv[1, 1] + vv[0, 2]  # of x, y, turn with itself
     d, e, f = uv[0, 0], uu[1, 0] - uv[0, 1], uv[1, 0] - vv[0, 1]  # x y, x turn, y turn
-    if not turn:
-        c, e, f = 0.5 * (a + b), 0.0 * e, 0.0 * f
+    c, e, f = jnp.where(turn > 0.0, c, 0.5 * (a + b)), turn * e, turn * f
     mean = (a + b + c) / 3 + 1e-6 * image.shape[0] * image.shape[1]
     a, b, c, d, e, f = (v / mean for v in (a, b, c, d, e, f))
     return a * b * c + 2 * d * e * f - a * f * f - b * e * e - c * d * d

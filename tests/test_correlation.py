@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxreg import correlation
-from jaxreg.correlation import evidence, turns_within
+from jaxreg.correlation import Limits, evidence, within
 from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks
 from jaxreg.warping import warp
@@ -17,10 +17,8 @@ from tests.registration_support import errors, texture
 SHAPES = [(16, 16), (16, 19), (18, 15), (14, 20)]
 
 # Each compiled as one: they are dozens of operations.
-correlation_volume = jax.jit(
-    correlation.correlation_volume, static_argnames=("angles", "reach", "farthest")
-)
-search = jax.jit(correlation.search, static_argnames=("angles", "reach", "count", "farthest"))
+correlation_volume = jax.jit(correlation.correlation_volume, static_argnames=("angles", "reach"))
+search = jax.jit(correlation.search, static_argnames=("angles", "reach", "count"))
 rotated_discs = jax.jit(correlation.rotated_discs, static_argnames="angles")
 
 
@@ -71,32 +69,37 @@ def test_volume_agrees_with_brute_force(shape, angle):
 def test_volume_of_masked_images_agrees_with_brute_force(shape):
     fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
     masks = Masks(*(np.float32(texture(shape, seed=s) > 110) for s in (3, 4)))
-    volume = np.asarray(
-        correlation_volume(fixed, moving, angles=8, reach=4, farthest=90.0, masks=masks)
-    )
-    assert volume.shape == (9, 9, 5)
+    volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4, masks=masks))
+    assert volume.shape == (9, 9, 8)
     turned, seen = rotated_discs(fixed, 8), np.asarray(rotated_discs(masks.source, 8)) >= 0.5
-    for (n, k), dy, dx in itertools.product(enumerate(range(-2, 3)), (-4, 0, 3), (-4, 1, 4)):
+    for k, dy, dx in itertools.product(range(8), (-4, 0, 3), (-4, 1, 4)):
         disc = inscribed_disc(min(shape))
         part = np.asarray(turned[k])
         both = brute_force(part, disc & seen[k], moving, masks.target > 0, dx, dy)
         # `brute_force` counts shares of what is seen of the disc.
         expected = both * (disc & seen[k]).sum() / disc.sum()
-        assert volume[4 + dy, 4 + dx, n] == pytest.approx(expected, abs=1e-4)
+        assert volume[4 + dy, 4 + dx, k] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("farthest", [20.0, 90.0, 150.0])
-def test_a_limited_turn_is_a_part_of_the_circle(farthest):
+@pytest.mark.parametrize("rotation", [0.0, 20.0, 90.0, 150.0, 180.0])
+def test_a_limited_turn_is_covered(rotation):
+    turns = (np.arange(24) + 12) % 24 - 12
+    kept = np.abs(turns[within(Limits(3.0, rotation), 24, reach=3)[3, 3]])
+    assert kept.max() * 15 >= rotation > (kept.max() - 1) * 15
+    assert len(kept) == min(2 * kept.max() + 1, 24)
+
+
+@pytest.mark.parametrize(("shift", "rotation"), [(3.0, 20.0), (2.4, 90.0), (0.1, 0.0)])
+def test_the_best_within_limits_is_found(shift, rotation):
     fixed, moving = texture((16, 19), seed=1), texture((16, 19), seed=2)
-    circle = np.asarray(correlation_volume(fixed, moving, angles=24, reach=3))
-    part = np.asarray(correlation_volume(fixed, moving, angles=24, reach=3, farthest=farthest))
-    kept = turns_within(24, farthest)
-    assert np.abs(kept).max() * 15 >= farthest > (np.abs(kept).max() - 1) * 15
-    np.testing.assert_allclose(part, circle[..., kept % 24], atol=1e-5)
-    peaks = search(fixed, moving, angles=24, reach=3, count=3, farthest=farthest).transform
-    assert (np.abs(peaks.theta) <= farthest + 15).all()
-    y, x, k = np.unravel_index(part.argmax(), part.shape)
-    np.testing.assert_allclose(peaks[0].as_array(), [x - 3.5, y - 3, 15 * kept[k]])
+    limits = Limits(shift, rotation)
+    peaks = search(fixed, moving, angles=24, reach=3, count=3, limits=limits).transform
+    assert (np.abs((peaks.theta + 180) % 360 - 180) <= np.ceil(rotation / 15) * 15).all()
+    assert np.abs([peaks.tx + 0.5, peaks.ty]).max() <= max(round(shift), 1)
+    volume = np.array(correlation_volume(fixed, moving, angles=24, reach=3))
+    volume[~np.asarray(within(limits, 24, reach=3))] = -np.inf
+    y, x, k = np.unravel_index(volume.argmax(), volume.shape)
+    np.testing.assert_allclose(peaks[0].as_array(), [x - 3.5, y - 3, 15 * k])
 
 
 def test_discs_are_turned_clockwise():
@@ -113,7 +116,8 @@ def test_search_finds_a_turn_and_a_shift(shape):
     """Also where the square of the disc sits half a pixel off the image's centre."""
     truth = RigidTransform(2.0, -1.0, 60.0)
     fixed = texture(shape, seed=3)
-    peaks = search(fixed, warp(fixed, truth), angles=48, reach=5, count=6)
+    everything = Limits(5.0, 180.0)
+    peaks = search(fixed, warp(fixed, truth), angles=48, reach=5, count=6, limits=everything)
     assert peaks.transform.tx.shape == peaks.score.shape == (6,)
     assert (np.diff(np.asarray(peaks.score)) <= 0).all()
     best = RigidTransform(

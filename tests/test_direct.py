@@ -106,7 +106,6 @@ def test_whole_pixel_shifts_find_new_scene():
 # Accuracy.
 
 
-@quickly_compiled()
 def test_protocol_pairs_with_the_kernel_known_are_exact():
     pairs = photo_pairs()
     result = register_batch(pairs.fixed, pairs.moving, interpolation="linear")

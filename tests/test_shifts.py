@@ -9,7 +9,6 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Doubt
 from jaxreg.warping import warp
-from tests.compilation_support import quickly_compiled
 from tests.registration_support import COUNT, SIZE, are_gross, errors
 from tests.tolerances import REGISTERED, UNBIASED
 
@@ -43,7 +42,6 @@ def test_noise_draws_no_shift_to_half_pixels(interpolation, fraction):
 
 
 @pytest.fixture(scope="module")
-@quickly_compiled()
 def held():
     """Of pairs and the answers to them with the angle held: photographs, beads, unrelated ones."""
     rng = np.random.default_rng(1)
