@@ -159,7 +159,7 @@ def within(limits: Limits, angles: int, reach: int) -> jax.Array:
     >>> within(Limits(1.0, 0.0), 36, reach=2)[..., 0].astype(int).tolist()
     [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
     """
-    y, x, k = np.mgrid[-reach : reach + 1, -reach : reach + 1, :angles]
+    y, x, k = np.mgrid[-reach : reach + 1, -reach : reach + 1, :angles].astype(np.float32)
     near = np.maximum(abs(y), abs(x)) <= jnp.maximum(jnp.round(limits.shift), 1.0)
     return near & (np.minimum(k, angles - k) < limits.rotation * (angles / 360.0) + (1.0 - 1e-4))
 

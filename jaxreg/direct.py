@@ -212,7 +212,7 @@ def _prepared(
     both = Masks(*masks) if masks else None
     if both:
         fixed, moving = fill(jnp.stack([fixed, moving]), jnp.stack(both))
-    pair = prepare(fixed, moving)
+    pair = prepare(fixed, moving, both)
     images = jax.lax.stop_gradient((pair.fixed, pair.moving))
     grey = [
         without_padding(_along(pair.axis, image), pad)
@@ -248,7 +248,7 @@ def _finish_and_judge(
 ) -> Registration:
     """Finish an alignment and judge it."""
     images, turn = (pair.fixed, pair.moving), asked.turn
-    end = finish(*images, start, asked.kernel, masks=masks, turn=turn)
+    end = finish(Pair(*images, masks, turn, grain=pair.grain), start, asked.kernel)
     doubts = doubts_about(end, *images, pair.axis, against_rivals, masks, turn)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)

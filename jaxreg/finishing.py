@@ -17,7 +17,7 @@ from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit, finest_detail
 from jaxreg.kernel_choice import AUTO, choose
-from jaxreg.masking import Masks, Pair
+from jaxreg.masking import Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
 from jaxreg.resampling import DEGREE
@@ -50,28 +50,18 @@ class Finished(NamedTuple):
     settled: jax.Array
 
 
-def finish(
-    fixed: jax.Array,
-    moving: jax.Array,
-    transform: RigidTransform,
-    kernel: jax.typing.ArrayLike = AUTO,
-    masks: Masks | None = None,
-    turn: float | jax.Array = 1.0,
-) -> Finished:
+def finish(pair: Pair, transform: RigidTransform, kernel: jax.typing.ArrayLike = AUTO) -> Finished:
     """Refine a close alignment to the end.
 
     The transform is differentiable with respect to the images, through the optimum it is.
 
     Args:
-      fixed: ``(H, W, C)``.
-      moving: the same shape.
+      pair: fixed and moving ``(H, W, C)``, and what is asked and known of them.
       transform: within a few tenths of a pixel.
       kernel: that of the answer, `LINEAR` or `SPLINE`; `AUTO` chooses it by the residual.
-      masks: which pixels of fixed (the source) and moving count, if not all.
-      turn: 1, or 0 to hold the angle.
     """
-    finer = finest_detail(moving) / finest_detail(fixed)
-    pair, t = Pair(fixed, moving, masks, turn, finer), jax.lax.stop_gradient(transform)
+    pair = pair._replace(finer=finest_detail(pair.target) / finest_detail(pair.source))
+    t = jax.lax.stop_gradient(transform)
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
     choice = choose(*jax.lax.stop_gradient(ways), kernel)
     pick = functools.partial(jax.tree.map, lambda there, back: jnp.where(choice.back, back, there))
@@ -88,19 +78,22 @@ def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:
     transform = differentiable(pair, end, linear)
     end = end._replace(unknowns=end.unknowns._replace(transform=transform))
     points, value, fit = agreement(pair, end, linear)
-    covariance = _covariance(end, fit) * jnp.clip(end.slow / WHITE, *_INFLATION)
+    covariance = _covariance(end, fit, pair.grain) * jnp.clip(end.slow / WHITE, *_INFLATION)
     target = flat(pair.target)
     return Finished(transform, covariance, value, target, points.inside, fit.weight, end.settled)
 
 
-def _covariance(end: Optimum, fit: Fit) -> jax.Array:
+def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
     """Of the estimate, by each pixel's own residuals.
 
     White (1980, doi:10.2307/1912934): right also where residuals are larger at the edges, which say
-    most, than on the ground between them, and where a pixel's channels share them.
+    most, than on the ground between them, and where a pixel's channels share them. None counts for
+    less than rounding leaves: grey levels that stay the same may hide a move.
     """
     influence = product(end.common, end.system.instruments)
-    moves = influence * (fit.weight[:, None] * fit.residual).reshape(-1)
+    least = jnp.sqrt(jnp.asarray(grain))
+    error = jnp.copysign(jnp.maximum(jnp.abs(fit.residual), least), fit.residual)
+    moves = influence * (fit.weight[:, None] * error).reshape(-1)
     moves = mean_over_channels(moves.reshape(3, *fit.residual.shape)) * fit.residual.shape[1]
     return times(moves, moves)
 

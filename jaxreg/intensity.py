@@ -43,6 +43,7 @@ def weigh(
     bias: jax.typing.ArrayLike,
     outlier: jax.typing.ArrayLike = OUTLIER,
     steep: jax.Array | None = None,
+    grain: jax.typing.ArrayLike = 0.0,
 ) -> Fit:
     """Residuals for a given gain and bias, and their robust weights.
 
@@ -54,11 +55,13 @@ def weigh(
       bias: ``(C,)``, or one for all channels.
       outlier: how many scales of the residual are one, see `settled_weight`.
       steep: ``(P,)`` `steepness`, if the scale is to grow with it.
+      grain: see `Pair`.
     """
     residual = target - gain * value - bias
     square = mean_once(jnp.square(residual))
     # Weights count as constants: a residual of zero has no slope to derive them by.
-    weight = inside * jax.lax.stop_gradient(settled_weight(square, inside, outlier, steep))
+    settled = settled_weight(square, inside, outlier, steep, grain)
+    weight = inside * jax.lax.stop_gradient(settled)
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
     return Fit(jnp.asarray(gain), jnp.asarray(bias), residual, weight, variance)
 
@@ -70,6 +73,7 @@ def fit_intensity(
     gain: jax.typing.ArrayLike = 1.0,
     bias: jax.typing.ArrayLike = 0.0,
     steep: jax.Array | None = None,
+    grain: jax.typing.ArrayLike = 0.0,
 ) -> Fit:
     """Fit gain and bias where images agree.
 
@@ -83,8 +87,9 @@ def fit_intensity(
       gain: about what will be found.
       bias: likewise; ``(C,)``, or one for all channels.
       steep: see `weigh`.
+      grain: likewise.
     """
-    weight = weigh(value, target, inside, gain, bias, steep=steep).weight
+    weight = weigh(value, target, inside, gain, bias, steep=steep, grain=grain).weight
     count = jnp.maximum(weight.sum(), 1.0)
     mean_value, mean_target = (weighted_sum(v, weight) / count for v in (value, target))
     source = value - mean_value
@@ -94,7 +99,8 @@ def fit_intensity(
     # A gain near or below zero means that the images are not aligned: hold it where the residual
     # still says which way to go.
     gain = jnp.clip(gain, 0.1, 10.0)
-    return weigh(value, target, inside, gain, mean_target - gain * mean_value, steep=steep)
+    bias = mean_target - gain * mean_value
+    return weigh(value, target, inside, gain, bias, steep=steep, grain=grain)
 
 
 def steepness(*images: jax.Array) -> jax.Array:

@@ -136,7 +136,8 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     value = pull(interpolant(pair.source, linear), points, linear)
     bands = -1, height if isinstance(rows, slice) else 2, width, channels
     steep = steepness(value.reshape(bands), pair.target[rows].reshape(bands))
-    fit = fit_intensity(value, some(pair.target, channels), points.inside, steep=steep)
+    pixels = some(pair.target, channels)
+    fit = fit_intensity(value, pixels, points.inside, steep=steep, grain=pair.grain)
     rest, moved = after_a_small_move(slope, fit.weight, fit.residual)
     variance = fit.variance - moved / (channels * jnp.maximum(fit.weight.sum(), 1.0))
     variance = jnp.maximum(variance, 1e-3 * fit.variance)

@@ -61,6 +61,7 @@ class Pair(NamedTuple):
       masks: which pixels count, if not all do.
       turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
       finer: how much finest detail, as variances, the target has for one of the source's.
+      grain: the variance that rounding both images to their grey levels leaves of a residual.
     """
 
     source: jax.Array
@@ -68,11 +69,14 @@ class Pair(NamedTuple):
     masks: Masks | None = None
     turn: float | jax.Array = 1.0
     finer: float | jax.Array = 1.0
+    grain: float | jax.Array = 0.0
 
     def swapped(self) -> Pair:
         """The same the other way round."""
         masks = self.masks and self.masks.swapped()
-        return Pair(self.target, self.source, masks, self.turn, 1.0 / self.finer)
+        return self._replace(
+            source=self.target, target=self.source, masks=masks, finer=1.0 / self.finer
+        )
 
     def noise_of_target(self, gain: jax.Array) -> jax.Array:
         """How much noise the target has for one of the source's, as variances.

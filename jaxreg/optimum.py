@@ -82,6 +82,7 @@ class _Problem(NamedTuple):
       system: what takes moments to steps.
       outlier: scalar, how many scales of the residual are one.
       steep: ``(P,)``, by which that scale grows, see `_steepness`.
+      grain: scalar, see `Pair`.
       linear: the kernel, see `by_kernel`.
     """
 
@@ -91,6 +92,7 @@ class _Problem(NamedTuple):
     system: System
     outlier: jax.Array
     steep: jax.Array
+    grain: jax.Array
     linear: jax.Array
 
 
@@ -127,7 +129,7 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     points = _points(pair, start.transform, linear)
     value = pull(image, points, linear)
     steep = _steepness(value, pair.target, linear)
-    fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep)
+    fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep, pair.grain)
     left, source, model, slow, noise = instruments(pair, points, value, fit, steep, linear)
     right = of_model(model, fit.gain)
     products = normal_matrix(jnp.concatenate([left, source]), right, fit.weight)
@@ -138,7 +140,8 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     common = _by_what_is_common(system.inverse, normal, common)
 
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
-    problem = _Problem(image, pixels, pair.masks, system, _outlier(slow), steep, linear)
+    outlier, grain = _outlier(slow), jnp.asarray(pair.grain)
+    problem = _Problem(image, pixels, pair.masks, system, outlier, steep, grain, linear)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.full_like(gain, jnp.inf), jnp.zeros_like(gain, jnp.int32)
     begin = Unknowns(start.transform, gain, bias)
@@ -159,7 +162,8 @@ def agreement(pair: Pair, end: Optimum, linear: jax.Array) -> tuple[Points, jax.
     points = _points(pair, transform, linear)
     value = pull(interpolant(pair.source, linear), points, linear)
     steep = _steepness(value, pair.target, linear)
-    fit = weigh(value, flat(pair.target), points.inside, gain, bias, _outlier(end.slow), steep)
+    outlier, pixels = _outlier(end.slow), flat(pair.target)
+    fit = weigh(value, pixels, points.inside, gain, bias, outlier, steep, pair.grain)
     return points, value, fit
 
 
@@ -208,13 +212,13 @@ def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit:
       shape: of the source, ``(H, W, C)``.
       limit: how many steps at most, those before included.
     """
-    image, target, masks, system, outlier, steep, linear = problem
+    image, target, masks, system, outlier, steep, grain, linear = problem
 
     def step(state: _State) -> _State:
         transform, gain, bias = state.unknowns
         points = source_points(shape, transform, _margin(linear), masks)
         value = pull(image, points, linear)
-        fit = weigh(value, target, points.inside, gain, bias, outlier, steep)
+        fit = weigh(value, target, points.inside, gain, bias, outlier, steep, grain)
         found = moments(system.instruments, fit.weight, fit.residual) - system.noise
         inverse = secant(state.inverse, system.scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.branching import apart
+from jaxreg.masking import Masks
 from jaxreg.products import mean_once, product, times
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
@@ -36,6 +37,7 @@ class Prepared(NamedTuple):
       axis: ``(C, 1)``, the mix of channels that varies most in both.
       padding: ``(2, H, W)`` bool, what of fixed and moving is padding, with a rim.
       more_in_fixed: scalar bool, whether the fixed image has more black pixels than the other.
+      grain: scalar, see `jaxreg.masking.Pair`.
       finite: scalar bool; if False, both images are zero.
     """
 
@@ -44,11 +46,12 @@ class Prepared(NamedTuple):
     axis: jax.Array
     padding: jax.Array
     more_in_fixed: jax.Array
+    grain: jax.Array
     finite: jax.Array
 
 
-def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
-    """Prepare images ``(H, W, C)``, float32 of any unit.
+def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> Prepared:
+    """Prepare images ``(H, W, C)``, float32 of any unit, whose values are made up where masked.
 
     Both take the same operations, as one stack: identical images stay so to the last bit.
     Gradients pass through fixed and moving; units and axis count as constants.
@@ -71,12 +74,35 @@ def prepare(fixed: jax.Array, moving: jax.Array) -> Prepared:
     pair = apart(share[0] <= 1.0, _in_units, pair, offset, scale)
     axis = principal_axis(jax.lax.stop_gradient(pair))
     more_in_fixed = share[0] > share[1] + _SOME
-    return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, finite)
+    grain = _grain(images, scale, masks)
+    return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, grain, finite)
 
 
 def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
     """Images ``(2, H, W, C)`` less their offsets ``(2, C)``, in units of their spreads ``(2,)``."""
     return (pair - offset[:, None, None]) / scale[:, None, None, None]
+
+
+def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Array:
+    """The variance that rounding to grey levels leaves of the difference of two images.
+
+    Of few levels most pixels of views a tenth of a pixel apart are the same, as if nothing had
+    moved. By the smaller of both steps, each the least that two neighbours in a row differ by: it
+    is next to nothing where one image was rendered from the other in floats.
+
+    Args:
+      images: ``(2, H, W, C)``, of any unit.
+      scale: ``(2,)``, what is 1 in common units.
+      masks: which pixels count, if not all; the others' values are made up.
+    """
+    steps = jnp.abs(images[:, :, 1:] - images[:, :, :-1])
+    differ = steps > 0.0
+    if masks:
+        counts = jnp.stack(masks) > 0.0
+        differ &= (counts[:, :, 1:] & counts[:, :, :-1])[..., None]
+    steps = jnp.where(differ, steps, jnp.inf)
+    step = (steps.min(2).min((1, 2)) / scale).min()
+    return jnp.square(jnp.where(jnp.isfinite(step), step, 0.0)) / 6.0
 
 
 def _planes(images: jax.Array) -> jax.Array:

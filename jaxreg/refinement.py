@@ -93,6 +93,7 @@ def settled_weight(
     inside: jax.Array,
     outlier: jax.typing.ArrayLike = OUTLIER,
     steep: jax.Array | None = None,
+    grain: jax.typing.ArrayLike = 0.0,
 ) -> jax.Array:
     """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it.
 
@@ -101,8 +102,10 @@ def settled_weight(
       inside: weight of each pixel in the scale, likewise.
       outlier: how many scales are one.
       steep: see `scale_of`.
+      grain: the square of the least that the scale can be, see `Pair`.
     """
-    scale = scale_of(jnp.sqrt(square), steep)
+    mean = scale_of(jnp.sqrt(square), steep)
+    scale = lambda weight: jnp.sqrt(jnp.square(mean(weight)) + grain)  # noqa: E731
     kept = inside * robust_weight(square, scale(inside))
     return robust_weight(square, scale(kept), outlier)
 

@@ -24,7 +24,7 @@ from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROU
 TRUTH = RigidTransform(1.7, -2.4, 33.0)
 START = RigidTransform.from_array([1.8, -2.3, 33.5])
 # One of each, so that a shape is compiled once.
-solve = jax.jit(finish)
+solve = jax.jit(lambda fixed, moving, start: finish(Pair(fixed, moving), start))
 explain = jax.jit(trial, static_argnames="linear")
 
 
@@ -146,7 +146,7 @@ def test_a_secant_that_leaps_is_shortened_and_one_that_turns_back_is_not_followe
 def test_second_derivatives_exist():
     fixed = jnp.asarray(texture((16, 16, 1)) / 60)
     bump, moving = jnp.asarray(texture((16, 16, 1), seed=5) / 60), warp(fixed, TRUTH)
-    shift = lambda s: finish(fixed + s * bump, moving, START).transform.tx  # noqa: E731
+    shift = lambda s: finish(Pair(fixed + s * bump, moving), START).transform.tx  # noqa: E731
     first = lambda s: jax.jvp(shift, (s,), (1.0,))  # noqa: E731
     (_, slope), (_, bend) = jax.jit(lambda s: jax.jvp(first, (s,), (1.0,)))(0.0)
     assert np.isfinite([slope, bend]).all()
@@ -156,7 +156,7 @@ def test_second_derivatives_exist():
 
 def test_a_batch_has_gradients():
     images = jnp.zeros((2, 16, 16, 1))
-    turn = lambda f, m: finish(f, m, START).transform.theta  # noqa: E731
+    turn = lambda f, m: finish(Pair(f, m), START).transform.theta  # noqa: E731
     batch = lambda f, m: jax.vmap(turn)(f, m).sum()  # noqa: E731
     assert jax.eval_shape(jax.grad(batch), images, images).shape == images.shape
 

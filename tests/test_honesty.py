@@ -23,6 +23,7 @@ from tests.registration_support import (
     errors,
     photo_pairs,
     register_many,
+    repeated,
     texture,
 )
 from tests.tolerances import REGISTERED_UNIT, SAME_UNDER_NOISE
@@ -279,6 +280,21 @@ def test_covariance_is_calibrated_under_noise(grey):
     mean = np.concatenate(ratios).mean(0)
     assert (mean > 0.6).all()
     assert (mean < 1.6).all()
+
+
+@pytest.mark.parametrize("levels", [2, 4, 8, 16])
+def test_few_grey_levels_may_hide_a_move(levels):
+    """Most pixels are the same to the last bit, and those that differ are no outliers."""
+    images = np.stack([texture((SIZE, SIZE, 3), seed=s) for s in range(COUNT)])
+    truth = repeated(0.1, -0.05, 0.0)
+    step = 255.0 / (levels - 1)
+    pair = (step * np.rint(image / step) for image in (images, warp(images, truth, "spline")))
+    result = register_batch(*map(np.float32, pair))
+    sure = np.asarray(result.success)
+    assert sure.mean() > 0.7
+    off = np.asarray(result.transform.as_array() - truth.as_array())[sure]
+    assert np.abs(off / np.asarray(result.standard_errors)[sure]).max() < 5.0
+    assert np.median(np.abs(off[:, :2])) < 0.03
 
 
 @pytest.fixture(scope="module")

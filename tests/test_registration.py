@@ -126,10 +126,11 @@ def test_a_batch_may_be_mapped_over_shards(call):
 def test_a_second_pair_of_a_shape_compiles_nothing():
     fixed = texture((128, 95), seed=1)
     register(fixed, fixed)
-    program = registration._program(runs_on_cpu(), fixed.size)
+    program = registration._program(runs_on_cpu(), fixed.size, False, False)
     size = program._cache_size()
     assert size
     register(fixed[::-1], fixed.astype(np.uint8))
+    register(fixed, fixed, max_shift=0.2, max_rotation=30, interpolation="spline")
     assert program._cache_size() == size
 
 
