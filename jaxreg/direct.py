@@ -23,7 +23,7 @@ import numpy as np
 from jaxreg.branching import cond_rarely
 from jaxreg.correlation import Limits, search
 from jaxreg.finishing import finish
-from jaxreg.geometry import RigidTransform
+from jaxreg.geometry import RigidTransform, of_any_rank
 from jaxreg.kernel_choice import AUTO, Kernel
 from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
@@ -134,6 +134,7 @@ def coarse_side(side: int) -> int:
     return min(max(round(side / 4), 16), 32)
 
 
+@of_any_rank
 def align(
     fixed: jax.Array,
     moving: jax.Array,
@@ -163,6 +164,7 @@ def align(
     return bounded(answer, jnp.stack([shift, shift, asked.max_rotation]))
 
 
+@of_any_rank
 def align_near(
     fixed: jax.Array,
     moving: jax.Array,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ Shape = tuple[int, ...]
 MOST_CHANNELS = 16  # what has more on its last axis is rather a stack of grey images
 # A number or an array of them, of which ``float(...)`` makes one.
 Real = float | np.number | np.ndarray | jax.Array
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def wrap_degrees(theta: ArrayLike) -> jax.Array:
@@ -59,18 +60,20 @@ def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return jnp.where(behind, -cos, cos) + 0.0, jnp.where(behind, -sin, sin) + 0.0
 
 
-# One call to the device instead of dozens; part of a larger program, nothing changes.
-_as_one = functools.partial(jax.jit, inline=True)
+def of_any_rank(function: F) -> F:
+    """A function that may broadcast though its caller, by `jax.numpy_rank_promotion`, may not."""
+
+    @functools.wraps(function)
+    def allowed(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return cast(F, allowed)
 
 
-@_as_one
-def _stacked(*fields: ArrayLike) -> jax.Array:
-    return jnp.stack(_float32(*fields), axis=-1)
-
-
-def _float32(*fields: ArrayLike) -> Sequence[jax.Array]:
-    """Parameters as they are computed with, of one shape: small integers would overflow."""
-    return jnp.broadcast_arrays(*(jnp.asarray(f, jnp.float32) for f in fields))
+def _as_one(function: F) -> F:
+    """One call to the device instead of dozens; part of a larger program, nothing changes."""
+    return cast(F, jax.jit(of_any_rank(function), inline=True))
 
 
 def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
@@ -86,7 +89,13 @@ def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
         raise IndexError("answers are indexed along the axes of the batch, without '...'")
     if not any(isinstance(i, jax.core.Tracer) for i in indices):
         np.broadcast_to(False, batch_shape)[index]
-    return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, batch)
+    return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, _without_lists(batch))
+
+
+def _without_lists(batch: Any) -> Any:
+    """The same with arrays for fields that are lists, which to JAX are containers."""
+    array = lambda v: np.asarray(v, np.float32) if isinstance(v, list) else v  # noqa: E731
+    return jax.tree.map(array, batch, is_leaf=lambda v: isinstance(v, list))
 
 
 def on_host(batch: Any) -> Any:
@@ -205,7 +214,7 @@ class RigidTransform:
 
     def as_array(self) -> jax.Array:
         """``(..., 3)`` float32 array of ``(tx, ty, theta)``."""
-        return _stacked(self.tx, self.ty, self.theta)
+        return _stacked(self._native())
 
     @classmethod
     def from_matrix(cls, matrix: ArrayLike, shape: Shape) -> RigidTransform:
@@ -247,15 +256,15 @@ class RigidTransform:
         Args:
           shape: one image's, ``(H, W)`` or ``(H, W, C)``; it fixes the centre of rotation.
         """
-        return _matrix(self, *image_centre(shape))
+        return _matrix(self._native(), *image_centre(shape))
 
     def inverse(self) -> RigidTransform:
         """The transform that undoes this one."""
-        return _inverse(self)
+        return _inverse(self._native())
 
     def compose(self, first: RigidTransform) -> RigidTransform:
         """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``."""
-        return _composed(self, first)
+        return _composed(self._native(), first._native())
 
     def apply(self, points: ArrayLike, shape: Shape) -> jax.Array:
         """Where points of the fixed image lie in the moving one.
@@ -272,11 +281,25 @@ class RigidTransform:
         >>> [float(v) for v in t.apply([0.0, 0.0], (32, 32))]  # the top-left corner goes top-right
         [31.0, 0.0]
         """
-        return _moved(self, as_points(points), *image_centre(shape))
+        return _moved(self._native(), as_points(points), *image_centre(shape))
+
+    def _native(self) -> RigidTransform:
+        """With fields that a program takes, which are neither lists nor of foreign byte order."""
+        known = jax.Array | int | float
+        fields = (self.tx, self.ty, self.theta)
+        return RigidTransform(
+            *(v if isinstance(v, known) else np.asarray(v, np.float32) for v in fields)
+        )
 
 
 def _parameters(t: RigidTransform) -> Sequence[jax.Array]:
-    return _float32(t.tx, t.ty, t.theta)
+    """As they are computed with, of one shape: small integers would overflow."""
+    return jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in (t.tx, t.ty, t.theta)))
+
+
+@_as_one
+def _stacked(t: RigidTransform) -> jax.Array:
+    return jnp.stack(_parameters(t), axis=-1)
 
 
 @_as_one

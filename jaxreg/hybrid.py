@@ -8,11 +8,13 @@ import jax
 
 from jaxreg.batching import each_pair
 from jaxreg.direct import align_from
+from jaxreg.geometry import of_any_rank
 from jaxreg.learned import compact
 from jaxreg.result import Doubt, Registration, raised
 
 
 @jax.jit
+@of_any_rank
 def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register N pairs.
 

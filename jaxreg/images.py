@@ -39,7 +39,10 @@ def real_array(image: ArrayLike, name: str, instead: str = "fill it first") -> I
     if any(map(np.ma.is_masked, parts)):
         raise ValueError(f"{name} is a masked array; {instead}")
     if not isinstance(image, jax.Array):
-        image = jnp.asarray(image) if are_traced(*parts) else np.asarray(image)
+        try:
+            image = jnp.asarray(image) if are_traced(*parts) else np.asarray(image)
+        except ValueError as error:
+            raise ValueError(f"{name} must be an array, or images of one size: {error}") from None
     if image.dtype.kind not in "biu" and not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(f"{name} must hold real numbers, got dtype {image.dtype}")
     return image

@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxreg.geometry import of_any_rank
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.training.trained import TrainedNetwork
 from jaxreg.training.weights import load
@@ -16,6 +17,7 @@ _BY_SIDE = {32: "compact32", 96: "compact96"}  # by height and width of the imag
 
 
 @jax.jit
+@of_any_rank
 def compact(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register N pairs with the shipped compact network of their size; one forward pass.
 

@@ -22,6 +22,7 @@ from jaxreg.geometry import (
     as_points,
     check_transform,
     image_centre,
+    of_any_rank,
 )
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
@@ -159,6 +160,7 @@ def warp(
 
 # Not only inside of a caller's program: one by one its operations take 50 times as long.
 @functools.partial(jax.jit, static_argnums=3, inline=True)
+@of_any_rank
 def _warped(
     image: jax.Array, transform: jax.Array, fill: jax.Array | None, interpolation: Interpolation
 ) -> jax.Array:
@@ -203,6 +205,7 @@ def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
+@of_any_rank
 def _overlap(shape: Shape, transform: jax.Array) -> jax.Array:
     if transform.ndim > 1:
         return jax.vmap(lambda t: _overlap(shape, t))(transform)

@@ -101,6 +101,26 @@ def test_batches_and_transformations():
     np.testing.assert_allclose(gradient, [0, np.pi / 180], atol=FLOAT32_PIXELS)
 
 
+@pytest.mark.parametrize("array", [list, lambda v: np.asarray(v, ">f8"), np.longdouble])
+def test_fields_may_be_lists_or_of_foreign_dtypes(array):
+    """As a table's columns are, read by csv, FITS or `numpy.fromfile`."""
+    columns = [2.0, -1.0], [0.5, 1.5], [30.0, -90.0]
+    t = RigidTransform(*map(array, columns))
+    assert len(t) == 2
+    np.testing.assert_array_equal(t.as_array(), np.transpose(columns))
+    np.testing.assert_array_equal([one.as_array() for one in t], np.transpose(columns))
+    assert_same(t.compose(t.inverse()), RigidTransform.identity((2,)))
+    assert t.matrix(SHAPE).shape == (2, 3, 3)
+
+
+def test_broadcasting_may_be_forbidden():
+    """Around a call, where what is inside of it broadcasts."""
+    t = RigidTransform.from_array(np.ones((5, 3)))
+    with jax.numpy_rank_promotion("raise"):
+        both = t.compose(t.inverse()).apply(np.zeros((2, 2)), SHAPE), t.matrix(SHAPE)
+    assert [v.shape for v in both] == [(5, 2, 2), (5, 3, 3)]
+
+
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_a_constant_matrix_may_be_part_of_a_program(array):
     matrix = array(np.eye(3, dtype=np.float32))

@@ -93,14 +93,15 @@ def test_constant_images_may_be_part_of_a_program(call):
 
 
 @pytest.mark.parametrize("x64", [False, True])
-def test_dtypes_may_be_promoted_strictly(x64):
+def test_neither_dtypes_nor_ranks_need_be_promoted(x64):
     image, mask = (jax.ShapeDtypeStruct((SIZE, SIZE), dtype) for dtype in ("float32", "bool"))
     calls = (
         lambda i, m: register(i, i, fixed_mask=m),
         lambda i, _: register_batch(i[None], i[None]),
         lambda i, _: register(i, i, method="compact+refine"),
     )
-    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+    strict = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
+    with jax.enable_x64(x64), strict[0], strict[1]:
         for call in calls:
             assert jax.eval_shape(call, image, mask).score.dtype == jnp.float32
 
@@ -239,6 +240,7 @@ def test_other_methods_by_name():
         ),
         (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
         (lambda i: register(i, i[:7]), "moving must be 8 to 2048 pixels"),
+        (lambda i: register_batch([i, i[:9]], [i, i]), "fixed must be an array, or images of one"),
         (lambda i: register_batch(i, i), r"got 16 x 3; for one pair call jaxreg.register"),
         (lambda i: register(1e39 * np.float64(i), i), "fixed must be finite"),
         (lambda i: register(i / 255, i / 255, method="orb"), r"in 0\.\.255 for method 'orb'"),
