@@ -26,6 +26,10 @@ _BLACK = 0.02
 _NONE, _SOME = 0.005, 0.02
 _RIM = 2  # px: a warp blends in a pixel's breadth, which at 45 degrees reaches over two
 _FAR = 3.0  # spreads
+# By how many ranges of all else a lone pixel sticks out that is a detector's and not the picture's,
+# and the share of pixels up to which there are such: the sharpest optics spread a tenth of a spot's
+# light to its neighbours.
+_LONE, _FEW = 10.0, 0.003
 
 
 class Prepared(NamedTuple):
@@ -58,12 +62,10 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     """
     pair = jnp.stack([fixed, moving])
     finite = jnp.isfinite(pair).all()
-    pair = jnp.where(finite, pair, 0.0)
+    pair = _without_lone_pixels(jnp.where(finite, pair, 0.0))
     images = jax.lax.stop_gradient(pair)
     brightest = functools.reduce(jnp.maximum, jnp.unstack(images, axis=-1))
-    # Row by row: a minimum of all at once takes a CPU ten times as long.
-    lines = images.reshape(*images.shape[:2], -1)
-    lowest, highest = (v[:, None, None] for v in (lines.min(1).min(1), lines.max(1).max(1)))
+    highest, lowest = (v[:, None, None] for v in (_largest(images), -_largest(-images)))
     largest = jnp.maximum(jnp.maximum(highest, -lowest), 1e-30)
     # None if there are values below zero: then zero is a value like any other.
     black = (brightest <= _BLACK * largest) & (lowest >= 0.0)
@@ -76,6 +78,33 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     more_in_fixed = share[0] > share[1] + _SOME
     grain = _grain(images, scale, masks)
     return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, grain, finite)
+
+
+def _without_lone_pixels(pair: jax.Array) -> jax.Array:
+    """Images ``(2, H, W, C)`` without a camera's hot or dead pixels and cosmic rays.
+
+    One of these can be thousands of times as bright as the picture, whose unit it would set. It is
+    left as bright as the brighter one of any two neighbours, where the finish leaves it out. Not if
+    all else is alike: then it is all there is.
+    """
+    images = jax.lax.stop_gradient(pair)
+    neighbours = [
+        (images[:, 1:], images[:, :-1]),
+        (images[:, :, 1:], images[:, :, :-1]),
+    ]
+    highest = jnp.stack([_largest(jnp.minimum(a, b)) for a, b in neighbours]).max(0)
+    lowest = -jnp.stack([_largest(-jnp.maximum(a, b)) for a, b in neighbours]).max(0)
+    highest, lowest = (v[:, None, None, None] for v in (highest, lowest))
+    room = _LONE * (highest - lowest)
+    lone = (images > highest + room) | (images < lowest - room)
+    few = lone.mean((1, 2, 3), keepdims=True) <= _FEW
+    inside = jnp.clip(pair, lowest, highest)
+    return jnp.where(lone & few & (room > 0.0), inside, pair)
+
+
+def _largest(images: jax.Array) -> jax.Array:
+    """``(N,)``; row by row: a maximum of all at once takes a CPU ten times as long."""
+    return images.reshape(*images.shape[:2], -1).max(2).max(1)
 
 
 def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
