@@ -30,6 +30,7 @@ _FAR = 3.0  # spreads
 # and the share of pixels up to which there are such: the sharpest optics spread a tenth of a spot's
 # light to its neighbours.
 _LONE, _FEW = 10.0, 0.003
+_COARSEST = 2.0  # spreads between grey levels: those of black and white, half and half
 
 
 class Prepared(NamedTuple):
@@ -131,7 +132,7 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
         differ &= (counts[:, :, 1:] & counts[:, :, :-1])[..., None]
     steps = jnp.where(differ, steps, jnp.inf)
     step = (steps.min(2).min((1, 2)) / scale).min()
-    return jnp.square(jnp.where(jnp.isfinite(step), step, 0.0)) / 6.0
+    return jnp.square(jnp.where(jnp.isfinite(step), jnp.minimum(step, _COARSEST), 0.0)) / 6.0
 
 
 def _planes(images: jax.Array) -> jax.Array:
