@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import apart
+from jaxreg.branching import apart, cond_where_any
 from jaxreg.masking import Masks
 from jaxreg.products import mean_once, product, times
 
@@ -89,23 +89,25 @@ def _without_lone_pixels(pair: jax.Array) -> jax.Array:
     all else is alike: then it is all there is.
     """
     images = jax.lax.stop_gradient(pair)
-    neighbours = [
-        (images[:, 1:], images[:, :-1]),
-        (images[:, :, 1:], images[:, :, :-1]),
-    ]
-    highest = jnp.stack([_largest(jnp.minimum(a, b)) for a, b in neighbours]).max(0)
-    lowest = -jnp.stack([_largest(-jnp.maximum(a, b)) for a, b in neighbours]).max(0)
-    highest, lowest = (v[:, None, None, None] for v in (highest, lowest))
+    pixel, right, below = images[:, :-1, :-1], images[:, :-1, 1:], images[:, 1:, :-1]
+    highest = _largest(jnp.maximum(jnp.minimum(pixel, right), jnp.minimum(pixel, below)))
+    lowest = -_largest(-jnp.minimum(jnp.maximum(pixel, right), jnp.maximum(pixel, below)))
     room = _LONE * (highest - lowest)
-    lone = (images > highest + room) | (images < lowest - room)
-    few = lone.mean((1, 2, 3), keepdims=True) <= _FEW
-    inside = jnp.clip(pair, lowest, highest)
-    return jnp.where(lone & few & (room > 0.0), inside, pair)
+    beyond = (_largest(images) > highest + room) | (_largest(-images) > room - lowest)
+
+    def dimmed(pair: jax.Array, *limits: jax.Array) -> jax.Array:
+        lowest, highest, room = (v[:, None, None, None] for v in limits)
+        lone = (pair > highest + room) | (pair < lowest - room)
+        few = lone.mean((1, 2, 3), keepdims=True) <= _FEW
+        return jnp.where(lone & few & (room > 0.0), jnp.clip(pair, lowest, highest), pair)
+
+    there = (beyond & (room > 0.0)).any()
+    return cond_where_any(there, dimmed, lambda pair, *_: pair, pair, lowest, highest, room)
 
 
 def _largest(images: jax.Array) -> jax.Array:
     """``(N,)``; row by row: a maximum of all at once takes a CPU ten times as long."""
-    return images.reshape(*images.shape[:2], -1).max(2).max(1)
+    return images.reshape(*images.shape[:2], -1).max(1).max(1)
 
 
 def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
@@ -130,8 +132,7 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
     if masks:
         counts = jnp.stack(masks) > 0.0
         differ &= (counts[:, :, 1:] & counts[:, :, :-1])[..., None]
-    steps = jnp.where(differ, steps, jnp.inf)
-    step = (steps.min(2).min((1, 2)) / scale).min()
+    step = (-_largest(jnp.where(differ, -steps, -jnp.inf)) / scale).min()
     return jnp.square(jnp.where(jnp.isfinite(step), jnp.minimum(step, _COARSEST), 0.0)) / 6.0
 
 

@@ -74,7 +74,10 @@ def scale_of(size: jax.Array, steep: jax.Array | None = None) -> Callable[[jax.A
 
 
 def robust_weight(
-    square: jax.Array, scale: jax.Array, outlier: jax.typing.ArrayLike = OUTLIER
+    square: jax.Array,
+    scale: jax.Array,
+    outlier: jax.typing.ArrayLike = OUTLIER,
+    grain: jax.typing.ArrayLike = 0.0,
 ) -> jax.Array:
     """Weight of each pixel by its squared residual ``(..., P)``: 1, falling off for outliers.
 
@@ -82,9 +85,10 @@ def robust_weight(
       square: squared residuals.
       scale: theirs, see `scale_of`.
       outlier: from how many scales on a residual loses its weight.
+      grain: what rounding to grey levels adds to the square of the scale, see `Pair`.
     """
     rounding = _ROUNDING * square.shape[-1]
-    limit = jnp.square(outlier * scale) + rounding
+    limit = jnp.square(outlier) * (jnp.square(scale) + grain) + rounding
     return jnp.square(jnp.minimum(1.0, limit / (square + rounding)))
 
 
@@ -102,12 +106,11 @@ def settled_weight(
       inside: weight of each pixel in the scale, likewise.
       outlier: how many scales are one.
       steep: see `scale_of`.
-      grain: the square of the least that the scale can be, see `Pair`.
+      grain: see `robust_weight`.
     """
-    mean = scale_of(jnp.sqrt(square), steep)
-    scale = lambda weight: jnp.sqrt(jnp.square(mean(weight)) + grain)  # noqa: E731
-    kept = inside * robust_weight(square, scale(inside))
-    return robust_weight(square, scale(kept), outlier)
+    scale = scale_of(jnp.sqrt(square), steep)
+    kept = inside * robust_weight(square, scale(inside), grain=grain)
+    return robust_weight(square, scale(kept), outlier, grain)
 
 
 def clip_step(step: jax.Array) -> jax.Array:
