@@ -7,7 +7,7 @@ common units, and tells which mix of channels says most.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,10 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     """
     pair = jnp.stack([fixed, moving])
     finite = jnp.isfinite(pair).all()
-    pair = _without_lone_pixels(jnp.where(finite, pair, 0.0))
+    pair, lowest, highest = _without_lone_pixels(jnp.where(finite, pair, 0.0))
     images = jax.lax.stop_gradient(pair)
     brightest = functools.reduce(jnp.maximum, jnp.unstack(images, axis=-1))
-    highest, lowest = (v[:, None, None] for v in (_largest(images), -_largest(-images)))
+    lowest, highest = lowest[:, None, None], highest[:, None, None]
     largest = jnp.maximum(jnp.maximum(highest, -lowest), 1e-30)
     # None if there are values below zero: then zero is a value like any other.
     black = (brightest <= _BLACK * largest) & (lowest >= 0.0)
@@ -81,8 +81,8 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, grain, finite)
 
 
-def _without_lone_pixels(pair: jax.Array) -> jax.Array:
-    """Images ``(2, H, W, C)`` without a camera's hot or dead pixels and cosmic rays.
+def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images ``(2, H, W, C)`` without hot or dead pixels and cosmic rays, and their extremes.
 
     One of these can be thousands of times as bright as the picture, whose unit it would set. It is
     left as bright as the brighter one of any two neighbours, where the finish leaves it out. Not if
@@ -93,16 +93,20 @@ def _without_lone_pixels(pair: jax.Array) -> jax.Array:
     highest = _largest(jnp.maximum(jnp.minimum(pixel, right), jnp.minimum(pixel, below)))
     lowest = -_largest(-jnp.minimum(jnp.maximum(pixel, right), jnp.maximum(pixel, below)))
     room = _LONE * (highest - lowest)
-    beyond = (_largest(images) > highest + room) | (_largest(-images) > room - lowest)
+    extremes = -_largest(-images), _largest(images)
+    beyond = (extremes[1] > highest + room) | (extremes[0] < lowest - room)
 
-    def dimmed(pair: jax.Array, *limits: jax.Array) -> jax.Array:
+    def dimmed(pair: jax.Array, _: Any, *limits: jax.Array) -> tuple[jax.Array, ...]:
         lowest, highest, room = (v[:, None, None, None] for v in limits)
         lone = (pair > highest + room) | (pair < lowest - room)
         few = lone.mean((1, 2, 3), keepdims=True) <= _FEW
-        return jnp.where(lone & few & (room > 0.0), jnp.clip(pair, lowest, highest), pair)
+        pair = jnp.where(lone & few & (room > 0.0), jnp.clip(pair, lowest, highest), pair)
+        images = jax.lax.stop_gradient(pair)
+        return pair, -_largest(-images), _largest(images)
 
     there = (beyond & (room > 0.0)).any()
-    return cond_where_any(there, dimmed, lambda pair, *_: pair, pair, lowest, highest, room)
+    same = lambda pair, extremes, *_: (pair, *extremes)  # noqa: E731
+    return cond_where_any(there, dimmed, same, pair, extremes, lowest, highest, room)
 
 
 def _largest(images: jax.Array) -> jax.Array:
