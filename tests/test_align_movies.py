@@ -165,19 +165,38 @@ def test_a_table_moves_another_channel(capsys, calls):
 
 
 def test_a_table_moves_another_folder(calls, tmp_path):
+    numbers = (0, 2, 10)
     for folder, seed in (("red", 0), ("green", 5)):
         os.mkdir(folder)
-        for k in range(2):
+        for k in numbers:
             write_picture(f"{folder}/f{k}.png", scene(seed=seed + k))
     os.mkdir("elsewhere")
     table = os.path.join("elsewhere", "t.csv")
     assert run("--fixed=red/f0.png", "--moving_dir=red", f"--out={table}") == 0
     calls.clear()
     assert run(f"--apply={table}", "--moving_dir=green", "--out_moving=moved") == 0
-    for k in range(2):
-        expected = warp_pixels(scene(seed=5 + k), TRUTH, back=True)
+    moved = [warp_pixels(scene(seed=5 + k), TRUTH, back=True) for k in numbers]
+    for k, expected in zip(numbers, moved, strict=True):
         np.testing.assert_array_equal(read_picture(f"moved/f{k}.png").pixels, expected)
+    assert run(f"--apply={table}", "--moving_dir=green", "--out_moving=moved.tif") == 0
+    np.testing.assert_array_equal(tifffile.imread("moved.tif"), moved)  # as they are numbered
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("which", "name"), [("--stack=movie.tif", "movie.tif[0]"), ("--moving_dir=b", "b/f.png")]
+)
+@pytest.mark.usefixtures("calls")
+def test_a_table_of_two_references_does_not_tell_how_to_move(capsys, which, name):
+    save_movie("movie.tif")
+    os.mkdir("b")
+    write_picture("b/f.png", scene())
+    for fixed in ("movie.tif[1]", "movie.tif[3]"):
+        run(f"--fixed={fixed}", which, "--out=t.csv")
+    assert run("--apply=t.csv", which, "--out_moving=moved.tif") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"t.csv has two rows for an image named {name}" in error
+    assert not os.path.exists("moved.tif")
 
 
 @pytest.fixture
