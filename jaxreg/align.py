@@ -54,6 +54,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -365,6 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxreg.methods import find_method
 
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         for name in options:
             if options[name].value == "":  # as of a shell's variable that is not set
                 raise ValueError(f"--{name} is empty")

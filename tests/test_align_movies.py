@@ -263,6 +263,63 @@ def test_channels_of_one_frame_are_registered_with_one_another(channels):
     assert len(read_table("t.csv")) == 2
 
 
+def save_stopped(path, pages, count, **how):
+    """So many pages, with the text that all of these would have."""
+    tifffile.imwrite(path, pages, **how)
+    with tifffile.TiffFile(path) as file:
+        text, pages = file.pages.first.description, [page.asarray() for page in file.pages]
+    with tifffile.TiffWriter(path) as file:
+        for k, page in enumerate(pages[:count]):
+            told = text.encode() if k == 0 else None
+            file.write(page, photometric=how["photometric"], description=told, metadata=None)
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+def test_pages_that_do_not_fit_their_channels_are_refused(kind, capsys, calls, channels):
+    """As of an acquisition that was stopped, or at several places."""
+    how = {"photometric": "minisblack", "metadata": {"axes": "TCYX"}}
+    save_stopped("movie.tif", np.stack(channels, 1), 7, **{kind: True}, **how)
+    for more in ([], ["--channel=0"]):
+        assert run("--stack=movie.tif", "--out=t.csv", *more) == 2
+        error = capsys.readouterr().err
+        assert "movie.tif tells of 2 channels, which its 7 pages do not fit" in error
+        assert error.count("\n") == 1
+    with tifffile.TiffWriter("places.tif", ome=True) as file:
+        for _ in range(2):
+            file.write(np.stack(channels, 1), **how)
+    assert run("--stack=places.tif", "--out=t.csv") == 2
+    assert "2 channels, which its 16 pages do not fit" in capsys.readouterr().err
+    assert not calls
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+@pytest.mark.parametrize(("axes", "photometric"), [("TYX", "minisblack"), ("TYXS", "rgb")])
+def test_a_movie_of_one_channel_may_have_been_stopped(kind, axes, photometric):
+    pages = np.stack([scene(channels=3 if "S" in axes else 1, seed=k) for k in range(4)])
+    how = {kind: True, "photometric": photometric, "metadata": {"axes": axes}}
+    save_stopped("movie.tif", pages, 3, **how)
+    for more in ([], ["--channel=0"]):
+        assert run("--stack=movie.tif", "--out=t.csv", *more) == 0
+        assert len(read_table("t.csv")) == 3
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_channel_is_one_of_those_that_are_told_of(capsys, channels):
+    pages = np.stack(channels, 1)
+    tifffile.imwrite("plain.tif", pages.reshape(8, 40, 48), photometric="minisblack", metadata=None)
+    tifffile.imwrite("channels.tif", pages[0], imagej=True, metadata={"axes": "CYX"})
+    for name in ("plain.tif", "channels.tif"):
+        assert run(f"--stack={name}", "--channel=0", "--out=t.csv") == 2
+        error = capsys.readouterr().err
+        assert f"--channel=0: {name} does not say which of its pages are frames" in error
+    # Of channels in files of their own each file has but one.
+    files = "".join(f'<UUID FileName="{name}.tif">' for name in ("one", "other"))
+    text = f'<OME><Pixels SizeC="2" SizeT="4">{files}</Pixels></OME>'
+    tifffile.imwrite("one.tif", channels[0], photometric="minisblack", description=text)
+    assert run("--stack=one.tif", "--out=t.csv") == 0
+
+
 def test_slices_at_several_times_are_no_frames(capsys, calls, channels):
     pages = np.stack(channels, 1)
     tifffile.imwrite("volumes.tif", pages, imagej=True, metadata={"axes": "TZYX"})
