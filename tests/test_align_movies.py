@@ -98,6 +98,40 @@ def test_a_corrected_movie_keeps_what_ome_says_of_it():
         np.testing.assert_array_equal(after.asarray(), steady(pages))
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_cropped_movie_is_not_said_to_be_as_large_as_before():
+    pages = save_movie("movie.tif", ome=True, metadata={"axes": "TYX"})
+    write_picture("small.tif", scene(36, 40, channels=1, dtype=np.uint16))
+    command = ("--stack=movie.tif", "--fixed=small.tif", "--crop", "--out=t.csv")
+    assert run(*command, "--out_moving=steady.tif") == 1
+    with tifffile.TiffFile("steady.tif") as file:
+        assert not file.is_ome
+        np.testing.assert_array_equal(file.asarray(), steady(pages[:, 2:38, 4:44]))
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize(
+    ("tag", "place", "number"),
+    [
+        ("SamplesPerPixel", 2, 1),  # the type of its elements: bytes
+        ("ImageWidth", 2, 1),
+        ("XResolution", 2, 2),  # text
+        ("XResolution", None, 0),  # pixels by no length
+        ("ResolutionUnit", 2, 1),
+    ],
+)
+def test_a_movie_is_moved_though_tags_of_it_are_damaged(tag, place, number):
+    pages = save_movie("movie.tif", resolution=(9.25, 9.25))
+    with tifffile.TiffFile("movie.tif") as file:
+        found = file.pages.first.tags[tag]
+    place = found.valueoffset + 4 if place is None else found.offset + place
+    data = bytearray(Path("movie.tif").read_bytes())
+    data[place] = number
+    Path("movie.tif").write_bytes(data)
+    assert run("--stack=movie.tif", "--out=t.csv", "--out_moving=steady.tif") == 1
+    np.testing.assert_array_equal(tifffile.imread("steady.tif"), steady(pages))
+
+
 @pytest.mark.parametrize("kind", ["imagej", "ome"])
 @pytest.mark.usefixtures("calls")
 def test_some_pages_of_a_movie_are_not_said_to_be_all(kind):
