@@ -175,14 +175,30 @@ def test_a_movie_takes_the_place_of_nothing_that_is_read(capsys, calls):
     assert not calls
 
 
-def test_a_movie_newer_than_its_rows_is_not_moved_by_them(capsys, calls):
+@pytest.mark.parametrize("pictures", ["--out_moving=steady.tif", "--out_moving=pages", None])
+def test_the_rows_of_a_movie_that_is_newer_are_not_taken_for_its_own(capsys, calls, pictures):
     save_movie("movie.tif")
-    assert run("--stack=movie.tif", "--out=t.csv") == 1
+    command = ["--stack=movie.tif", "--out=t.csv", *[pictures] * (pictures is not None)]
+    assert run(*command) == 1
+    there = sorted(os.listdir())
     later = os.stat("t.csv").st_mtime + 5
     os.utime("movie.tif", (later, later))
-    assert run("--stack=movie.tif", "--out=t.csv", "--out_moving=steady.tif") == 2
-    assert "is newer than t.csv" in capsys.readouterr().err
-    assert not os.path.exists("steady.tif")
+    capsys.readouterr()
+    assert run(*command) == 2
+    error = capsys.readouterr().err
+    assert "movie.tif[0] is newer than t.csv" in error
+    assert error.count("\n") == 1
+    assert sorted(os.listdir()) == there
+
+
+def test_rows_of_files_that_are_gone_are_kept(calls):
+    write_picture("a.png", scene())
+    Path("pairs.csv").write_text("a.png,a.png\na.png,none.png\n")
+    assert run("--pairs=pairs.csv", "--out=t.csv") == 1
+    os.remove("a.png")
+    calls.clear()
+    assert run("--pairs=pairs.csv", "--out=t.csv") == 1
+    assert not calls
 
 
 def test_a_table_moves_another_channel(capsys, calls):

@@ -295,10 +295,12 @@ class Table:
     def check_unchanged(self, job: Job) -> None:
         """Raise ValueError where a pair's row may tell of other images: a file of it is newer."""
         for name in job:
-            if os.stat(split_page(name)[0]).st_mtime_ns > self._written:
+            file = split_page(name)[0]
+            if os.path.exists(file) and os.stat(file).st_mtime_ns > self._written:
                 raise ValueError(
                     f"{name} is newer than {self.path}, whose answer may be of another image; "
-                    "delete its rows, or use another --out"
+                    "delete its rows, use another --out or, if it was but copied anew, touch "
+                    f"{self.path}"
                 )
 
     def _append(self, rows: Iterable[Mapping[str, str]]) -> None:
