@@ -135,6 +135,8 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
     if files:
         if len(files) != 2:
             raise ValueError(f"two files are registered, FIXED MOVING; got {len(files)}: {files}")
+        if all(map(os.path.isdir, files)):
+            raise ValueError("folders are registered by --fixed_dir and --moving_dir, see --help")
         return [Job(*files)], False
     _check_many(options)
     if listed:

@@ -226,7 +226,7 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png"], "two files are registered, FIXED MOVING; got 1"),
         (["fixed.png", "nothere.png"], "nothere.png: No such file or directory"),
         (["fixed.png", "."], ".: Is a directory"),
-        (["shared", "none"], "--fixed_dir=shared --moving_dir=none --out=TABLE.csv"),
+        (["shared", "none"], "folders are registered by --fixed_dir and --moving_dir"),
         (["fixed.png", "text.png"], "text.png is not a readable image"),
         (["fixed.png", "torn.jpg"], "torn.jpg is cut short"),
         (["fixed.png", "nan.tif"], "nan.tif has NaN or infinite pixels"),
