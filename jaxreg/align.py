@@ -48,7 +48,7 @@ Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are a
 Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF of any size.
 
 Exit status: 0 success; 1 registered, but not to be trusted (of many: not every pair is a success);
-2 asked for what cannot be done; 3 an error of this program; 130 stopped by the keyboard.
+2 asked for what cannot be done; 3 an error here; 130 stopped by the keyboard, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from jaxreg.alignment import STYLES
-from jaxreg.command_line import complain, keep_compilations, printable
+from jaxreg.command_line import complain, end_by_exit, keep_compilations, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -397,4 +397,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     keep_compilations()
+    end_by_exit()
     sys.exit(main())

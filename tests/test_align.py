@@ -379,6 +379,16 @@ def test_an_opencv_that_does_not_load_is_told_in_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_reader_that_has_seen_enough_is_no_error_to_tell(monkeypatch, capsys):
+    def write(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "write", write)
+        assert run("--help") != 0
+    assert capsys.readouterr().err == ""
+
+
 def test_help_tells_the_exit_status(capsys):
     assert run("--help") == 0
     printed = capsys.readouterr().out

@@ -2,6 +2,9 @@
 
 import functools
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +202,35 @@ def test_rows_of_files_that_are_gone_are_kept(calls):
     calls.clear()
     assert run("--pairs=pairs.csv", "--out=t.csv") == 1
     assert not calls
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_movie_whose_writing_is_ended_leaves_nothing_behind():
+    save_movie("movie.tif")
+    assert run("--stack=movie.tif", "--out=t.csv") == 1
+    there = sorted(os.listdir())
+    program = """if True:
+        import itertools, runpy, time
+        from jaxreg.alignment import movie
+
+        def frame(row, whole=movie._frame, numbers=itertools.count()):
+            if next(numbers) == 2:
+                print("half of it is written", flush=True)
+                time.sleep(60)
+            return whole(row)
+
+        movie._frame = frame
+        runpy.run_module("jaxreg.align", run_name="__main__", alter_sys=True)
+    """
+    flags = ["--apply=t.csv", "--stack=movie.tif", "--out_moving=steady.tif"]
+    command = [sys.executable, "-c", program, *flags]
+    path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | path) as process:
+        assert process.stdout.readline() == b"half of it is written\n"
+        assert len(os.listdir()) == len(there) + 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert sorted(os.listdir()) == there
 
 
 def test_a_table_moves_another_channel(capsys, calls):
