@@ -23,9 +23,10 @@ would be worse than none, and that of an earlier run is removed. Or it is one TI
 end: --out_moving=steady.tif has all of them for its pages, black where a pair failed, with the
 size of pixels that the first file tells. --overlay is another folder, of a .png each, also of
 failed pairs but for those without numbers in the table. A run that was stopped
-goes on where it stopped when started again; to try failed pairs anew, delete their rows. Rows come
-in the order of names (f2 before f10), lines or pages, unless sizes are mixed or a later run adds
-some; their names begin at the table's folder, or at the root where they were given so.
+goes on where it stopped when started again, unless images of its rows are newer than the table; to
+try failed pairs anew, delete their rows. Rows come in the order of names (f2 before f10), lines or
+pages, unless sizes are mixed or a later run adds some; their names begin at the table's folder, or
+at the root where they were given so.
 
 Of a movie of several channels, as ImageJ and OME tell, --channel=0 says by which it is registered;
 the corrected TIFF has all of them.
@@ -47,13 +48,14 @@ Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are a
 Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF of any size.
 
 Exit status: 0 success; 1 registered, but not to be trusted (of many: not every pair is a success);
-2 asked for what cannot be done; 3 an error of this program; 130 stopped by the keyboard.
+2 asked for what cannot be done; 3 an error here; 130 stopped by the keyboard, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -64,7 +66,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from jaxreg.alignment import STYLES
-from jaxreg.command_line import complain, keep_compilations, printable
+from jaxreg.command_line import complain, end_by_exit, keep_compilations, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,6 +135,8 @@ def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], b
     if files:
         if len(files) != 2:
             raise ValueError(f"two files are registered, FIXED MOVING; got {len(files)}: {files}")
+        if all(map(os.path.isdir, files)):
+            raise ValueError("folders are registered by --fixed_dir and --moving_dir, see --help")
         return [Job(*files)], False
     _check_many(options)
     if listed:
@@ -254,13 +258,13 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
         pictures.append(OverlayPictures(options.overlay_style, options.overlay, *files))
     with Table(options.out, settings.method, str(settings)) as table:
         todo = [job for job in jobs if job.absolute() not in table.rows]
+        for job in jobs:
+            if job.absolute() in table.rows:
+                table.check_unchanged(job)
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")
         for kind in pictures:
             _catch_up(kind, table, jobs)
-        if isinstance(moved, MovedMovie):
-            for job in set(jobs) - set(todo):
-                table.check_unchanged(job)
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="pair", disable=None) as bar:
             for rows in align_jobs(todo, settings):
                 for kind in pictures:  # before the rows: a pair with one is not looked at again
@@ -302,11 +306,9 @@ def _catch_up(pictures: MovedPictures, table: Table, jobs: Sequence[Job]) -> Non
 
     rows = table.stored(jobs)
     off = [job_of(row) for row in rows if pictures.shows(row) != pictures.has(job_of(row))]
-    missing = [job for job in off if not pictures.has(job)]
-    for job in missing:
-        table.check_unchanged(job)
+    missing = sum(not pictures.has(job) for job in off)
     if missing:
-        _say(f"{len(missing)} of them have no picture in {pictures.folder} yet; written now")
+        _say(f"{missing} of them have no picture in {pictures.folder} yet; written now")
     if off:
         pictures.write(table.stored(off))
 
@@ -365,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jaxreg.methods import find_method
 
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         for name in options:
             if options[name].value == "":  # as of a shell's variable that is not set
                 raise ValueError(f"--{name} is empty")
@@ -394,4 +397,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     keep_compilations()
+    end_by_exit()
     sys.exit(main())

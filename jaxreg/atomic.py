@@ -48,6 +48,8 @@ def naming(path: str | os.PathLike[str], temporary: str | None = None) -> Iterat
     try:
         yield
     except OSError as error:
+        if type(error) is OSError and error.errno is None:  # as NumPy's, which tells but of bytes
+            raise OSError(f"{path}: not written whole, is the disk full? ({error})") from error
         if error.errno is None or error.filename not in (None, temporary):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error

@@ -1,8 +1,9 @@
-"""What the commands share: flags, errors in one line, keeping what they compile."""
+"""What the commands share: flags, errors in one line, keeping what they compile, their end."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,16 @@ def keep_compilations() -> None:
     """Keep what XLA compiles on disk, so that a second start is fast; unless JAX is told where."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(user_folder() / "compiled"))
+
+
+def end_by_exit() -> None:
+    """Let SIGTERM end the program as `sys.exit` does: what is half-written is then removed."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # lest a second one end that halfway
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def describe(error: object) -> str:
@@ -57,6 +68,8 @@ def run_command(
 def complain(name: str, *problems: object) -> None:
     """Print what is wrong, a line each, on the standard error of the command of that name."""
     for problem in problems:
+        if isinstance(problem, BrokenPipeError):  # as `head` has seen enough
+            continue
         print(printable(f"{name}: {describe(problem)}"), file=sys.stderr)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from jaxreg.atomic import check_replaceable
-from jaxreg.command_line import complain, describe, keep_compilations, run_command
+from jaxreg.command_line import complain, describe, end_by_exit, keep_compilations, run_command
 
 
 def _flags() -> flags.FlagValues:
@@ -140,4 +140,5 @@ def _evaluate(options: flags.FlagValues) -> int:
 
 if __name__ == "__main__":
     keep_compilations()
+    end_by_exit()
     sys.exit(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxreg.command_line import run_command
+from jaxreg.command_line import end_by_exit, run_command
 
 
 def _flags() -> flags.FlagValues:
@@ -51,4 +51,5 @@ def _export(options: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
+    end_by_exit()
     sys.exit(main())

@@ -226,6 +226,7 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png"], "two files are registered, FIXED MOVING; got 1"),
         (["fixed.png", "nothere.png"], "nothere.png: No such file or directory"),
         (["fixed.png", "."], ".: Is a directory"),
+        (["shared", "none"], "folders are registered by --fixed_dir and --moving_dir"),
         (["fixed.png", "text.png"], "text.png is not a readable image"),
         (["fixed.png", "torn.jpg"], "torn.jpg is cut short"),
         (["fixed.png", "nan.tif"], "nan.tif has NaN or infinite pixels"),
@@ -376,6 +377,16 @@ def test_an_opencv_that_does_not_load_is_told_in_one_line(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "cv2" in error
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_tell(monkeypatch, capsys):
+    def write(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "write", write)
+        assert run("--help") != 0
+    assert capsys.readouterr().err == ""
 
 
 def test_help_tells_the_exit_status(capsys):

@@ -131,6 +131,15 @@ def test_a_tiff_that_cannot_be_read_says_how_it_is_stored(tmp_path):
         read_picture(tmp_path / "c.tif")
 
 
+def test_a_tiff_that_is_cut_short_is_told_from_one_of_another_kind(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, scene(), photometric="rgb")
+    path.write_bytes(path.read_bytes()[:-1000])
+    for name in (path, f"{path}[0]"):
+        with pytest.raises(ValueError, match="is cut short"):
+            read_picture(name)
+
+
 def test_black_ink_is_no_alpha(tmp_path):
     PIL.Image.fromarray(scene()).convert("CMYK").save(tmp_path / "a.tif")
     picture = read_picture(tmp_path / "a.tif")
@@ -200,11 +209,14 @@ def test_an_error_of_writing_names_the_file(tmp_path):
             write_picture(path, scene())
         with pytest.raises(OSError, match="File too large") as rows, Table(table, "direct", ""):
             pass
+        with pytest.raises(OSError, match="is the disk full") as array, replacing(path) as file:
+            scene().tofile(file)  # of which NumPy tells but the number of bytes
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [describe(error.value) for error in (picture, rows)] == [
         f"{file}: File too large" for file in (path, table)
     ]
+    assert describe(array.value).startswith(f"{path}: ")
     with pytest.raises(FileNotFoundError) as error, replacing(tmp_path / "no" / "file"):
         pass
     assert error.value.filename == str(tmp_path / "no" / "file")

@@ -2,6 +2,9 @@
 
 import functools
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +101,40 @@ def test_a_corrected_movie_keeps_what_ome_says_of_it():
         np.testing.assert_array_equal(after.asarray(), steady(pages))
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_cropped_movie_is_not_said_to_be_as_large_as_before():
+    pages = save_movie("movie.tif", ome=True, metadata={"axes": "TYX"})
+    write_picture("small.tif", scene(36, 40, channels=1, dtype=np.uint16))
+    command = ("--stack=movie.tif", "--fixed=small.tif", "--crop", "--out=t.csv")
+    assert run(*command, "--out_moving=steady.tif") == 1
+    with tifffile.TiffFile("steady.tif") as file:
+        assert not file.is_ome
+        np.testing.assert_array_equal(file.asarray(), steady(pages[:, 2:38, 4:44]))
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize(
+    ("tag", "place", "number"),
+    [
+        ("SamplesPerPixel", 2, 1),  # the type of its elements: bytes
+        ("ImageWidth", 2, 1),
+        ("XResolution", 2, 2),  # text
+        ("XResolution", None, 0),  # pixels by no length
+        ("ResolutionUnit", 2, 1),
+    ],
+)
+def test_a_movie_is_moved_though_tags_of_it_are_damaged(tag, place, number):
+    pages = save_movie("movie.tif", resolution=(9.25, 9.25))
+    with tifffile.TiffFile("movie.tif") as file:
+        found = file.pages.first.tags[tag]
+    place = found.valueoffset + 4 if place is None else found.offset + place
+    data = bytearray(Path("movie.tif").read_bytes())
+    data[place] = number
+    Path("movie.tif").write_bytes(data)
+    assert run("--stack=movie.tif", "--out=t.csv", "--out_moving=steady.tif") == 1
+    np.testing.assert_array_equal(tifffile.imread("steady.tif"), steady(pages))
+
+
 @pytest.mark.parametrize("kind", ["imagej", "ome"])
 @pytest.mark.usefixtures("calls")
 def test_some_pages_of_a_movie_are_not_said_to_be_all(kind):
@@ -141,14 +178,59 @@ def test_a_movie_takes_the_place_of_nothing_that_is_read(capsys, calls):
     assert not calls
 
 
-def test_a_movie_newer_than_its_rows_is_not_moved_by_them(capsys, calls):
+@pytest.mark.parametrize("pictures", ["--out_moving=steady.tif", "--out_moving=pages", None])
+def test_the_rows_of_a_movie_that_is_newer_are_not_taken_for_its_own(capsys, calls, pictures):
     save_movie("movie.tif")
-    assert run("--stack=movie.tif", "--out=t.csv") == 1
+    command = ["--stack=movie.tif", "--out=t.csv", *[pictures] * (pictures is not None)]
+    assert run(*command) == 1
+    there = sorted(os.listdir())
     later = os.stat("t.csv").st_mtime + 5
     os.utime("movie.tif", (later, later))
-    assert run("--stack=movie.tif", "--out=t.csv", "--out_moving=steady.tif") == 2
-    assert "is newer than t.csv" in capsys.readouterr().err
-    assert not os.path.exists("steady.tif")
+    capsys.readouterr()
+    assert run(*command) == 2
+    error = capsys.readouterr().err
+    assert "movie.tif[0] is newer than t.csv" in error
+    assert error.count("\n") == 1
+    assert sorted(os.listdir()) == there
+
+
+def test_rows_of_files_that_are_gone_are_kept(calls):
+    write_picture("a.png", scene())
+    Path("pairs.csv").write_text("a.png,a.png\na.png,none.png\n")
+    assert run("--pairs=pairs.csv", "--out=t.csv") == 1
+    os.remove("a.png")
+    calls.clear()
+    assert run("--pairs=pairs.csv", "--out=t.csv") == 1
+    assert not calls
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_movie_whose_writing_is_ended_leaves_nothing_behind():
+    save_movie("movie.tif")
+    assert run("--stack=movie.tif", "--out=t.csv") == 1
+    there = sorted(os.listdir())
+    program = """if True:
+        import itertools, runpy, time
+        from jaxreg.alignment import movie
+
+        def frame(row, whole=movie._frame, numbers=itertools.count()):
+            if next(numbers) == 2:
+                print("half of it is written", flush=True)
+                time.sleep(60)
+            return whole(row)
+
+        movie._frame = frame
+        runpy.run_module("jaxreg.align", run_name="__main__", alter_sys=True)
+    """
+    flags = ["--apply=t.csv", "--stack=movie.tif", "--out_moving=steady.tif"]
+    command = [sys.executable, "-c", program, *flags]
+    path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | path) as process:
+        assert process.stdout.readline() == b"half of it is written\n"
+        assert len(os.listdir()) == len(there) + 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert sorted(os.listdir()) == there
 
 
 def test_a_table_moves_another_channel(capsys, calls):
@@ -165,19 +247,38 @@ def test_a_table_moves_another_channel(capsys, calls):
 
 
 def test_a_table_moves_another_folder(calls, tmp_path):
+    numbers = (0, 2, 10)
     for folder, seed in (("red", 0), ("green", 5)):
         os.mkdir(folder)
-        for k in range(2):
+        for k in numbers:
             write_picture(f"{folder}/f{k}.png", scene(seed=seed + k))
     os.mkdir("elsewhere")
     table = os.path.join("elsewhere", "t.csv")
     assert run("--fixed=red/f0.png", "--moving_dir=red", f"--out={table}") == 0
     calls.clear()
     assert run(f"--apply={table}", "--moving_dir=green", "--out_moving=moved") == 0
-    for k in range(2):
-        expected = warp_pixels(scene(seed=5 + k), TRUTH, back=True)
+    moved = [warp_pixels(scene(seed=5 + k), TRUTH, back=True) for k in numbers]
+    for k, expected in zip(numbers, moved, strict=True):
         np.testing.assert_array_equal(read_picture(f"moved/f{k}.png").pixels, expected)
+    assert run(f"--apply={table}", "--moving_dir=green", "--out_moving=moved.tif") == 0
+    np.testing.assert_array_equal(tifffile.imread("moved.tif"), moved)  # as they are numbered
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("which", "name"), [("--stack=movie.tif", "movie.tif[0]"), ("--moving_dir=b", "b/f.png")]
+)
+@pytest.mark.usefixtures("calls")
+def test_a_table_of_two_references_does_not_tell_how_to_move(capsys, which, name):
+    save_movie("movie.tif")
+    os.mkdir("b")
+    write_picture("b/f.png", scene())
+    for fixed in ("movie.tif[1]", "movie.tif[3]"):
+        run(f"--fixed={fixed}", which, "--out=t.csv")
+    assert run("--apply=t.csv", which, "--out_moving=moved.tif") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"t.csv has two rows for an image named {name}" in error
+    assert not os.path.exists("moved.tif")
 
 
 @pytest.fixture
@@ -242,6 +343,63 @@ def test_channels_of_one_frame_are_registered_with_one_another(channels):
     tifffile.imwrite("channels.tif", pages, imagej=True, metadata={"axes": "CYX"})
     assert run("--stack=channels.tif", "--out=t.csv") == 0
     assert len(read_table("t.csv")) == 2
+
+
+def save_stopped(path, pages, count, **how):
+    """So many pages, with the text that all of these would have."""
+    tifffile.imwrite(path, pages, **how)
+    with tifffile.TiffFile(path) as file:
+        text, pages = file.pages.first.description, [page.asarray() for page in file.pages]
+    with tifffile.TiffWriter(path) as file:
+        for k, page in enumerate(pages[:count]):
+            told = text.encode() if k == 0 else None
+            file.write(page, photometric=how["photometric"], description=told, metadata=None)
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+def test_pages_that_do_not_fit_their_channels_are_refused(kind, capsys, calls, channels):
+    """As of an acquisition that was stopped, or at several places."""
+    how = {"photometric": "minisblack", "metadata": {"axes": "TCYX"}}
+    save_stopped("movie.tif", np.stack(channels, 1), 7, **{kind: True}, **how)
+    for more in ([], ["--channel=0"]):
+        assert run("--stack=movie.tif", "--out=t.csv", *more) == 2
+        error = capsys.readouterr().err
+        assert "movie.tif tells of 2 channels, which its 7 pages do not fit" in error
+        assert error.count("\n") == 1
+    with tifffile.TiffWriter("places.tif", ome=True) as file:
+        for _ in range(2):
+            file.write(np.stack(channels, 1), **how)
+    assert run("--stack=places.tif", "--out=t.csv") == 2
+    assert "2 channels, which its 16 pages do not fit" in capsys.readouterr().err
+    assert not calls
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+@pytest.mark.parametrize(("axes", "photometric"), [("TYX", "minisblack"), ("TYXS", "rgb")])
+def test_a_movie_of_one_channel_may_have_been_stopped(kind, axes, photometric):
+    pages = np.stack([scene(channels=3 if "S" in axes else 1, seed=k) for k in range(4)])
+    how = {kind: True, "photometric": photometric, "metadata": {"axes": axes}}
+    save_stopped("movie.tif", pages, 3, **how)
+    for more in ([], ["--channel=0"]):
+        assert run("--stack=movie.tif", "--out=t.csv", *more) == 0
+        assert len(read_table("t.csv")) == 3
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_channel_is_one_of_those_that_are_told_of(capsys, channels):
+    pages = np.stack(channels, 1)
+    tifffile.imwrite("plain.tif", pages.reshape(8, 40, 48), photometric="minisblack", metadata=None)
+    tifffile.imwrite("channels.tif", pages[0], imagej=True, metadata={"axes": "CYX"})
+    for name in ("plain.tif", "channels.tif"):
+        assert run(f"--stack={name}", "--channel=0", "--out=t.csv") == 2
+        error = capsys.readouterr().err
+        assert f"--channel=0: {name} does not say which of its pages are frames" in error
+    # Of channels in files of their own each file has but one.
+    files = "".join(f'<UUID FileName="{name}.tif">' for name in ("one", "other"))
+    text = f'<OME><Pixels SizeC="2" SizeT="4">{files}</Pixels></OME>'
+    tifffile.imwrite("one.tif", channels[0], photometric="minisblack", description=text)
+    assert run("--stack=one.tif", "--out=t.csv") == 0
 
 
 def test_slices_at_several_times_are_no_frames(capsys, calls, channels):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from jaxreg.alignment.pages import own_name, split_page
 from jaxreg.alignment.table import images_in, read_table
 
 _NAMED = 5  # pictures without a row, or rows without a picture, that an error names
+_Name = TypeVar("_Name")
 
 
 def rows_for_stack(table: str, stack: str) -> list[dict[str, str]]:
@@ -19,10 +21,10 @@ def rows_for_stack(table: str, stack: str) -> list[dict[str, str]]:
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: it is no table or no TIFF, or has not a row for each frame.
+      ValueError: it is no table or no TIFF, or has not one row for each frame.
     """
     frames = frames_of(stack)
-    rows = {split_page(row["moving"]): row for row in read_table(table)}
+    rows = _by_name(table, split_page)
     numbers = sorted(page for _, page in rows if page is not None)
     if len(numbers) != len(rows) or not _are_all_frames(numbers, frames):
         paged = len(numbers) == len(rows)
@@ -57,10 +59,10 @@ def rows_for_folder(table: str, folder: str) -> list[dict[str, str]]:
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: it is no table or no folder, or has not the same names.
+      ValueError: it is no table or no folder, or has not the same names, each of one row.
     """
     images = images_in(folder, "moving_dir")
-    rows = {Path(own_name(row["moving"])).stem: row for row in read_table(table)}
+    rows = _by_name(table, lambda moving: Path(own_name(moving)).stem)
     if alone := sorted(rows.keys() ^ images.keys()):
         named = ", ".join(alone[:_NAMED]) + ", ..." * (len(alone) > _NAMED)
         raise ValueError(
@@ -68,6 +70,18 @@ def rows_for_folder(table: str, folder: str) -> list[dict[str, str]]:
             f"there: {named}"
         )
     return [_for_picture(rows[name], image) for name, image in images.items()]
+
+
+def _by_name(table: str, name_of: Callable[[str], _Name]) -> dict[_Name, dict[str, str]]:
+    """The table's rows by what their moving images are called; ValueError where two share it."""
+    rows: dict[_Name, dict[str, str]] = {}
+    for row in read_table(table):
+        if rows.setdefault(name_of(row["moving"]), row) is not row:
+            raise ValueError(
+                f"{table} has two rows for an image named {row['moving']}, as of two fixed ones, "
+                "and does not tell by which to move; register each in a table of its own, --out"
+            )
+    return rows
 
 
 def _for_picture(row: Mapping[str, str], image: str) -> dict[str, str]:

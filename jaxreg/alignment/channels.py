@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import tifffile
 
 from jaxreg.alignment.pages import page_names
 from jaxreg.alignment.table import Job, one_line_name
+
+_T = TypeVar("_T")
 
 
 def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
@@ -18,15 +23,21 @@ def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, cut short, or has slices at each of several times; or
-        the path is that of a page.
+      ValueError: it is no TIFF, cut short, tells of channels that its pages do not fit, or has
+        slices at each of several times; or the path is that of a page.
     """
     names = np.array(page_names(stack), object)
     one_channel = names.reshape(-1, 1)
-    told = _numbers(stack)
-    if told is None or sorted(told[1].ravel()) != list(range(len(names))):
+    axes, numbers = told_by_tags(stack, _numbers) or ("", np.zeros(0, int))
+    fits = sorted(numbers.ravel()) == list(range(len(names)))
+    count = told_by_tags(stack, _channels) or 1
+    if count > 1 and not (fits and "C" in axes):
+        raise ValueError(
+            f"{stack} tells of {count} channels, which its {len(names)} pages do not fit, as of "
+            "several places or a movie that was stopped; list those of one channel in --pairs"
+        )
+    if not fits:
         return one_channel
-    axes, numbers = told
     length = dict(zip(axes, numbers.shape, strict=True))
     if length.get("T", 1) > 1 and length.get("Z", 1) > 1:
         raise ValueError(
@@ -49,7 +60,8 @@ def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = No
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: as for `frames_of`; or it is empty, has no such channel, or has several.
+      ValueError: as for `frames_of`; or it is empty, has no such channel or does not tell, or has
+        several and none is chosen.
     """
     frames = frames_of(one_line_name(stack))
     if not frames.size:
@@ -59,6 +71,11 @@ def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = No
         raise ValueError(
             f"{stack} has {count} channels; say by which one it is registered, such as --channel=0"
         )
+    if channel is not None and count == 1 and told_by_tags(stack, _channels) != 1:
+        raise ValueError(
+            f"--channel={channel}: {stack} does not say which of its pages are frames of one "
+            "channel, as ImageJ and OME do; leave it out for all pages, or list some in --pairs"
+        )
     if (channel or 0) >= count:
         raise ValueError(f"{stack} has no channel {channel}, counted from 0; it has {count}")
     pages = frames[:, channel or 0]
@@ -66,17 +83,35 @@ def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = No
     return [Job(reference, page) for page in pages]
 
 
-def _numbers(stack: str | os.PathLike[str]) -> tuple[str, np.ndarray] | None:
-    """Axes of the pages, such as ``TC``, and their numbers along these; None if it is not told."""
+def told_by_tags(
+    path: str | os.PathLike[str], read: Callable[[tifffile.TiffFile], _T]
+) -> _T | None:
+    """What is read of a TIFF's tags; None if it cannot be, as of one that OpenCV alone can read."""
     try:
-        with tifffile.TiffFile(stack) as tiff:
-            series = tiff.series[0]
-            before = series.axes.index("Y")
-            kept = [k for k in range(before) if series.axes[k] != "S"]  # samples are in a page
-            shape = [series.shape[k] for k in kept]
-            numbers = np.array([-1 if page is None else page.index for page in series.pages])
-            if series.dataoffset is not None and numbers.size == 1:  # the others are like the first
-                numbers = np.arange(np.prod(shape, dtype=int))
-            return "".join(series.axes[k] for k in kept), numbers.reshape(shape)
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError):
-        return None  # one that OpenCV alone can read
+        with tifffile.TiffFile(path) as tiff:
+            return read(tiff)
+    except Exception:  # damaged tags make tifffile raise nearly any
+        return None
+
+
+def _numbers(tiff: tifffile.TiffFile) -> tuple[str, np.ndarray]:
+    """Axes of the pages, such as ``TC``, and their numbers along these; -1 where one lacks."""
+    series = tiff.series[0]
+    before = series.axes.index("Y")
+    kept = [k for k in range(before) if series.axes[k] != "S"]  # samples are in a page
+    shape = [series.shape[k] for k in kept]
+    numbers = np.array([-1 if page is None else page.index for page in series.pages])
+    if series.dataoffset is not None and numbers.size == 1:  # the others are like the first
+        numbers = np.arange(np.prod(shape, dtype=int))
+    return "".join(series.axes[k] for k in kept), numbers.reshape(shape)
+
+
+def _channels(tiff: tifffile.TiffFile) -> int | None:
+    """How many channels ImageJ or OME tells of; None if neither does, or of several files."""
+    samples = tiff.pages.first.samplesperpixel  # are in a page, too, but counted with them
+    if text := tiff.ome_metadata:
+        if len(set(re.findall(r'FileName="([^"]*)"', text))) > 1:
+            return None
+        return max(max(map(int, re.findall(r'SizeC="(\d+)"', text))) // samples, 1)
+    told = tiff.imagej_metadata
+    return None if told is None else max(told.get("channels", 1) // samples, 1)

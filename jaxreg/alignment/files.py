@@ -78,6 +78,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         raise ValueError(f"{path} cannot be decoded: {error.err or error}") from error
     if pixels is None:
         stored = layout(data) if is_tiff(data) else ""
+        if stored and page is None:
+            read_page(file, 0)  # tells where it is cut short
         hint = f": a TIFF of {stored}; save it as grey or RGB, uncompressed" if stored else ""
         raise ValueError(f"{path} is not a readable image{hint}")
     if is_tiff(data):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
+from jaxreg.alignment.channels import told_by_tags
 from jaxreg.alignment.files import check_writable, read_picture
 from jaxreg.alignment.moved import MovedPictures, moved_back, read_again
 from jaxreg.alignment.pages import page_names, split_page
@@ -107,23 +109,29 @@ def _scale(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     name = split_page(moving[0])[0]
     if Path(name).suffix.lower() not in _SUFFIXES:
         return {}
-    try:
-        with tifffile.TiffFile(name) as tiff:
-            tags = tiff.pages.first.tags
-            text = tags.valueof(270)
-            scale = [tags.valueof(tag) for tag in (282, 283)]  # pixels a unit, across and down
-            unit = tags.valueof(296)
-        whole = moving == page_names(name)
-    except (tifffile.TiffFileError, ValueError, IndexError):  # one that OpenCV alone can read
-        return {}
-    how: dict[str, Any] = {}
-    if None not in scale:
-        how |= {"resolution": scale, "resolutionunit": unit}
-    if whole and isinstance(text, str) and (text.startswith("ImageJ=") or _is_ome(text)):
+    how = told_by_tags(name, _resolution) or {}
+    sizes = {(float(row["width"]), float(row["height"])) for row in rows if row["width"]}
+    text = told_by_tags(name, lambda tiff: _text(tiff, sizes))
+    if text and moving == page_names(name):
         how["description"] = re.sub(' UUID="[^"]*"', "", text, count=1).encode()
     return how
 
 
-def _is_ome(text: str) -> bool:
-    """Whether this is OME's description of a file, and not of one of several."""
-    return text.rstrip().endswith("OME>") and "FileName=" not in text
+def _resolution(tiff: tifffile.TiffFile) -> dict[str, Any]:
+    """Pixels a unit, across and down, as of a page to write; raises where a tag makes no sense."""
+    tags = tiff.pages.first.tags
+    scale = [Fraction(*tags.valueof(tag)) for tag in (282, 283)]
+    if min(scale) <= 0:
+        raise ValueError(f"pixels of no size, {scale}")
+    unit = tifffile.RESUNIT(tags.valueof(296, default=tifffile.RESUNIT.INCH))
+    return {"resolution": [s.as_integer_ratio() for s in scale], "resolutionunit": unit}
+
+
+def _text(tiff: tifffile.TiffFile, sizes: Set[tuple[float, float]]) -> str:
+    """ImageJ's text, or OME's of this file and no others, if pages of these sizes fit it."""
+    page = tiff.pages.first
+    text = page.tags.valueof(270)
+    if text.startswith("ImageJ="):  # says nothing of the size
+        return text
+    ome = text.rstrip().endswith("OME>") and "FileName=" not in text
+    return text if ome and sizes <= {(page.imagewidth, page.imagelength)} else ""

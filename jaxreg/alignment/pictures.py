@@ -37,7 +37,8 @@ def warp_pixels(pixels: np.ndarray, transform: RigidTransform, back: bool = Fals
     dx = cx + tx - cos * cx + sin * cy
     dy = cy + ty - sin * cx - cos * cy
     matrix = np.array([[cos, -sin, dx], [sin, cos, dy]])
-    # OpenCV rounds coordinates to 1/32 px but for these: as float32 the others lose less.
+    # OpenCV 5 rounds coordinates to 1/32 px but for these and float32, as which the others lose
+    # less; OpenCV 4 rounds them for all.
     known = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
     flags = cv2.INTER_LINEAR | (cv2.WARP_INVERSE_MAP if back else 0)
     warped = cv2.warpAffine(known, matrix, (width, height), flags=flags)

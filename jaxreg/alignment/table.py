@@ -53,7 +53,7 @@ def jobs_of_folders(fixed_dir: str, moving_dir: str) -> tuple[list[Job], list[st
       ValueError: no folder, no pair, or two files of one folder share a name.
     """
     first, second = images_in(fixed_dir, "fixed_dir"), images_in(moving_dir, "moving_dir")
-    jobs = [Job(first[name], second[name]) for name in _in_order(first.keys() & second.keys())]
+    jobs = [Job(first[name], second[name]) for name in first if name in second]
     if not jobs:
         raise ValueError(
             f"no image in {fixed_dir} ({len(first)} images) has a namesake in {moving_dir} "
@@ -73,11 +73,11 @@ def jobs_of_reference(fixed: str, moving_dir: str) -> list[Job]:
     if not found:
         raise ValueError(f"--moving_dir={moving_dir} holds no images")
     reference = one_line_name(fixed)
-    return [Job(reference, found[name]) for name in _in_order(found)]
+    return [Job(reference, image) for image in found.values()]
 
 
 def images_in(folder: str, flag: str) -> dict[str, str]:
-    """Image files of a folder by their name without suffix."""
+    """Image files of a folder by their name without suffix, in the order of these."""
     if not os.path.isdir(folder):
         raise ValueError(f"--{flag}={folder} is no folder")
     found: dict[str, str] = {}
@@ -91,7 +91,7 @@ def images_in(folder: str, flag: str) -> dict[str, str]:
                 f"{found[stem]} and {path} share the name {stem!r}; pair them by --pairs=list.csv"
             )
         found[stem] = one_line_name(path)
-    return found
+    return {stem: found[stem] for stem in _in_order(found)}
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -295,10 +295,12 @@ class Table:
     def check_unchanged(self, job: Job) -> None:
         """Raise ValueError where a pair's row may tell of other images: a file of it is newer."""
         for name in job:
-            if os.stat(split_page(name)[0]).st_mtime_ns > self._written:
+            file = split_page(name)[0]
+            if os.path.exists(file) and os.stat(file).st_mtime_ns > self._written:
                 raise ValueError(
                     f"{name} is newer than {self.path}, whose answer may be of another image; "
-                    "delete its rows, or use another --out"
+                    "delete its rows, use another --out or, if it was but copied anew, touch "
+                    f"{self.path}"
                 )
 
     def _append(self, rows: Iterable[Mapping[str, str]]) -> None:
