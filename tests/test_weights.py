@@ -86,6 +86,14 @@ def test_folders_load_as_before(run):
     assert_same_bits(jaxreg.load(str(run)).arrays, load_network(run).arrays)
 
 
+def test_the_first_load_may_be_in_a_program_that_is_being_traced(run):
+    whole, loaded = load_network(run).arrays, []
+    for source in (run, exported(run)):
+        jax.eval_shape(lambda source=source: loaded.append(jaxreg.load(source)))
+    for network in loaded:  # their arrays outlive the trace
+        assert_same_bits(network.arrays, whole)
+
+
 @pytest.mark.parametrize("name", ["compact32", "compact96"])
 def test_shipped_networks_are_what_their_configuration_trains(name):
     assert name in shipped_names()

@@ -369,7 +369,9 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
     try:
         # All processes restore together; then each has a network of its own.
         mesh = data_mesh(jax.device_count() if jax.process_count() > 1 else 1)
-        step, *arrays = store.restore_network(abstract_state(config, mesh))
+        # Also when the first call is being traced, for the arrays outlive the trace.
+        with jax.ensure_compile_time_eval():
+            step, *arrays = store.restore_network(abstract_state(config, mesh))
     finally:
         store.close()
     weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)
