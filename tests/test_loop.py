@@ -152,6 +152,29 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted):
     assert rows(folder) == before
 
 
+def test_the_pictures_show_the_last_evaluation(uninterrupted, monkeypatch):
+    config, folder, _ = uninterrupted
+    estimates, shown = [], []
+    make = loop.make_estimate
+
+    def recording(*arguments):
+        estimate = make(*arguments)
+
+        def recorded(state, pairs):
+            estimates.append(estimate(state, pairs))
+            return estimates[-1]
+
+        return recorded
+
+    monkeypatch.setattr(loop, "make_estimate", recording)
+    monkeypatch.setattr(pictures, "write_examples", lambda *drawn: shown.extend(drawn[1:]))
+    train(config, folder)
+    (estimate,) = estimates  # of other numbers of pairs the network would be compiled again
+    few, answers = shown
+    np.testing.assert_array_equal(answers.as_array(), estimate.as_array()[:6])
+    assert few.fixed.shape[0] == 6
+
+
 def test_another_configuration_is_refused(uninterrupted):
     config, folder, _ = uninterrupted
     with pytest.raises(CheckpointError, match=r"learning_rate: 0\.001 -> 0\.1"):
