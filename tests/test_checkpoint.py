@@ -63,7 +63,7 @@ def saved(tmp_path_factory, config):
     store = CheckpointStore(folder)
     states = {step: at_step(create_state(config, MESH), step) for step in (4, 8)}
     for step, state in states.items():
-        store.save(state, Best(step, 1.5), config)
+        store.save(state, Best(step, 1.5))
     store.close()
     return folder, states
 
@@ -94,7 +94,7 @@ def test_a_state_comes_back_bit_for_bit(run, config):
 def test_two_are_kept(run, config):
     folder, states = run
     store = CheckpointStore(folder)
-    store.save(at_step(states[4], 12), Best(), config)
+    store.save(at_step(states[4], 12), Best())
     assert store.steps() == [12, 8]
     store.close()
     assert restore(folder, config)[0][1] == Best()
@@ -165,7 +165,7 @@ def test_a_first_one_that_was_cut_off_is_begun_anew(run, config):
     assert (folder / "checkpoints/4").exists()
     assert restore(folder, config) == (None, [])
     store = CheckpointStore(folder)
-    store.save(states[4], Best(), config)
+    store.save(states[4], Best())
     store.close()
     assert_same_bits(restore(folder, config)[0][0], states[4])
 

@@ -35,7 +35,7 @@ def run(tmp_path):
     folder, config = tmp_path / "run", tiny_config(write_images(tmp_path))
     settle_config(folder, config)
     store = CheckpointStore(folder)
-    store.save(create_state(config, data_mesh(1)), Best(), config)
+    store.save(create_state(config, data_mesh(1)), Best())
     store.close()
     first = dict.fromkeys(COLUMNS, 0) | {"seconds": 2.5}
     later = dict.fromkeys(COLUMNS, 1) | {"seconds": 9.5}  # the run was cut off before it saved

@@ -155,7 +155,7 @@ class CheckpointStore:
         """The steps that have a checkpoint, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, best: Best, config: TrainConfig) -> None:
+    def save(self, state: TrainState, best: Best) -> None:
         """Write a checkpoint of this state, unless its step has one, and drop the oldest.
 
         Raises:
@@ -171,7 +171,6 @@ class CheckpointStore:
             "key": np.asarray(jax.random.key_data(state.key)).tolist(),
             "key_type": str(jax.random.key_impl(state.key)),
             "best": dataclasses.asdict(best) if best.step >= 0 else None,
-            "config": config.to_dict(),
         }
         items: dict[str, Any] = {p: ocp.args.PyTreeSave(arrays) for p, arrays in parts.items()}
         arguments = ocp.args.Composite(about=ocp.args.JsonSave(about), **items)

@@ -308,7 +308,7 @@ class _Run:
         return self.last[1:]
 
     def _save(self, state: TrainState) -> None:
-        self.store.save(state, self.best, self.config)
+        self.store.save(state, self.best)
         self.saved_at = time.monotonic()
 
     def _save_if_due(self, state: TrainState, step: int) -> None:
