@@ -327,6 +327,17 @@ def test_scene_pairs_and_disturbances_join_the_batch(source):
     assert zeros[2:].any()
 
 
+def test_pictures_that_no_pair_is_drawn_from_are_not_loaded(source):
+    config = tiny_config(source, scene_share=1.0, scene_tiles=3)
+    images = load_training_images(config)
+    assert images.pictures is None
+    assert str(images) == "3 places of photographs"
+    pairs = jax.eval_shape(lambda key: draw_batch(key, images, config), jax.random.key(0))
+    assert pairs.fixed.shape == (8, 8, 8, 3)
+    pictures = np.zeros((2000, 8, 8, 3), np.uint8)
+    assert str(Images(pictures, images.tiles)) == "2,000 images and 3 places of photographs"
+
+
 def test_a_constant_without_error_has_no_share():
     none, some = Errors(0.0, 30.0, 3.0), Errors(0.5, 10.0, 2.0)
     assert "(- and 33% of it)" in str(Summary(7, some, none, Best(), 1.0))

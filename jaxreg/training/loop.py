@@ -226,9 +226,9 @@ class _Run:
         config, step = self.config, int(state.step)
         constant = errors_of(constant_predictor(self.truth), self.truth, config.translation_weight)
         _say(
-            f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, "
-            f"{self.images.pictures.shape[0]:,} images, {self.mesh.size} "
-            f"{self.mesh.devices.flat[0].device_kind} device(s); best constant: {constant}"
+            f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, {self.images}, "
+            f"{self.mesh.size} {self.mesh.devices.flat[0].device_kind} device(s); "
+            f"best constant: {constant}"
         )
         log = MetricsLog(self.workdir, step) if jax.process_index() == 0 else None
         try:
