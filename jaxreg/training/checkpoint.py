@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from jaxreg.atomic import lock, replacing
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import agreed, data_mesh
+from jaxreg.training.devices import agreed, data_mesh, place
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
 from jaxreg.training.trained import TrainedNetwork
@@ -265,7 +265,7 @@ class CheckpointStore:
         trees, about = self._read(step, {part: getattr(abstract, part) for part in _PARTS})
         key = jax.random.wrap_key_data(jnp.uint32(about["key"]), impl=about["key_type"])
         small = {"step": np.asarray(about["step"], np.int32), "key": key}
-        small = {k: jax.device_put(v, getattr(abstract, k).sharding) for k, v in small.items()}
+        small = place(abstract.step.sharding.mesh, small)  # type: ignore[attr-defined]
         best = Best(**about["best"]) if about["best"] else Best()
         return TrainState(**small, **trees), best
 
