@@ -10,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxreg.training import checkpoint
 from jaxreg.training.checkpoint import (
     Best,
     CheckpointError,
     CheckpointStore,
     DamagedCheckpointWarning,
+    DamagedError,
     alone_in,
     load_network,
     read_config,
@@ -145,6 +147,16 @@ def test_no_damage_to_any_file_goes_unnoticed_and_harms(run, config, tmp_path):
             (state, _), _ = restore(copy, config)
         assert_same_bits(state, states[int(state.step)])
         shutil.rmtree(copy)
+
+
+def test_the_first_process_says_which_ones_are_whole(run, config, monkeypatch):
+    """A network file system may show the others different files."""
+    folder, states = run
+    said = iter([DamagedError("as the first sees it"), None])
+    monkeypatch.setattr(checkpoint, "from_first", lambda _: next(said))
+    with pytest.warns(DamagedCheckpointWarning, match=r"step 8: as the first.*using step 4"):
+        (state, _), _ = restore(folder, config)
+    assert_same_bits(state, states[4])
 
 
 def test_all_damaged_is_an_error_and_nothing_is_deleted(run, config):

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from jaxreg.atomic import lock, replacing
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import agreed, data_mesh, place
+from jaxreg.training.devices import agreed, data_mesh, from_first, place
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
 from jaxreg.training.trained import TrainedNetwork
@@ -146,6 +146,7 @@ class CheckpointStore:
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 save_root_metadata=False,
+                single_host_load_and_broadcast=True,  # as in `_check`
             ),
             item_handlers={part: _array_handler() for part in _PARTS}
             | {"about": ocp.JsonCheckpointHandler()},
@@ -280,7 +281,7 @@ class CheckpointStore:
             if arrays
         }
         try:
-            _check_seal(self._folder / str(step), {"about", *items})
+            self._check(step, {"about", *items})
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
             )
@@ -292,6 +293,21 @@ class CheckpointStore:
             leaves = [restored[part][name] for name in wanted[part]]
             trees[part] = jax.tree.unflatten(jax.tree.structure(abstract[part]), leaves)
         return trees, about
+
+    def _check(self, step: int, parts: Iterable[str]) -> None:
+        """`_check_seal` by the first process, whose word all of them take.
+
+        They must read the same step, and a network file system may show them different files.
+        """
+        problem: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                _check_seal(self._folder / str(step), parts)
+            except (DamagedError, OSError) as error:
+                problem = error
+        problem = from_first(problem)
+        if problem is not None:
+            raise problem
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
