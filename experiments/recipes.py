@@ -24,10 +24,10 @@ from absl import flags
 from experiments.records import RESULTS
 from experiments.running import nameless
 from jaxreg.atomic import write_text
-from jaxreg.command_line import complain, keep_compilations, read_flags
+from jaxreg.command_line import keep_compilations, read_flags
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
-from jaxreg.training.endings import ENDINGS, ending
+from jaxreg.training.endings import ENDINGS, failed
 from jaxreg.training.fields import override
 from jaxreg.training.loop import train
 
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--only is empty")
         rows = _rows(options)
     except ENDINGS as error:
-        return _failed(*ending(error))
+        return failed("experiments.recipes", error)
     whole = recipe("all", options.pairs, options.hidden, options.data, options.seed)
     text = table(rows, whole, options.pairs)
     print(text)
@@ -159,11 +159,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return 0
-
-
-def _failed(error: object, status: int) -> int:
-    complain("experiments.recipes", error)
-    return status
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _CONTEXT = (
     *("default_device", "default_matmul_precision", "enable_x64", "threefry_partitionable"),
     *("numpy_dtype_promotion", "numpy_rank_promotion", "debug_nans", "debug_infs"),
 )
-_BATCH = 64  # pairs that an estimator is given at a time
+_CPU_BATCH, _ACCELERATOR_BATCH = 64, 1024  # pairs that an estimator is given at a time
 # XLA makes a tree of kernels of every sum, for the sake of precision; a sum of few values needs
 # none, and a program of small kernels takes a tenth less time without. Nor is it worth waking
 # another thread for a part of a small loop: that is another tenth.
@@ -250,13 +250,26 @@ def _sizes(
     return size, size
 
 
+def pairs_that_fit(shape: tuple[int, ...]) -> int:
+    """Pairs of images ``(H, W, C)`` for which an accelerator has memory at once, a power of two."""
+    height, width, channels = shape
+    area = _accelerator_pixels(channels, masked=False)
+    return 1 << max(area // (height * width), 1).bit_length() - 1
+
+
+def _batch(shape: tuple[int, ...]) -> int:
+    """Pairs of images ``(H, W, C)`` that an estimator is given at a time, a power of two."""
+    return _CPU_BATCH if runs_on_cpu() else min(_ACCELERATOR_BATCH, pairs_that_fit(shape))
+
+
 def map_batches(
     estimator: Estimator, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray
 ) -> Registration:
     """Apply an estimator, a function of batches, to many pairs; memory is bounded likewise.
 
     Args:
-      estimator: given 64 pairs at a time, or less by powers of two, float32.
+      estimator: given 64 pairs at a time, on an accelerator 1,024 or what fits, or less by powers
+        of two, float32.
       fixed: ``(N, H, W, C)``, any real dtype.
       moving: the same shape.
 
@@ -267,7 +280,7 @@ def map_batches(
         return _traced_batches(estimator, fixed, moving)
     stacks, count = (_gathered(fixed), _gathered(moving)), len(fixed)
     # Powers of two: few compilations, of an estimator that is compiled.
-    size = min(_BATCH, 1 << max(count - 1, 0).bit_length())
+    size = min(_batch(stacks[0].shape[1:]), 1 << max(count - 1, 0).bit_length())
 
     def part(start: int) -> Registration:
         some = (_filled_up(images[start : start + size], size) for images in stacks)
@@ -283,13 +296,14 @@ def _traced_batches(
 ) -> Registration:
     """`map_batches` in a program that is being traced, which holds the estimator twice at most."""
     stacks = [jnp.asarray(images, jnp.float32) for images in (fixed, moving)]
-    blocks, rest = divmod(len(fixed), _BATCH)
+    size = _batch(stacks[0].shape[1:])
+    blocks, rest = divmod(len(fixed), size)
     if not len(fixed):
         nothing = estimator(*(jnp.asarray(_filled_up(images, 1)) for images in stacks))
         return jax.tree.map(lambda v: v[:0], nothing)
     if not blocks:
         return estimator(*stacks)
-    split = [images[: blocks * _BATCH].reshape(-1, _BATCH, *images.shape[1:]) for images in stacks]
+    split = [images[: blocks * size].reshape(-1, size, *images.shape[1:]) for images in stacks]
     results = jax.lax.map(lambda pair: estimator(*pair), tuple(split))
     results = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), results)
     if not rest:

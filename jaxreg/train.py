@@ -19,7 +19,7 @@ from absl import flags
 from jaxreg.command_line import keep_compilations
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import join_processes
-from jaxreg.training.endings import ENDINGS, ending
+from jaxreg.training.endings import ENDINGS, failed
 from jaxreg.training.loop import train
 
 FLAGS = flags.FlagValues()
@@ -58,18 +58,13 @@ def main(argv: Sequence[str]) -> int:
             join_processes(*placed)
         train(config, FLAGS.workdir or f"runs/{FLAGS.config}")
     except ENDINGS as error:
-        return _failed(*ending(error))
+        return failed("jaxreg.train", error)
     return 0
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether it isn't one of the tracebacks that orbax logs, one a thread, of what it raises."""
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _failed(message: object, status: int) -> int:
-    print(f"jaxreg.train: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

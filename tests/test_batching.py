@@ -136,3 +136,29 @@ def test_estimators_are_asked_for_few_different_numbers():
         answer = batching.map_batches(estimator, images, images + 1)
         np.testing.assert_array_equal(answer.transform.ty, np.arange(count) + 1)
     assert asked == {1, 8, 64}
+
+
+def test_an_accelerator_is_given_many_at_once_but_no_more_than_fit(monkeypatch):
+    class Device:
+        platform, memory = "gpu", 2**30
+
+        def memory_stats(self):
+            return {"bytes_limit": self.memory}
+
+    device, asked = Device(), set()
+    monkeypatch.setattr(batching, "_devices", lambda: [device])
+
+    def estimator(fixed, moving):
+        asked.add(len(fixed))
+        return jax.vmap(first_pixels)(fixed, moving)
+
+    images = numbered(1500)
+    for memory, expected in ((2**30, 1024), (2**24, 128), (2**10, 1)):
+        device.memory = memory
+        answer = batching.map_batches(estimator, images[: expected + 3], images[: expected + 3] + 1)
+        np.testing.assert_array_equal(answer.transform.ty, np.arange(expected + 3) % 200 + 1)
+        assert asked == {expected}
+        asked.clear()
+        jax.eval_shape(lambda f: batching.map_batches(estimator, f, f), images)
+        assert asked == {expected, 1500 % expected} - {0}
+        asked.clear()

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxreg.training import checkpoint
 from jaxreg.training.checkpoint import (
     Best,
     CheckpointError,
     CheckpointStore,
     DamagedCheckpointWarning,
+    DamagedError,
     alone_in,
     load_network,
     read_config,
@@ -63,7 +65,7 @@ def saved(tmp_path_factory, config):
     store = CheckpointStore(folder)
     states = {step: at_step(create_state(config, MESH), step) for step in (4, 8)}
     for step, state in states.items():
-        store.save(state, Best(step, 1.5), config)
+        store.save(state, Best(step, 1.5))
     store.close()
     return folder, states
 
@@ -94,7 +96,7 @@ def test_a_state_comes_back_bit_for_bit(run, config):
 def test_two_are_kept(run, config):
     folder, states = run
     store = CheckpointStore(folder)
-    store.save(at_step(states[4], 12), Best(), config)
+    store.save(at_step(states[4], 12), Best())
     assert store.steps() == [12, 8]
     store.close()
     assert restore(folder, config)[0][1] == Best()
@@ -147,6 +149,16 @@ def test_no_damage_to_any_file_goes_unnoticed_and_harms(run, config, tmp_path):
         shutil.rmtree(copy)
 
 
+def test_the_first_process_says_which_ones_are_whole(run, config, monkeypatch):
+    """A network file system may show the others different files."""
+    folder, states = run
+    said = iter([DamagedError("as the first sees it"), None])
+    monkeypatch.setattr(checkpoint, "from_first", lambda _: next(said))
+    with pytest.warns(DamagedCheckpointWarning, match=r"step 8: as the first.*using step 4"):
+        (state, _), _ = restore(folder, config)
+    assert_same_bits(state, states[4])
+
+
 def test_all_damaged_is_an_error_and_nothing_is_deleted(run, config):
     folder, _ = run
     for step in (4, 8):
@@ -165,7 +177,7 @@ def test_a_first_one_that_was_cut_off_is_begun_anew(run, config):
     assert (folder / "checkpoints/4").exists()
     assert restore(folder, config) == (None, [])
     store = CheckpointStore(folder)
-    store.save(states[4], Best(), config)
+    store.save(states[4], Best())
     store.close()
     assert_same_bits(restore(folder, config)[0][0], states[4])
 

@@ -40,7 +40,7 @@ for count in (8, 1):
     work.append(program.program.cost_analysis()["flops"])
     if count == 8:
         store = CheckpointStore(Path(sys.argv[2]))
-        store.save(state, Best(), config)
+        store.save(state, Best())
         store.close()
 print(*losses[0], *losses[1], *work)
 """

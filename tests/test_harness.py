@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxreg.evaluation import report
+from jaxreg.evaluation import harness, report
 from jaxreg.evaluation.harness import (
     Rows,
     calibration,
@@ -269,6 +269,20 @@ def test_times_are_positive_and_small_sets_suffice():
     assert time["seconds"] > 0
     assert time["pairs_per_second"] > 0
     assert time["best_batch"] in (1, 16)
+
+
+@pytest.mark.parametrize(("on_cpu", "largest"), [(True, 16), (False, 4096)])
+def test_an_accelerator_is_timed_with_as_many_pairs_as_fit(monkeypatch, on_cpu, largest):
+    asked = set()
+
+    def estimator(fixed, moving):
+        asked.add(len(fixed))
+        return oracle(fixed, moving)
+
+    monkeypatch.setattr(harness, "runs_on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(harness, "pairs_that_fit", lambda shape: 8192)
+    measure_time(estimator, suite_data(20), repeats=3)
+    assert max(asked) == largest
 
 
 def test_everything_but_time_comes_back_from_the_raw_rows(tmp_path):

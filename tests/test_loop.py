@@ -152,6 +152,29 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted):
     assert rows(folder) == before
 
 
+def test_the_pictures_show_the_last_evaluation(uninterrupted, monkeypatch):
+    config, folder, _ = uninterrupted
+    estimates, shown = [], []
+    make = loop.make_estimate
+
+    def recording(*arguments):
+        estimate = make(*arguments)
+
+        def recorded(state, pairs):
+            estimates.append(estimate(state, pairs))
+            return estimates[-1]
+
+        return recorded
+
+    monkeypatch.setattr(loop, "make_estimate", recording)
+    monkeypatch.setattr(pictures, "write_examples", lambda *drawn: shown.extend(drawn[1:]))
+    train(config, folder)
+    (estimate,) = estimates  # of other numbers of pairs the network would be compiled again
+    few, answers = shown
+    np.testing.assert_array_equal(answers.as_array(), estimate.as_array()[:6])
+    assert few.fixed.shape[0] == 6
+
+
 def test_another_configuration_is_refused(uninterrupted):
     config, folder, _ = uninterrupted
     with pytest.raises(CheckpointError, match=r"learning_rate: 0\.001 -> 0\.1"):
@@ -302,6 +325,17 @@ def test_scene_pairs_and_disturbances_join_the_batch(source):
     zeros = (np.asarray(undisturbed.moving) == 0).all(-1).any((1, 2))
     assert not zeros[:2].any()
     assert zeros[2:].any()
+
+
+def test_pictures_that_no_pair_is_drawn_from_are_not_loaded(source):
+    config = tiny_config(source, scene_share=1.0, scene_tiles=3)
+    images = load_training_images(config)
+    assert images.pictures is None
+    assert str(images) == "3 places of photographs"
+    pairs = jax.eval_shape(lambda key: draw_batch(key, images, config), jax.random.key(0))
+    assert pairs.fixed.shape == (8, 8, 8, 3)
+    pictures = np.zeros((2000, 8, 8, 3), np.uint8)
+    assert str(Images(pictures, images.tiles)) == "2,000 images and 3 places of photographs"
 
 
 def test_a_constant_without_error_has_no_share():

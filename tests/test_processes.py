@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,11 @@ from pathlib import Path
 import pytest
 
 from jaxreg import train as command
-from jaxreg.training.checkpoint import CheckpointStore, read_config
+from jaxreg.training.checkpoint import (
+    CheckpointStore,
+    DamagedCheckpointWarning,
+    read_config,
+)
 from jaxreg.training.devices import data_mesh, join_processes
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import abstract_state
@@ -35,6 +40,18 @@ def _no_pictures(monkeypatch):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"), size=32)
+
+
+@pytest.fixture(scope="module")
+def begun(source, tmp_path_factory):
+    """The folder of a run of one process, which left a damaged checkpoint besides a whole one."""
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        assert command.main(["train", *arguments(source, folder)]) == 0
+    damaged = shutil.copytree(folder / f"checkpoints/{STEPS}", folder / "checkpoints/99")
+    (damaged / "checksums.json").write_text("{")
+    return folder
 
 
 def free_port():
@@ -79,15 +96,17 @@ def run_processes(more, meanwhile=lambda processes: None, statuses=(0, 0), own=(
     return outputs
 
 
-def test_two_processes_do_as_one_and_their_checkpoint_restores_on_one(source, tmp_path):
-    begin = tmp_path / "begin"
-    assert command.main(["train", *arguments(source, begin)]) == 0
-    initial = f"--init_from={begin}"
+def test_two_processes_do_as_one_and_their_checkpoint_restores_on_one(source, tmp_path, begun):
+    initial = f"--init_from={begun}"
     first, second = run_processes([*arguments(source, tmp_path / "two"), initial])
     assert "2 cpu device(s)" in first
-    assert f"weights from {begin}" in first
+    assert f"weights from {begun}" in first
     assert "held out" not in second  # one of them speaks
-    assert command.main(["train", *arguments(source, tmp_path / "one"), initial]) == 0
+    passed_over = "step 99: checksums.json cannot be read"
+    assert passed_over in first
+    assert passed_over in second  # to whom the first said so
+    with pytest.warns(DamagedCheckpointWarning, match=passed_over):
+        assert command.main(["train", *arguments(source, tmp_path / "one"), initial]) == 0
     two, one = (read_metrics(tmp_path / name) for name in ("two", "one"))
     assert [row["step"] for row in two] == [str(i + 1) for i in range(STEPS)]
     for a, b in zip(two, one, strict=True):
@@ -103,10 +122,13 @@ def test_two_processes_do_as_one_and_their_checkpoint_restores_on_one(source, tm
     assert int(state.step) == STEPS
 
 
-def test_a_signal_to_either_process_ends_both_with_their_state_saved(source, tmp_path):
+def test_a_signal_to_either_process_ends_both_with_their_state_saved(source, tmp_path, begun):
+    """They go on with what one process began."""
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+
     def interrupt_second(processes):
         deadline = time.monotonic() + 200
-        while not (tmp_path / "checkpoints/2/checksums.json").exists():
+        while not (tmp_path / "checkpoints/4/checksums.json").exists():
             if any(p.poll() is not None for p in processes) or time.monotonic() > deadline:
                 return
             time.sleep(0.05)
@@ -116,7 +138,8 @@ def test_a_signal_to_either_process_ends_both_with_their_state_saved(source, tmp
     ended = (128 + signal.SIGTERM,) * 2
     first, _ = run_processes([*arguments(source, tmp_path), *many], interrupt_second, ended)
     saved = int(re.search(r"SIGTERM: saved at step (\d+)", first)[1])
-    assert 2 <= saved < 100000
+    assert f"going on from step {STEPS}" in first
+    assert 4 <= saved < 100000
     config = read_config(tmp_path)
     store = CheckpointStore(tmp_path, read_only=True)
     state, _ = store.restore(abstract_state(config, data_mesh(1)))

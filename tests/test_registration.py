@@ -142,7 +142,7 @@ def cheap_method(fixed, moving):
 
 
 def test_batches_of_any_number_keep_their_order(monkeypatch):
-    monkeypatch.setattr(batching, "_BATCH", 4)
+    monkeypatch.setattr(batching, "_CPU_BATCH", 4)
     shapes = []
 
     def method(fixed, moving):

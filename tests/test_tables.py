@@ -339,7 +339,7 @@ def test_a_networks_row_comes_from_its_checkpoint(tmp_path, capsys):
     folder = tmp_path / "run"
     settle_config(folder, config)
     store = CheckpointStore(folder)
-    store.save(create_state(config, data_mesh(1)), Best(), config)
+    store.save(create_state(config, data_mesh(1)), Best())
     store.close()
     arguments = [f"--results={tmp_path}", "--pairs=8", "--no_timing", "--table=2,5"]
     arguments += ["--suites=random32", f"--checkpoints=lstm_cifar10:{folder}"]

@@ -133,6 +133,13 @@ def test_mistakes_are_told_in_one_line(source, tmp_path, capsys, more, message):
     assert len(error.strip().splitlines()) == 1
 
 
+def test_a_systems_error_is_told_as_by_every_command(source, tmp_path, capsys):
+    taken = tmp_path / "run"
+    taken.write_text("")
+    assert command.main(arguments(source, taken)) == 2
+    assert capsys.readouterr().err == f"jaxreg.train: {taken}: File exists\n"
+
+
 def test_help_names_the_fields(capsys):
     assert command.main(["train", "--config=lstm_cifar10", "--help"]) == 0
     text = capsys.readouterr().out

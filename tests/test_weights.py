@@ -35,7 +35,7 @@ def run(tmp_path):
     folder, config = tmp_path / "run", tiny_config(write_images(tmp_path))
     settle_config(folder, config)
     store = CheckpointStore(folder)
-    store.save(create_state(config, data_mesh(1)), Best(), config)
+    store.save(create_state(config, data_mesh(1)), Best())
     store.close()
     first = dict.fromkeys(COLUMNS, 0) | {"seconds": 2.5}
     later = dict.fromkeys(COLUMNS, 1) | {"seconds": 9.5}  # the run was cut off before it saved
@@ -84,6 +84,14 @@ def test_weights_too_large_for_half_precision_are_not_written(run, monkeypatch, 
 
 def test_folders_load_as_before(run):
     assert_same_bits(jaxreg.load(str(run)).arrays, load_network(run).arrays)
+
+
+def test_the_first_load_may_be_in_a_program_that_is_being_traced(run):
+    whole, loaded = load_network(run).arrays, []
+    for source in (run, exported(run)):
+        jax.eval_shape(lambda source=source: loaded.append(jaxreg.load(source)))
+    for network in loaded:  # their arrays outlive the trace
+        assert_same_bits(network.arrays, whole)
 
 
 @pytest.mark.parametrize("name", ["compact32", "compact96"])

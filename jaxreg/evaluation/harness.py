@@ -16,13 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxreg.batching import pairs_that_fit, runs_on_cpu
 from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
 from jaxreg.result import Estimator, Registration
 
 PARAMETERS = ("tx", "ty", "theta")
 _COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 _BUDGET = 5.0  # seconds for the calls with one pair, and for those of each batch size
-_THROUGHPUT_BATCHES = (1, 16, 64, 256, 1024)
+_CPU_BATCHES = (1, 16, 64, 256, 1024)
+_ACCELERATOR_BATCHES = (*_CPU_BATCHES, 4096, 16384)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +296,14 @@ def _seconds(estimator: Estimator, fixed: np.ndarray, moving: np.ndarray) -> flo
     return time.perf_counter() - start
 
 
+def _batches(data: SuiteData) -> list[int]:
+    """Batch sizes to time; on an accelerator also larger than the suite, whose pairs come again."""
+    if runs_on_cpu():
+        return [batch for batch in _CPU_BATCHES if batch <= len(data.fixed)]
+    most = pairs_that_fit(data.fixed.shape[1:])
+    return [batch for batch in _ACCELERATOR_BATCHES if batch <= most]
+
+
 def measure_time(
     estimator: Estimator, data: SuiteData, repeats: int = 50
 ) -> dict[str, float | int]:
@@ -319,8 +329,8 @@ def measure_time(
 
     single = timed(1, repeats)
     best, best_batch = 1.0 / single, 1
-    for batch in _THROUGHPUT_BATCHES[1:]:
-        if batch > pairs or batch / best > _BUDGET / 2:
+    for batch in _batches(data)[1:]:
+        if batch / best > _BUDGET / 2:
             break
         throughput = batch / timed(batch, 5)
         if throughput > best:

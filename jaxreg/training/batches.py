@@ -21,23 +21,30 @@ class Images:
     """What pairs are drawn from; a pytree, handed to the compiled step as an argument.
 
     Attributes:
-      pictures: ``(N, H, W, 3)`` uint8; on the host until they are placed.
+      pictures: ``(N, H, W, 3)`` uint8, on the host until they are placed; None if all pairs are
+        scene pairs.
       tiles: ``(M, S, S, 3)`` uint8 places of photographs for scene pairs, or None.
     """
 
-    pictures: jax.Array | np.ndarray
+    pictures: jax.Array | np.ndarray | None
     tiles: jax.Array | np.ndarray | None = None
+
+    def __str__(self) -> str:
+        named = {"images": self.pictures, "places of photographs": self.tiles}
+        return " and ".join(f"{len(x):,} {name}" for name, x in named.items() if x is not None)
 
 
 def load_training_images(config: TrainConfig) -> Images:
     """The training images, on the host."""
-    tiles = None
+    pictures = tiles = None
+    if config.scene_pairs < config.batch_size:
+        pictures = _pool(config.data, "train", config.image_size)
     if config.scene_pairs:
         photographs = sources.photographs("train")
         tiles = draw_tiles(
             photographs, config.scene_tiles, config.image_size, config.max_shift, config.seed
         )
-    return Images(_pool(config.data, "train", config.image_size), tiles)
+    return Images(pictures, tiles)
 
 
 def load_held_out_images(config: TrainConfig) -> np.ndarray:

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from jaxreg.atomic import lock, replacing
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import agreed, data_mesh
+from jaxreg.training.devices import agreed, data_mesh, from_first, place
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
 from jaxreg.training.trained import TrainedNetwork
@@ -146,6 +146,7 @@ class CheckpointStore:
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 save_root_metadata=False,
+                single_host_load_and_broadcast=True,  # as in `_check`
             ),
             item_handlers={part: _array_handler() for part in _PARTS}
             | {"about": ocp.JsonCheckpointHandler()},
@@ -155,7 +156,7 @@ class CheckpointStore:
         """The steps that have a checkpoint, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, best: Best, config: TrainConfig) -> None:
+    def save(self, state: TrainState, best: Best) -> None:
         """Write a checkpoint of this state, unless its step has one, and drop the oldest.
 
         Raises:
@@ -171,7 +172,6 @@ class CheckpointStore:
             "key": np.asarray(jax.random.key_data(state.key)).tolist(),
             "key_type": str(jax.random.key_impl(state.key)),
             "best": dataclasses.asdict(best) if best.step >= 0 else None,
-            "config": config.to_dict(),
         }
         items: dict[str, Any] = {p: ocp.args.PyTreeSave(arrays) for p, arrays in parts.items()}
         arguments = ocp.args.Composite(about=ocp.args.JsonSave(about), **items)
@@ -266,7 +266,7 @@ class CheckpointStore:
         trees, about = self._read(step, {part: getattr(abstract, part) for part in _PARTS})
         key = jax.random.wrap_key_data(jnp.uint32(about["key"]), impl=about["key_type"])
         small = {"step": np.asarray(about["step"], np.int32), "key": key}
-        small = {k: jax.device_put(v, getattr(abstract, k).sharding) for k, v in small.items()}
+        small = place(abstract.step.sharding.mesh, small)  # type: ignore[attr-defined]
         best = Best(**about["best"]) if about["best"] else Best()
         return TrainState(**small, **trees), best
 
@@ -281,7 +281,7 @@ class CheckpointStore:
             if arrays
         }
         try:
-            _check_seal(self._folder / str(step), {"about", *items})
+            self._check(step, {"about", *items})
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
             )
@@ -293,6 +293,21 @@ class CheckpointStore:
             leaves = [restored[part][name] for name in wanted[part]]
             trees[part] = jax.tree.unflatten(jax.tree.structure(abstract[part]), leaves)
         return trees, about
+
+    def _check(self, step: int, parts: Iterable[str]) -> None:
+        """`_check_seal` by the first process, whose word all of them take.
+
+        They must read the same step, and a network file system may show them different files.
+        """
+        problem: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                _check_seal(self._folder / str(step), parts)
+            except (DamagedError, OSError) as error:
+                problem = error
+        problem = from_first(problem)
+        if problem is not None:
+            raise problem
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
@@ -369,7 +384,9 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
     try:
         # All processes restore together; then each has a network of its own.
         mesh = data_mesh(jax.device_count() if jax.process_count() > 1 else 1)
-        step, *arrays = store.restore_network(abstract_state(config, mesh))
+        # Also when the first call is being traced, for the arrays outlive the trace.
+        with jax.ensure_compile_time_eval():
+            step, *arrays = store.restore_network(abstract_state(config, mesh))
     finally:
         store.close()
     weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)

@@ -193,7 +193,7 @@ _LSTM = TrainConfig(
     clip_norm=100.0,
     steps_per_dispatch=4,
     eval_every=2000,
-    save_every=2000,
+    save_every=20_000,  # up to 3 GB, and training waits; save_minutes bounds what is lost
 )
 
 _NARROW_LSTM = dataclasses.replace(
@@ -202,6 +202,7 @@ _NARROW_LSTM = dataclasses.replace(
     learning_rate=5e-4,
     average_decay=0.999,
     steps_per_dispatch=20,
+    save_every=2000,
 )
 
 _RESNEXT = dataclasses.replace(

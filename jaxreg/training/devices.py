@@ -7,6 +7,7 @@ many, are joined first (`join_processes`); each then sees the devices of all.
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from typing import Any
 
@@ -105,6 +106,18 @@ def agreed(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, be it an exception; what the others have is not looked at."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    own = np.frombuffer(pickle.dumps(value), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(own.size)))
+    told = multihost_utils.broadcast_one_to_all(np.resize(own, size))  # all of one shape
+    return pickle.loads(np.asarray(told, np.uint8).tobytes())
 
 
 def alike(text: str) -> bool:

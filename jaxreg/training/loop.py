@@ -218,7 +218,7 @@ class _Run:
         self.estimate = make_estimate(config, mesh)
         self.rate = learning_rate_schedule(config)
         self.truth: RigidTransform = jax.device_get(pairs.transform)
-        self.last: tuple[int, Errors] | None = None
+        self.last: tuple[int, Errors, RigidTransform] | None = None
         self.saved_at = time.monotonic()
 
     def go(self, state: TrainState, arrived: list[int]) -> Summary:
@@ -226,29 +226,24 @@ class _Run:
         config, step = self.config, int(state.step)
         constant = errors_of(constant_predictor(self.truth), self.truth, config.translation_weight)
         _say(
-            f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, "
-            f"{self.images.pictures.shape[0]:,} images, {self.mesh.size} "
-            f"{self.mesh.devices.flat[0].device_kind} device(s); best constant: {constant}"
+            f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, {self.images}, "
+            f"{self.mesh.size} {self.mesh.devices.flat[0].device_kind} device(s); "
+            f"best constant: {constant}"
         )
         log = MetricsLog(self.workdir, step) if jax.process_index() == 0 else None
         try:
             if step < config.steps:
                 state = self._steps(state, log, arrived)
-            summary = Summary(
-                int(state.step),
-                self._evaluated(state),
-                constant,
-                self.best,
-                log.seconds if log else 0.0,
-            )
+            errors, estimate = self._evaluated(state)
+            seconds = log.seconds if log else 0.0
+            summary = Summary(int(state.step), errors, constant, self.best, seconds)
         finally:
             if log:
                 log.close()
-        # All processes take part in the estimate; the first alone writes.
-        few = jax.tree.map(lambda x: x[:_EXAMPLES], self.pairs)
-        estimate = self.estimate(state, few)
+        # All processes take part in what is on the devices; the first alone writes.
+        few, answers = jax.tree.map(lambda x: x[:_EXAMPLES], (self.pairs, estimate))
         if log:
-            self._finish(jax.device_get(few), estimate, summary)
+            self._finish(jax.device_get(few), answers, summary)
         return summary
 
     def _steps(self, state: TrainState, log: MetricsLog | None, arrived: list[int]) -> TrainState:
@@ -276,7 +271,7 @@ class _Run:
                     raise self._non_finite(state, report)
                 values = self._values(report, stop, stop - step)
                 if stop == 1 or stop % config.eval_every == 0 or stop == config.steps:
-                    errors = self._evaluated(state)
+                    errors, _ = self._evaluated(state)
                     values |= {f"eval_{k}": v for k, v in dataclasses.asdict(errors).items()}
                     _say(f"step {stop}: held out {errors}")
                 if log:
@@ -301,19 +296,19 @@ class _Run:
             "learning_rate": float(self.rate(stop - 1)),
         }
 
-    def _evaluated(self, state: TrainState) -> Errors:
-        """Errors on the held-out pairs at this step, measured once."""
+    def _evaluated(self, state: TrainState) -> tuple[Errors, RigidTransform]:
+        """Errors on the held-out pairs at this step and the answers, on the host; asked once."""
         step = int(state.step)
         if self.last is None or self.last[0] != step:
             estimate = self.estimate(state, self.pairs)
             errors = errors_of(estimate, self.truth, self.config.translation_weight)
-            self.last = (step, errors)
+            self.last = (step, errors, estimate)
             if errors.loss < self.best.loss:
                 self.best = Best(step, errors.loss)
-        return self.last[1]
+        return self.last[1:]
 
     def _save(self, state: TrainState) -> None:
-        self.store.save(state, self.best, self.config)
+        self.store.save(state, self.best)
         self.saved_at = time.monotonic()
 
     def _save_if_due(self, state: TrainState, step: int) -> None:
@@ -343,11 +338,11 @@ class _Run:
             "A lower learning_rate or a clip_norm may help, in another workdir"
         )
 
-    def _finish(self, few: Pairs, estimate: RigidTransform, summary: Summary) -> None:
+    def _finish(self, few: Pairs, answers: RigidTransform, summary: Summary) -> None:
         """Pictures and the summary, on disk."""
         from jaxreg.training.pictures import write_curve, write_examples
 
-        write_examples(self.workdir / _EXAMPLES_FILE, few, estimate)
+        write_examples(self.workdir / _EXAMPLES_FILE, few, answers)
         write_curve(self.workdir / _CURVE_FILE, self.workdir, summary.constant)
         text = json.dumps(dataclasses.asdict(summary), indent=2)
         write_text(self.workdir / SUMMARY_FILE, text + "\n")
