@@ -67,8 +67,9 @@ def _check_finite(images: Images, name: str, instead: str) -> None:
     if are_traced(images) or images.dtype.kind in "biu" or not images.size:
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        # Extremes alone: a large stack gets no mask of its size beside it.
-        if np.isfinite(np.asarray(_extremes(images), np.float32)).all():
+        # A sum that is finite has finite summands, and takes one pass. If it is not: extremes
+        # alone, for a large stack gets no mask of its size beside it.
+        if np.isfinite(_sum(images)) or np.isfinite(np.array(_extremes(images), np.float32)).all():
             return
         wrong = ~np.isfinite(np.asarray(images).astype(np.float32))
     where = ""
@@ -80,12 +81,20 @@ def _check_finite(images: Images, name: str, instead: str) -> None:
     )
 
 
-def _extremes(images: Images) -> list:
-    """The least and the largest value of what is not traced, though a program around it may be."""
+def _sum(images: Images) -> float:
+    """The sum in float32 of what is not traced, though a program around it may be."""
     if jax.default_backend() == "cpu":  # without a copy
+        return float(np.asarray(images).sum(dtype=np.float32))
+    with jax.ensure_compile_time_eval():
+        return float(images.sum(dtype=np.float32))
+
+
+def _extremes(images: Images) -> list[float]:
+    """The least and the largest value, likewise."""
+    if jax.default_backend() == "cpu":
         images = np.asarray(images)
     with jax.ensure_compile_time_eval():
-        return [images.min(), images.max()]
+        return [float(images.min()), float(images.max())]
 
 
 def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:

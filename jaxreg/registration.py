@@ -106,7 +106,7 @@ def register(
     if method == "direct":
         known = _known(initial, ())
         kind = options.far, bool(known)
-        arrays = [a.astype(np.float32) for a in (*pair[:2], options.settings, *known, *pair[2:])]
+        arrays = [_float32(a) for a in (*pair[:2], options.settings, *known, *pair[2:])]
         if not are_traced(*arrays):
             try:
                 return _program(runs_on_cpu(), pair[0].size, *kind)(*arrays)
@@ -213,6 +213,11 @@ def _options(
             "place, got both; leave either out"
         )
     return options
+
+
+def _float32(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The same in float32: to ask JAX for what is so already takes as long as a small kernel."""
+    return array if array.dtype == np.float32 else array.astype(np.float32)
 
 
 def _known(
