@@ -29,7 +29,7 @@ _FAR = 3.0  # spreads
 # By how many ranges of all else a lone pixel sticks out that is a detector's and not the picture's,
 # and the share of pixels up to which there are such: the sharpest optics spread a tenth of a spot's
 # light to its neighbours.
-_LONE, _FEW = 10.0, 0.003
+_LONE, _FEW = 10.0, 0.01
 _COARSEST = 2.0  # spreads between grey levels: those of black and white, half and half
 
 
@@ -85,13 +85,11 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     """Images ``(2, H, W, C)`` without hot or dead pixels and cosmic rays, and their extremes.
 
     One of these can be thousands of times as bright as the picture, whose unit it would set. It is
-    left as bright as the brighter one of any two neighbours, where the finish leaves it out. Not if
-    all else is alike: then it is all there is.
+    left as bright as any three neighbours are together, where the finish leaves it out: two may be
+    hot. Not if all else is alike: then it is all there is.
     """
     images = jax.lax.stop_gradient(pair)
-    pixel, right, below = images[:, :-1, :-1], images[:, :-1, 1:], images[:, 1:, :-1]
-    highest = _largest(jnp.maximum(jnp.minimum(pixel, right), jnp.minimum(pixel, below)))
-    lowest = -_largest(-jnp.minimum(jnp.maximum(pixel, right), jnp.maximum(pixel, below)))
+    highest, lowest = _of_three(images), -_of_three(-images)
     room = _LONE * (highest - lowest)
     extremes = -_largest(-images), _largest(images)
     beyond = (extremes[1] > highest + room) | (extremes[0] < lowest - room)
@@ -107,6 +105,15 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     there = (beyond & (room > 0.0)).any()
     same = lambda pair, extremes, *_: (pair, *extremes)  # noqa: E731
     return cond_where_any(there, dimmed, same, pair, extremes, lowest, highest, room)
+
+
+def _of_three(images: jax.Array) -> jax.Array:
+    """``(N,)``, the largest value that three neighbours reach, in a row, a column or a corner."""
+    pixel, right, below = images[:, :-2, :-2], images[:, :-2, 1:-1], images[:, 1:-1, :-2]
+    row = jnp.minimum(right, images[:, :-2, 2:])
+    column = jnp.minimum(below, images[:, 2:, :-2])
+    two = jnp.maximum(jnp.maximum(row, column), jnp.minimum(right, below))
+    return _largest(jnp.minimum(pixel, two))
 
 
 def _largest(images: jax.Array) -> jax.Array:

@@ -235,13 +235,14 @@ def test_hostile_values_under_jit_are_data(value):
 
 @pytest.mark.parametrize("value", [4e3, 65535.0, -65535.0, 3e38])
 def test_a_lone_pixel_far_beyond_the_others_does_not_matter(value):
-    """A hot or dead one, or a cosmic ray, at another place in either image."""
+    """A hot or dead one, or a cosmic ray, at another place in either image; two, side by side."""
     pairs = photo_pairs()
     fixed, moving = with_noise(pairs, 2.0, 0)
     answers = register_batch(fixed, moving)
     y, x = np.random.default_rng(0).integers(0, SIZE, (2, COUNT))
     fixed, moving = (np.array(image) for image in (fixed, moving))
     fixed[np.arange(COUNT), y, x] = moving[np.arange(COUNT), x, y] = value
+    moving[np.arange(COUNT), x, y - 1] = value
     result = register_batch(fixed, moving)
     assert_finite(result)
     both = np.asarray(result.success & answers.success)
