@@ -1,7 +1,8 @@
 """What the direct method does with two images before it registers them.
 
-It leaves values that are not finite out, finds what is mere padding, brings both images into
-common units, and tells which mix of channels says most.
+It leaves values that are not finite out, dims lone hot pixels, finds what is mere padding, brings
+both images into common units, and tells how fine their grey levels are and which mix of channels
+says most.
 """
 
 from __future__ import annotations

@@ -187,7 +187,9 @@ def _map_direct(
     masks: Sequence[jax.Array | np.ndarray] = (),
 ) -> Registration:
     """The direct method for stacks of pairs; what is known of each and both masks, if any."""
-    settings = np.broadcast_to(options.settings, (len(fixed), 3))
+    # On the host nothing is copied; in a program it would be a constant as long as the stack.
+    xp: Any = jnp if are_traced(fixed, moving) else np
+    settings = xp.broadcast_to(options.settings, (len(fixed), 3))
     one = _aligner(options.far, bool(known))
     return map_pairs(one, fixed, moving, settings, *known, *masks)
 
