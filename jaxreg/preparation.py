@@ -31,6 +31,7 @@ _FAR = 3.0  # spreads
 # and the share of pixels up to which there are such: the sharpest optics spread a tenth of a spot's
 # light to its neighbours.
 _LONE, _FEW = 10.0, 0.01
+_FAR_OUT = 10.0  # mean deviations: 1% of the pixels ten ranges out either way are beyond 11
 _COARSEST = 2.0  # spreads between grey levels: those of black and white, half and half
 
 
@@ -90,31 +91,34 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     hot. Not if all else is alike: then it is all there is.
     """
     images = jax.lax.stop_gradient(pair)
-    highest, lowest = _of_three(images), -_of_three(-images)
-    room = _LONE * (highest - lowest)
     extremes = -_largest(-images), _largest(images)
-    beyond = (extremes[1] > highest + room) | (extremes[0] < lowest - room)
+    lines = images.reshape(*images.shape[:2], -1)
+    mean = lines.mean(1).mean(1)
+    spread = jnp.abs(lines - mean[:, None, None]).mean(1).mean(1)
+    may_be = jnp.maximum(extremes[1] - mean, mean - extremes[0]) > _FAR_OUT * spread
 
-    def dimmed(pair: jax.Array, _: Any, *limits: jax.Array) -> tuple[jax.Array, ...]:
-        lowest, highest, room = (v[:, None, None, None] for v in limits)
-        lone = (pair > highest + room) | (pair < lowest - room)
+    def dimmed(pair: jax.Array, _: Any) -> tuple[jax.Array, ...]:
+        images = jax.lax.stop_gradient(pair)
+        limits = -_largest(_of_three(-images)), _largest(_of_three(images))
+        lowest, highest = (v[:, None, None, None] for v in limits)
+        room = _LONE * (highest - lowest)
+        lone = (images > highest + room) | (images < lowest - room)
         few = lone.mean((1, 2, 3), keepdims=True) <= _FEW
         pair = jnp.where(lone & few & (room > 0.0), jnp.clip(pair, lowest, highest), pair)
         images = jax.lax.stop_gradient(pair)
         return pair, -_largest(-images), _largest(images)
 
-    there = (beyond & (room > 0.0)).any()
-    same = lambda pair, extremes, *_: (pair, *extremes)  # noqa: E731
-    return cond_where_any(there, dimmed, same, pair, extremes, lowest, highest, room)
+    same = lambda pair, extremes: (pair, *extremes)  # noqa: E731
+    return cond_where_any(may_be.any(), dimmed, same, pair, extremes)
 
 
 def _of_three(images: jax.Array) -> jax.Array:
-    """``(N,)``, the largest value that three neighbours reach, in a row, a column or a corner."""
+    """What three neighbours reach together, in a row, a column or a corner, at each pixel."""
     pixel, right, below = images[:, :-2, :-2], images[:, :-2, 1:-1], images[:, 1:-1, :-2]
     row = jnp.minimum(right, images[:, :-2, 2:])
     column = jnp.minimum(below, images[:, 2:, :-2])
     two = jnp.maximum(jnp.maximum(row, column), jnp.minimum(right, below))
-    return _largest(jnp.minimum(pixel, two))
+    return jnp.minimum(pixel, two)
 
 
 def _largest(images: jax.Array) -> jax.Array:
