@@ -10,11 +10,10 @@ winner's detail agrees and what its Hessian says decide whether to trust it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,6 @@ from jaxreg.branching import cond_rarely
 from jaxreg.correlation import Limits, search
 from jaxreg.finishing import finish
 from jaxreg.geometry import RigidTransform, of_any_rank
-from jaxreg.kernel_choice import AUTO, Kernel
 from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
@@ -32,6 +30,7 @@ from jaxreg.pyramid import downsample, level_factors, local_contrast
 from jaxreg.ranking import Ranked, Standing, best_and_rivals, local_evidence, standing
 from jaxreg.refinement import gauss_newton
 from jaxreg.result import Doubt, Registration, raised
+from jaxreg.settings import WIDEST, DirectOptions, Settings
 from jaxreg.sliding import slide
 from jaxreg.trust import bounded, correlation, doubts_about
 
@@ -42,7 +41,6 @@ _ASIDE = np.array([0.0, 0.0, -12.0, 12.0], np.float32)
 _NEAR_OF_ASIDE = np.array([False, True, False, False])
 _NEIGHBOURHOOD = 1.5  # pixels of the coarse grid, see `local_evidence`
 _CANDIDATES = 3  # coarse alignments that a search proposes
-_WIDEST = 1 / 3, 1 / 2  # the shifts, as shares of the shorter side, that there are programs for
 _LEVEL_STEP = 2.5  # the largest ratio of the pixel sizes of neighbouring levels
 _FURTHER = 1.5  # grid of the search that a doubtful pair gets, in sides of the first one
 # Evidence from which a candidate needs no further ones, and the most that its rival may have of it.
@@ -51,75 +49,6 @@ _SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than t
 _UNKNOWN = 1e6  # px^2 and degrees^2: the largest variance there is
 _Best = tuple[RigidTransform, Standing]  # an alignment, and how it stands against its rivals
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32
-
-
-class Settings(NamedTuple):
-    """What is asked of a pair; data, so that nothing is compiled anew for others.
-
-    Attributes:
-      max_shift: largest translation searched along an axis, as a share of the shorter side.
-      max_rotation: largest rotation searched, either way, in degrees; 0 holds the angle.
-      kernel: `AUTO` chooses it by the residual; `LINEAR` and `SPLINE` force one.
-    """
-
-    max_shift: jax.typing.ArrayLike = _WIDEST[0]
-    max_rotation: jax.typing.ArrayLike = 180.0
-    kernel: jax.typing.ArrayLike = AUTO
-
-    @property
-    def turn(self) -> jax.Array:
-        """`Pair.turn`: 0 where no rotation is looked for, so that shifts alone are found."""
-        return jnp.where(jnp.asarray(self.max_rotation) > 0.0, 1.0, 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class DirectOptions:
-    """Settings of the direct method, checked.
-
-    Attributes:
-      max_shift: as in `Settings`.
-      interpolation: ``"auto"``, ``"linear"`` or ``"spline"``.
-      max_rotation: as in `Settings`.
-    """
-
-    max_shift: float = _WIDEST[0]
-    interpolation: Kernel = "auto"
-    max_rotation: float = 180.0
-
-    def __post_init__(self):
-        for name in ("max_shift", "max_rotation"):
-            value: Any = getattr(self, name)
-            try:
-                object.__setattr__(self, name, float(value))
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} must be a number, got {value!r}") from None
-        if not 0.0 < self.max_shift <= 0.5:
-            raise ValueError(
-                "max_shift must be in (0, 0.5], a share of the shorter side, not pixels, "
-                f"got {self.max_shift}"
-            )
-        if not 0.0 <= self.max_rotation <= 180.0:
-            raise ValueError(f"max_rotation must be in [0, 180] degrees, got {self.max_rotation}")
-        if self.interpolation not in get_args(Kernel):
-            raise ValueError(
-                f"interpolation must be auto, linear or spline, got {self.interpolation!r}"
-            )
-
-    @property
-    def bounds_search(self) -> bool:
-        """Whether anything but the default, or a held angle, bounds the search."""
-        return self.max_shift != DirectOptions.max_shift or 0.0 < self.max_rotation < 180.0
-
-    @property
-    def far(self) -> bool:
-        """Whether it takes the program that searches farther; static."""
-        return self.max_shift > _WIDEST[0]
-
-    @property
-    def settings(self) -> np.ndarray:
-        """``(3,)`` float32, the fields of `Settings`."""
-        kernel = get_args(Kernel).index(self.interpolation)
-        return np.array(Settings(self.max_shift, self.max_rotation, kernel), np.float32)
 
 
 _DEFAULT = DirectOptions().settings
@@ -157,7 +86,7 @@ def align(
     """
     asked = Settings(*jnp.asarray(settings))
     pair, both, views = _prepared(fixed, moving, masks, asked.turn)
-    best, against_rivals = _coarse_to_fine(views, asked, _WIDEST[far])
+    best, against_rivals = _coarse_to_fine(views, asked, WIDEST[far])
     start = _zero_if_same(_turned_round(best, pair), pair)
     answer = _finish_and_judge(pair, start, against_rivals, asked, both)
     shift = asked.max_shift * min(fixed.shape[:2])

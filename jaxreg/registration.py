@@ -12,11 +12,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxreg.batching import OnePair, compiler_options, map_batches, map_pairs, runs_on_cpu
-from jaxreg.direct import DirectOptions, Kernel, align, align_near
+from jaxreg.direct import align, align_near
 from jaxreg.geometry import RigidTransform, check_transform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
+from jaxreg.kernel_choice import Kernel
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
+from jaxreg.settings import DirectOptions
 
 _DEFAULT = DirectOptions()
 
