@@ -257,10 +257,12 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     if options.overlay:
         pictures.append(OverlayPictures(options.overlay_style, options.overlay, *files))
     with Table(options.out, settings.method, str(settings)) as table:
-        todo = [job for job in jobs if job.absolute() not in table.rows]
+        todo = []
         for job in jobs:
             if job.absolute() in table.rows:
                 table.check_unchanged(job)
+            else:
+                todo.append(job)
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo)} of {len(jobs)} pairs are in {options.out} already")
         for kind in pictures:

@@ -223,6 +223,11 @@ def _accelerator_pixels(channels: int, masked: bool) -> int:
     return min(_ACCELERATOR_PIXELS, memory // (_SHARE_OF_MEMORY * each))
 
 
+def _images_in(area: int, pixels: int) -> int:
+    """How many images of so many pixels an area holds: one at least, a power of two."""
+    return 1 << max(area // pixels, 1).bit_length() - 1
+
+
 def _sizes(
     count: int,
     pixels: int,
@@ -241,7 +246,7 @@ def _sizes(
     (64, 64)
     """
     most = _CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK
-    chunk = min(most, 1 << max(area // pixels, 1).bit_length() - 1)
+    chunk = min(most, _images_in(area, pixels))
     if on_cpu and devices == 1:  # a loop of any length
         return min(chunk, max(-(-count // threads), 1)), chunk
     # Powers of four, for each device: to work on what fills up takes far less than to compile.
@@ -253,8 +258,7 @@ def _sizes(
 def pairs_that_fit(shape: tuple[int, ...]) -> int:
     """Pairs of images ``(H, W, C)`` for which an accelerator has memory at once, a power of two."""
     height, width, channels = shape
-    area = _accelerator_pixels(channels, masked=False)
-    return 1 << max(area // (height * width), 1).bit_length() - 1
+    return _images_in(_accelerator_pixels(channels, masked=False), height * width)
 
 
 def _batch(shape: tuple[int, ...]) -> int:

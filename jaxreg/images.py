@@ -114,7 +114,7 @@ def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
             continue
         if images.dtype == np.uint8:
             continue
-        least, most = map(float, _extremes(images))
+        least, most = _extremes(images)
         centred = least < -0.5 * abs(most)  # noise alone does not take an image so far below zero
         fractions = images.dtype.kind not in "iu" and not centred and 0.0 < most <= 1.0
         if centred or fractions or most > 255.5:

@@ -91,7 +91,7 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     hot. Not if all else is alike: then it is all there is.
     """
     images = jax.lax.stop_gradient(pair)
-    extremes = -_largest(-images), _largest(images)
+    extremes = _extremes(images)
     lines = images.reshape(*images.shape[:2], -1)
     mean = lines.mean(1).mean(1)
     spread = jnp.abs(lines - mean[:, None, None]).mean(1).mean(1)
@@ -105,8 +105,7 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
         lone = (images > highest + room) | (images < lowest - room)
         few = lone.mean((1, 2, 3), keepdims=True) <= _FEW
         pair = jnp.where(lone & few & (room > 0.0), jnp.clip(pair, lowest, highest), pair)
-        images = jax.lax.stop_gradient(pair)
-        return pair, -_largest(-images), _largest(images)
+        return pair, *_extremes(jax.lax.stop_gradient(pair))
 
     same = lambda pair, extremes: (pair, *extremes)  # noqa: E731
     return cond_where_any(may_be.any(), dimmed, same, pair, extremes)
@@ -119,6 +118,11 @@ def _of_three(images: jax.Array) -> jax.Array:
     column = jnp.minimum(below, images[:, 2:, :-2])
     two = jnp.maximum(jnp.maximum(row, column), jnp.minimum(right, below))
     return jnp.minimum(pixel, two)
+
+
+def _extremes(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The least and the largest value of each image, ``(N,)``."""
+    return -_largest(-images), _largest(images)
 
 
 def _largest(images: jax.Array) -> jax.Array:
