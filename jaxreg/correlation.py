@@ -143,10 +143,12 @@ class Limits(NamedTuple):
     Attributes:
       shift: the largest along an axis, in pixels of the grid; one is always searched.
       rotation: the largest, either way, in degrees.
+      of_inverse: whether they limit the inverse of what is searched, whose shift has other axes.
     """
 
     shift: jax.typing.ArrayLike
     rotation: jax.typing.ArrayLike
+    of_inverse: jax.typing.ArrayLike = False
 
 
 def within(limits: Limits, angles: int, reach: int) -> jax.Array:
@@ -160,7 +162,12 @@ def within(limits: Limits, angles: int, reach: int) -> jax.Array:
     [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
     """
     y, x, k = np.mgrid[-reach : reach + 1, -reach : reach + 1, :angles].astype(np.float32)
-    near = np.maximum(abs(y), abs(x)) <= jnp.maximum(jnp.round(limits.shift), 1.0)
+    cos, sin = (f(2.0 * np.pi / angles * k) for f in (np.cos, np.sin))
+    there = np.maximum(abs(y), abs(x))
+    back = np.maximum(abs(cos * y - sin * x), abs(cos * x + sin * y))
+    # Half a pixel more: of an inverse the shifts lie between whole pixels.
+    furthest = jnp.maximum(jnp.round(limits.shift), 1.0) + 0.5
+    near = jnp.where(limits.of_inverse, back, there) < furthest
     return near & (np.minimum(k, angles - k) < limits.rotation * (angles / 360.0) + (1.0 - 1e-4))
 
 

@@ -86,7 +86,8 @@ def align(
     """
     asked = Settings(*jnp.asarray(settings))
     pair, both, views = _prepared(fixed, moving, masks, asked.turn)
-    best, against_rivals = _coarse_to_fine(views, asked, WIDEST[far])
+    limits = Limits(asked.max_shift, asked.max_rotation, pair.more_in_fixed)
+    best, against_rivals = _coarse_to_fine(views, limits, WIDEST[far])
     start = _zero_if_same(_turned_round(best, pair), pair)
     answer = _finish_and_judge(pair, start, against_rivals, asked, both)
     shift = asked.max_shift * min(fixed.shape[:2])
@@ -206,18 +207,18 @@ def _without_rounding(parameter: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(parameter) < _UNRESOLVED, zero, parameter)
 
 
-def _coarse_to_fine(views: Pair, asked: Settings, widest: float) -> _Best:
-    """The best alignment anywhere."""
+def _coarse_to_fine(views: Pair, limits: Limits, widest: float) -> _Best:
+    """The best alignment within limits, whose shift is a share of the shorter side."""
     grid = coarse_side(min(views.source.shape))
     factor, coarse = _pyramid(views, grid)[0]
 
-    def look_further(views: Pair, grey: RigidTransform, asked: Settings) -> _Best:
+    def look_further(views: Pair, grey: RigidTransform, limits: Limits) -> _Best:
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
-        candidates = functools.partial(_candidates, asked=asked, widest=widest)
+        candidates = functools.partial(_candidates, limits=limits, widest=widest)
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, candidates)
 
-    return _onwards(views, _candidates(coarse, asked, widest), look_further, asked)
+    return _onwards(views, _candidates(coarse, limits, widest), look_further, limits)
 
 
 def _improve(views: Pair, known: RigidTransform) -> _Best:
@@ -280,16 +281,16 @@ def _ranked(views: Pair, transforms: RigidTransform, sigma: float) -> Ranked:
     return best_and_rivals(transforms, evidence)
 
 
-def _candidates(views: Pair, asked: Settings, widest: float) -> RigidTransform:
+def _candidates(views: Pair, limits: Limits, widest: float) -> RigidTransform:
     """Candidates found and refined on one kind of coarse images.
 
     Args:
       views: these.
-      asked: its limits are searched.
+      limits: the shift as a share of their shorter side.
       widest: the largest ``max_shift`` that can be asked for.
     """
     side = min(views.source.shape)
-    limits = Limits(asked.max_shift * side, asked.max_rotation)
+    limits = limits._replace(shift=limits.shift * side)
     # Half a step of 10 degrees, on a side of 16 pixels, moves the rim by .7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
     reach = max(round(widest * side), 1)
