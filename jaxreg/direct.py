@@ -215,7 +215,8 @@ def _coarse_to_fine(views: Pair, limits: Limits, widest: float) -> _Best:
     def look_further(views: Pair, grey: RigidTransform, limits: Limits) -> _Best:
         fine = _pyramid(views, round(_FURTHER * grid))
         zoom = factor / fine[0].factor
-        candidates = functools.partial(_candidates, limits=limits, widest=widest)
+        # Shifts within the limits may be longer along the axes that they have the other way round.
+        candidates = functools.partial(_candidates, limits=limits, widest=2**0.5 * widest)
         return _look_further(fine, _zoomed(grey, zoom), _NEIGHBOURHOOD * zoom, candidates)
 
     return _onwards(views, _candidates(coarse, limits, widest), look_further, limits)
@@ -287,7 +288,7 @@ def _candidates(views: Pair, limits: Limits, widest: float) -> RigidTransform:
     Args:
       views: these.
       limits: the shift as a share of their shorter side.
-      widest: the largest ``max_shift`` that can be asked for.
+      widest: the largest shift that can be searched, likewise.
     """
     side = min(views.source.shape)
     limits = limits._replace(shift=limits.shift * side)

@@ -201,6 +201,21 @@ def test_swapping_the_images_inverts(answers):
     assert not are_gross(swapped.transform, answers.transform.inverse())[both].any()
 
 
+@pytest.mark.parametrize("max_shift", [0.2, 1 / 3])
+def test_limits_are_those_of_the_answer_whichever_image_is_padded(max_shift):
+    """Half way between the axes the inverse of such a shift is 1.4 times as long along one."""
+    rng = np.random.default_rng(0)
+    fixed = np.stack([texture((SIZE, SIZE, 3), sigma=0.5, seed=i) for i in range(COUNT)])
+    tx, ty = rng.uniform(0.85, 0.99, (2, COUNT)) * max_shift * SIZE * rng.choice([-1, 1], (2, COUNT))
+    turn = 45.0 + 90.0 * rng.integers(0, 4, COUNT)
+    truth = RigidTransform(*(np.float32(v) for v in (tx, ty, turn)))
+    pulled = register_batch(fixed, warp(fixed, truth), max_shift=max_shift)
+    pushed = register_batch(warp(fixed, truth.inverse()), fixed, max_shift=max_shift)
+    for result in (pulled, pushed):
+        assert not are_gross(result.transform, truth).any()
+        assert np.asarray(result.success).mean() > 0.95
+
+
 def test_turning_the_fixed_image_composes(answers):
     pairs = photo_pairs()
     turned = np.rot90(np.asarray(pairs.fixed), -1, axes=(1, 2))
