@@ -118,9 +118,10 @@ def image_centre(shape: Shape) -> tuple[float, float]:
     >>> image_centre((32, 48))
     (23.5, 15.5)
     """
-    if hasattr(shape, "shape") or hasattr(shape, "tx"):
-        kind = type(shape).__name__
-        raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {kind}: its .shape?")
+    if not isinstance(shape, tuple | list):
+        an_image = hasattr(shape, "shape") or hasattr(shape, "tx")
+        kind = type(shape).__name__ + ": its .shape?" * an_image
+        raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {kind}")
     if not 2 <= len(shape) <= 3 or max(shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(f"shape must be one image's, (H, W) or (H, W, C), got {shape}")
     return (shape[1] - 1) / 2, (shape[0] - 1) / 2
@@ -132,6 +133,17 @@ def check_transform(transform: object, name: str) -> None:
         hint = "; give its .transform" if hasattr(transform, "transform") else ""
         kind = type(transform).__name__
         raise ValueError(f"{name} must be a RigidTransform, got {kind}{hint}")
+
+
+def _check_together(batch_shape: Shape, shape: Shape, name: str, what: str) -> None:
+    """ValueError, with its name, for as many of something as do not go with a batch."""
+    try:
+        np.broadcast_shapes(batch_shape, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be {what} in the shape of the batch, {batch_shape}, or one for all, "
+            f"got {shape} of them"
+        ) from None
 
 
 @jax.tree_util.register_dataclass
@@ -263,7 +275,13 @@ class RigidTransform:
         return _inverse(self._native())
 
     def compose(self, first: RigidTransform) -> RigidTransform:
-        """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``."""
+        """``self`` after ``first``: ``self.compose(first)(p) == self(first(p))``.
+
+        Raises:
+          ValueError: ``first`` is no transform, or as many as do not go with these.
+        """
+        check_transform(first, "first")
+        _check_together(self.batch_shape, first.batch_shape, "first", "transforms")
         return _composed(self._native(), first._native())
 
     def apply(self, points: ArrayLike, shape: Shape) -> jax.Array:
@@ -281,10 +299,14 @@ class RigidTransform:
         >>> [float(v) for v in t.apply([0.0, 0.0], (32, 32))]  # the top-left corner goes top-right
         [31.0, 0.0]
         """
-        return _moved(self._native(), as_points(points), *image_centre(shape))
+        points = as_points(points)
+        if points.ndim > 1:
+            _check_together(self.batch_shape, points.shape[:-2], "points", "sets of points (P, 2)")
+        return _moved(self._native(), points, *image_centre(shape))
 
     def _native(self) -> RigidTransform:
         """With fields that a program takes, which are neither lists nor of foreign byte order."""
+        tuple(self.batch_shape)  # refuses fields of different shapes
         known = jax.Array | int | float
         fields = (self.tx, self.ty, self.theta)
         return RigidTransform(

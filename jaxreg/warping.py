@@ -173,6 +173,9 @@ def _warped(
         return moved
     outside = 1.0 - sample(jnp.ones(image.shape[:2]), points, interpolation)
     outside = outside.reshape(*image.shape[:2], *(1,) * (image.ndim - 2))
+    # Else NaN would be part of the transform's derivative, even times the zero of a loss that
+    # leaves out what is NaN.
+    outside = jnp.where(jnp.isfinite(fill), outside, jax.lax.stop_gradient(outside))
     return jnp.where(jnp.abs(outside) < _ROUNDING, moved, moved + outside * fill)
 
 

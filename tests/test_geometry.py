@@ -165,12 +165,28 @@ def test_a_scalar_among_arrays_is_that_of_all():
         np.testing.assert_array_equal(made(some), made(whole))
     with pytest.raises(ValueError, match=r"tx, ty and theta must have one shape, .*\(2,\), \(3,\)"):
         len(RigidTransform(np.zeros(2), np.zeros(3), 0.0))
+    with pytest.raises(ValueError, match="tx, ty and theta must have one shape"):
+        RigidTransform(np.zeros((3, 1)), np.zeros(3), 0.0).as_array()
+
+
+def test_what_does_not_go_with_a_batch_is_named():
+    three = RigidTransform.identity((3,))
+    with pytest.raises(ValueError, match=r"first must be .* of the batch, \(3,\).* got \(2,\)"):
+        three.compose(RigidTransform.identity((2,)))
+    with pytest.raises(ValueError, match="first must be a RigidTransform, got float"):
+        three.compose(3.0)
+    with pytest.raises(ValueError, match=r"points must be .* of the batch, \(3,\).* got \(5,\)"):
+        three.apply(np.zeros((5, 7, 2)), SHAPE)
+    assert three.apply(np.zeros((3, 7, 2)), SHAPE).shape == (3, 7, 2)
+    assert three.apply(np.zeros((7, 2)), SHAPE).shape == (3, 7, 2)
 
 
 def test_wrong_shapes_are_named():
     for shape in ((32,), (5, 32, 32, 3), (5, 32, 32)):
         with pytest.raises(ValueError, match="shape must be one image's"):
             RigidTransform.identity().matrix(shape)
+    with pytest.raises(ValueError, match="shape must be one image's, .* got int"):
+        RigidTransform.identity().matrix(32)
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
     for points in (1.0, [1.0, 2.0, 1.0]):  # one number; homogeneous ones

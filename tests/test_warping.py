@@ -87,6 +87,21 @@ def test_fill_is_a_number_that_may_be_traced():
         warp(flat, one, fill="black")
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "spline"])
+def test_a_loss_that_leaves_out_a_fill_of_nan_has_a_derivative(interpolation):
+    picture, target = image((16, 16)), image((16, 16), seed=1)
+
+    def loss(parameters, fill):
+        moved = warp(picture, RigidTransform.from_array(parameters), interpolation, fill=fill)
+        return jnp.square(jnp.where(known, moved - target, 0.0)).sum()
+
+    at = jnp.array([2.3, -1.7, 33.0])
+    known = jnp.isfinite(warp(picture, RigidTransform.from_array(at), interpolation, fill=jnp.nan))
+    assert 0.2 < known.mean() < 0.9
+    left_out, black = (jax.grad(loss)(at, fill) for fill in (jnp.nan, 0.0))
+    np.testing.assert_allclose(left_out, black, rtol=1e-4)
+
+
 def test_agrees_with_scikit_image():
     t = RigidTransform(-3.1, 0.4, -101.0)
     inverse_map = np.linalg.inv(np.asarray(t.matrix((32, 32)), np.float64))
