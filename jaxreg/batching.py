@@ -193,7 +193,9 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
                 stack.enter_context(getattr(jax, name)(value))
             if devices > 1 and not jax.sharding.get_abstract_mesh().empty:  # the caller's
                 stack.enter_context(jax.set_mesh(_mesh()))
-            some = [_filled_up(images[start : start + step], size) for images in stacks]
+            # A loop stops before what fills up.
+            fill = _zero_filled if lone_cpu else _filled_up
+            some = [fill(images[start : start + step], size) for images in stacks]
             if devices > 1:  # wherever they were, even committed to one of them
                 some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
@@ -326,7 +328,14 @@ def _gathered(images: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
 def _filled_up(images: jax.Array | np.ndarray, size: int) -> np.ndarray | jax.Array:
     """``size`` images as float32, repeated where there are fewer: zeros would be doubtful pairs."""
     if not len(images):
-        return np.zeros((size, *images.shape[1:]), np.float32)
+        return _zero_filled(images, size)
     if len(images) < size:
         images = images[np.arange(size) % len(images)]
     return images.astype(np.float32)
+
+
+def _zero_filled(images: jax.Array | np.ndarray, size: int) -> np.ndarray:
+    """``size`` images as float32, zeros where there are fewer."""
+    filled = np.zeros((size, *images.shape[1:]), np.float32)
+    filled[: len(images)] = images
+    return filled

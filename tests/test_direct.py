@@ -206,7 +206,8 @@ def test_limits_are_those_of_the_answer_whichever_image_is_padded(max_shift):
     """Half way between the axes the inverse of such a shift is 1.4 times as long along one."""
     rng = np.random.default_rng(0)
     fixed = np.stack([texture((SIZE, SIZE, 3), sigma=0.5, seed=i) for i in range(COUNT)])
-    tx, ty = rng.uniform(0.85, 0.99, (2, COUNT)) * max_shift * SIZE * rng.choice([-1, 1], (2, COUNT))
+    along = rng.uniform(0.85, 0.99, (2, COUNT)) * rng.choice([-1, 1], (2, COUNT))
+    tx, ty = along * max_shift * SIZE
     turn = 45.0 + 90.0 * rng.integers(0, 4, COUNT)
     truth = RigidTransform(*(np.float32(v) for v in (tx, ty, turn)))
     pulled = register_batch(fixed, warp(fixed, truth), max_shift=max_shift)

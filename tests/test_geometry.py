@@ -185,7 +185,7 @@ def test_wrong_shapes_are_named():
     for shape in ((32,), (5, 32, 32, 3), (5, 32, 32)):
         with pytest.raises(ValueError, match="shape must be one image's"):
             RigidTransform.identity().matrix(shape)
-    with pytest.raises(ValueError, match="shape must be one image's, .* got int"):
+    with pytest.raises(ValueError, match=r"shape must be one image's, .* got int"):
         RigidTransform.identity().matrix(32)
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
