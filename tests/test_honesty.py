@@ -180,6 +180,30 @@ def test_two_spots_that_lie_alike_are_no_proof():
     assert sum(result.success for result in results[count:]) <= 1
 
 
+def stars(seed, tx=0.0, noise_seed=0):
+    """A field of some six stars, of which the brightest may be a hundred times the faintest."""
+    rng = np.random.default_rng(seed)
+    places, brightness = rng.uniform(-10, SIZE + 10, (16, 2)), 10 ** rng.uniform(1.2, 3.2, 16)
+    x, y = np.arange(SIZE), np.arange(SIZE)[:, None]
+    field = sum(
+        b * np.exp(-(np.hypot(x - u - tx, y - v) ** 2) / 2)
+        for (u, v), b in zip(places, brightness, strict=True)
+    )
+    return field + np.random.default_rng(noise_seed).normal(100, 6, field.shape)
+
+
+def test_one_star_on_another_is_no_proof_of_a_shift():
+    """With the angle held it is all that it takes, unless what is left unexplained counts."""
+    count = COUNT // 2
+    related = [(stars(seed), stars(seed, tx=2.5, noise_seed=1)) for seed in range(count)]
+    unrelated = [(stars(seed), stars(seed + 7000, noise_seed=1)) for seed in range(64, 64 + count)]
+    results = register_many(related + unrelated, max_rotation=0)
+    for result in results[:count]:
+        assert not result.success or abs(result.transform.tx - 2.5) < 0.2
+    assert sum(result.success for result in results[:count]) > 0.9 * count
+    assert sum(result.success for result in results[count:]) <= 1
+
+
 def tiles(seed, transform=None):
     """A motif that repeats every 5 to 10 px, at some angle, as a camera sees it in noise."""
     rng = np.random.default_rng(seed)
