@@ -43,3 +43,12 @@ FLOAT32_INVERSE = 1e-4
 PEER_WITHOUT_BLACK = (0.05, 0.25)
 # Relative: float32 rounding of sums over an image, and finite differences in float64.
 FISHER = 1e-4
+# px and degrees, of 32x32 pictures enlarged four times, where matches agree within 1 px.
+ENLARGED_FEATURES = (0.7, 3.0)
+# px and degrees, of 128x128 pictures: OpenCV's default SIFT is half a pixel off, which a turn shows
+# as up to 1 px.
+NATIVE_FEATURES = (1.5, 2.0)
+# px of the picture: a median over ten or more matches, each good to about an enlarged pixel.
+ENLARGED_KEYPOINTS = 0.15
+# px and degrees: points that agree exactly, and outliers that chance puts within half a pixel.
+CONSENSUS = 0.2
