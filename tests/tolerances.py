@@ -52,3 +52,5 @@ NATIVE_FEATURES = (1.5, 2.0)
 ENLARGED_KEYPOINTS = 0.15
 # px and degrees: points that agree exactly, and outliers that chance puts within half a pixel.
 CONSENSUS = 0.2
+# Entries of a covariance, as correlations: what is left of the optimum's own convergence.
+SAME_COVARIANCE = 1e-3
