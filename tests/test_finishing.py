@@ -19,7 +19,12 @@ from jaxreg.optimum import _outlier
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture
-from tests.tolerances import FLOAT32_INVERSE, REGISTERED_EXACTLY, REGISTERED_ROUNDED
+from tests.tolerances import (
+    FLOAT32_INVERSE,
+    REGISTERED_EXACTLY,
+    REGISTERED_ROUNDED,
+    SAME_COVARIANCE,
+)
 
 TRUTH = RigidTransform(1.7, -2.4, 33.0)
 START = RigidTransform.from_array([1.8, -2.3, 33.5])
@@ -73,6 +78,22 @@ def test_either_kernel_is_recognised_and_solved_exactly(gain, bias):
             assert shift < limits[0]
             assert turn < limits[1]
             assert np.isfinite(np.asarray(end.covariance)).all()
+
+
+def test_the_covariance_is_swapped_with_the_images():
+    """It is carried over by the derivative of the inverse, here by finite differences."""
+    rng = np.random.default_rng(0)
+    fixed = texture((32, 32, 3)) / 60
+    noise = 0.1 * rng.normal(size=(2, *fixed.shape)).astype(np.float32)
+    fixed, moving = jnp.stack([fixed, warp(fixed, TRUTH)]) + noise
+    there, back = solve(fixed, moving, START), solve(moving, fixed, START.inverse())
+    answer = there.transform.as_array()
+    inverse = lambda p: np.asarray(RigidTransform.from_array(p).inverse().as_array())  # noqa: E731
+    jacobian = np.stack([inverse(answer + h) - inverse(answer - h) for h in np.eye(3) / 2], 1)
+    expected = jacobian @ there.covariance @ jacobian.T
+    spread = np.sqrt(np.diag(expected))
+    difference = (back.covariance - expected) / np.outer(spread, spread)
+    np.testing.assert_allclose(difference, 0.0, atol=SAME_COVARIANCE)
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 1)])

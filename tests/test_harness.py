@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import numpy as np
 import pytest
@@ -269,6 +270,22 @@ def test_times_are_positive_and_small_sets_suffice():
     assert time["seconds"] > 0
     assert time["pairs_per_second"] > 0
     assert time["best_batch"] in (1, 16)
+
+
+def test_an_answer_is_timed_until_all_of_it_is_there(monkeypatch):
+    now = [0]
+
+    class Awaited:
+        def block_until_ready(self):
+            now[0] += 7
+
+    def estimator(fixed, moving):
+        now[0] += 2
+        return answer(moving[:, 0, 0], score=Awaited())
+
+    monkeypatch.setattr(harness, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    data = suite_data(1)
+    assert harness._seconds(estimator, data.fixed, data.moving) == 9
 
 
 @pytest.mark.parametrize(("on_cpu", "largest"), [(True, 16), (False, 4096)])

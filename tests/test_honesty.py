@@ -10,8 +10,8 @@ import scipy.ndimage
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.registration import direct_estimator, register_batch
-from jaxreg.result import Doubt
-from jaxreg.trust import _determination
+from jaxreg.result import Doubt, Registration
+from jaxreg.trust import _determination, bounded
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import (
@@ -26,7 +26,7 @@ from tests.registration_support import (
     repeated,
     texture,
 )
-from tests.tolerances import REGISTERED, REGISTERED_UNIT, SAME_UNDER_NOISE
+from tests.tolerances import CALIBRATED, REGISTERED, REGISTERED_UNIT, SAME_UNDER_NOISE
 
 pytestmark = pytest.mark.usefixtures("batch_program")
 
@@ -140,6 +140,21 @@ def test_a_small_rotation_resolves_a_symmetry():
     assert limited.success
     shift, turn = errors(limited.transform, truth)
     assert max(shift, turn) < REGISTERED_UNIT
+
+
+@pytest.mark.parametrize(("spread", "beyond"), [((2.0, 0.1, 0.1), False), ((0.1, 2.0, 2.0), True)])
+@pytest.mark.parametrize("axis", range(3))
+def test_an_answer_is_beyond_the_limits_where_three_standard_errors_are(axis, spread, beyond):
+    """One parameter is 3 beyond its limit, which its own standard error alone excuses."""
+    limits, answer = np.float32([10, 10, 30]), np.zeros(3, np.float32)
+    answer[axis] = -limits[axis] - 3
+    covariance = np.diag(np.square(np.roll(spread, axis)))
+    given = Registration(
+        RigidTransform.from_array(answer), 1.0, True, covariance, doubts=np.int32(0)
+    )
+    told = bounded(given, limits)
+    assert Doubt(int(told.doubts)) == (Doubt.BEYOND_LIMITS if beyond else Doubt(0))
+    assert bool(told.success) == (not beyond)
 
 
 def test_few_details_are_enough():
@@ -293,6 +308,24 @@ def test_a_texture_leaves_no_direction_open_however_long_the_image(shape):
     assert 0.5 < _determination(texture_, None, 1.0) < 1.5
 
 
+_warp_all = jax.jit(jax.vmap(warp))
+
+
+def noisy_textures(seed, reach, sigma, seen=1.0):
+    """Images, of which a part may be all that is seen, moved by up to a reach; with the truth."""
+    images = [texture((SIZE, SIZE, 3), seed=100 * seed + s) - 128 for s in range(COUNT)]
+    images = jnp.asarray(128 + seen * np.stack(images), jnp.float32)
+    truth = np.random.default_rng(seed).uniform(np.negative(reach), reach, (COUNT, 3))
+    truth = RigidTransform.from_array(truth)
+    return *with_noise(Pairs(images, _warp_all(images, truth), truth), sigma, seed), truth
+
+
+def signed_errors(result, truth):
+    difference = np.array(result.transform.as_array() - truth.as_array())
+    difference[:, 2] = (difference[:, 2] + 180) % 360 - 180
+    return difference
+
+
 @pytest.mark.parametrize("grey", [False, True])
 def test_covariance_is_calibrated_under_noise(grey):
     """Mean of error^2 / variance near 1 on textured images; 128 pairs tell it to some 15%.
@@ -301,12 +334,7 @@ def test_covariance_is_calibrated_under_noise(grey):
     """
     ratios = []
     for seed in range(2):
-        images = np.stack([texture((SIZE, SIZE, 3), seed=100 * seed + s) for s in range(COUNT)])
-        truth = RigidTransform.from_array(
-            np.random.default_rng(seed).uniform((-5, -5, -180), (5, 5, 180), (COUNT, 3))
-        )
-        moving = jax.jit(jax.vmap(warp))(images, truth)
-        pairs = with_noise(Pairs(jnp.asarray(images), moving, truth), 10.0, seed)
+        *pairs, truth = noisy_textures(seed, (5, 5, 180), 10.0)
         if grey:
             pairs = [jnp.tile(image[..., :1], 3) for image in pairs]
         result = register_batch(*pairs)
@@ -317,12 +345,29 @@ def test_covariance_is_calibrated_under_noise(grey):
         np.testing.assert_allclose(
             result.standard_errors, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)), rtol=1e-5
         )
-        difference = np.array(result.transform.as_array() - truth.as_array())
-        difference[:, 2] = (difference[:, 2] + 180) % 360 - 180
+        difference = signed_errors(result, truth)
         ratios.append(np.square(difference) / np.diagonal(covariance, axis1=1, axis2=2))
     mean = np.concatenate(ratios).mean(0)
-    assert (mean > 0.6).all()
-    assert (mean < 1.6).all()
+    assert (mean > CALIBRATED[0]).all()
+    assert (mean < CALIBRATED[1]).all()
+
+
+def test_the_whole_covariance_is_calibrated_where_a_turn_looks_like_a_shift():
+    """On one side of the frame. Errors it whitens are 1 large on average, whatever their mix.
+
+    So that error^T covariance^-1 error is 3.
+    """
+    one_side = np.exp(-((X - 9) ** 2 + Y**2) / 72)[..., None]
+    white = []
+    for seed in range(2):
+        *pairs, truth = noisy_textures(seed, (2, 2, 30), 3.0, one_side)
+        result = register_batch(*pairs)
+        root = np.linalg.cholesky(np.asarray(result.covariance))
+        white.append(np.linalg.solve(root, signed_errors(result, truth)[..., None])[..., 0])
+    white = np.concatenate(white)
+    sizes = np.linalg.eigvalsh(white.T @ white / len(white))
+    assert sizes.min() > CALIBRATED[0]
+    assert sizes.max() < CALIBRATED[1]
 
 
 @pytest.mark.parametrize("levels", [2, 4, 8, 16])

@@ -364,6 +364,19 @@ def test_images_are_an_argument_and_the_state_is_donated(source):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.weights))
 
 
+def test_every_step_draws_pairs_of_its_own(source):
+    """The loss tells, of weights that stay as they are."""
+    config = tiny_config(source, learning_rate=1e-12)
+    images = place(MESH, load_training_images(config))
+    state = create_state(config, MESH)
+    program = compile_dispatch(config, MESH, state, images, loops=False)
+    losses = []
+    for _ in range(3):
+        state, report = program(state, images, place(MESH, np.int32(1)))
+        losses.append(float(report.sums.loss))
+    assert all(a != pytest.approx(b, rel=1e-3) for a, b in itertools.combinations(losses, 2))
+
+
 def test_weights_and_statistics_are_averaged_alike(source):
     config = tiny_config(source)
     images = place(MESH, load_training_images(config))

@@ -2,6 +2,7 @@
 
 import functools
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +87,33 @@ def test_every_option_finds_the_plain_case(options):
     pair = pairs_of(noise(), (2, -3, -60))
     found = quick(pair.fixed[0], pair.moving[0], **options)
     np.testing.assert_array_equal(parameters(found), (2, -3, -60))
+
+
+def swept(fixed, moving, angles):
+    """The plain sweep in NumPy: grey as cv2 makes it, the mean left in."""
+    a, b = (cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY) for image in (fixed, moving))
+    size = len(a)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    best = (-np.inf,)
+    for theta in np.arange(angles) * 360 / angles - 180:
+        cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
+        before = np.stack([cos * y - sin * x, sin * y + cos * x]) + (size - 1) / 2
+        copy = scipy.ndimage.map_coordinates(a, before, order=1, mode="grid-constant")
+        power = np.fft.fft2(b) * np.fft.fft2(copy).conj()
+        surface = np.fft.ifft2(power / np.abs(power)).real
+        ty, tx = np.unravel_index(surface.argmax(), surface.shape)
+        wrap = [v - size if 2 * v >= size else v for v in (tx, ty)]
+        best = max(best, (surface.max(), *wrap, theta))
+    return best[1:]
+
+
+def test_the_plain_sweep_is_numpys():
+    """Also where it is wrong: on smooth pictures, whose black corners and colours decide."""
+    images = jnp.asarray(np.stack([noise((16, 16, 3), s, sigma=1.0) for s in range(5)]))
+    pairs = draw_pairs(jax.random.key(1), images, 5, 2.0)
+    found = fft(pairs.fixed, pairs.moving, pairs_at_once=1, angles=36).transform
+    expected = [swept(*pair, 36) for pair in zip(pairs.fixed, pairs.moving, strict=True)]
+    np.testing.assert_array_equal(parameters(found), expected)
 
 
 def test_subpixel_is_closer():

@@ -41,3 +41,18 @@ FLOAT32_INVERSE = 1e-4
 # px and degrees: SimpleITK and pystackreg, each with its own kernel, on two smooth 32x32 pictures
 # with black corners; where the black pulls they are off by .07 to .16 px.
 PEER_WITHOUT_BLACK = (0.05, 0.25)
+# Relative: float32 rounding of sums over an image, and finite differences in float64.
+FISHER = 1e-4
+# px and degrees, of 32x32 pictures enlarged four times, where matches agree within 1 px.
+ENLARGED_FEATURES = (0.7, 3.0)
+# px and degrees, of 128x128 pictures: OpenCV's default SIFT is half a pixel off, which a turn shows
+# as up to 1 px.
+NATIVE_FEATURES = (1.5, 2.0)
+# px of the picture: a median over ten or more matches, each good to about an enlarged pixel.
+ENLARGED_KEYPOINTS = 0.15
+# px and degrees: points that agree exactly, and outliers that chance puts within half a pixel.
+CONSENSUS = 0.2
+# Entries of a covariance, as correlations: what is left of the optimum's own convergence.
+SAME_COVARIANCE = 1e-3
+# Mean of error^2 / variance: 1 if right, from 128 pairs with an error of its own of some 15%.
+CALIBRATED = (0.6, 1.6)
