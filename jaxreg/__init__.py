@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Doubt, Registration
+from jaxreg.sensor import scene_mask
 from jaxreg.warping import overlap, sample, warp
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "register",
     "register_batch",
     "sample",
+    "scene_mask",
     "warp",
 ]
 

@@ -187,8 +187,11 @@ def _finish_and_judge(
     # Nobody knows what the images leave open, nor how it would change with them.
     known = (doubts & Doubt.FEATURELESS) == 0
     transform = jax.tree.map(lambda v: jnp.where(known, v, jax.lax.stop_gradient(v)), transform)
-    covariance = jnp.where(known, end.covariance, _UNKNOWN * jnp.eye(3, dtype=jnp.float32))
-    covariance = jnp.nan_to_num(jnp.clip(covariance, -_UNKNOWN, _UNKNOWN), nan=_UNKNOWN)
+    # In smaller units: with entries cut off one by one it would be no covariance any more.
+    unit = jnp.sqrt(jnp.minimum(_UNKNOWN / jnp.maximum(jnp.diagonal(end.covariance), 1.0), 1.0))
+    covariance = end.covariance * unit[:, None] * unit
+    known &= jnp.isfinite(covariance).all()
+    covariance = jnp.where(known, covariance, _UNKNOWN * jnp.eye(3, dtype=jnp.float32))
     resolved = _SPACING * np.array([*pair.fixed.shape[1::-1], 180.0], np.float32)
     # Of a variance a million times another's, turned, rounding may leave less than nothing.
     negative = jnp.minimum(jnp.diagonal(covariance), 0.0)

@@ -320,6 +320,16 @@ def noisy_textures(seed, reach, sigma, seen=1.0):
     return *with_noise(Pairs(images, _warp_all(images, truth), truth), sigma, seed), truth
 
 
+def test_the_covariance_of_whatever_fails_is_one():
+    """Of some unrelated pairs it is larger than any that is told, in some direction."""
+    result = register_batch(*np.random.default_rng(4).uniform(0, 255, (2, COUNT, SIZE, SIZE, 3)))
+    variances = np.diagonal(result.covariance, axis1=1, axis2=2).astype(np.float64)
+    unit = 1 / np.sqrt(variances)
+    correlations = result.covariance * unit[:, :, None] * unit[:, None]
+    assert variances.max() == pytest.approx(1e6)
+    assert np.linalg.eigvalsh(correlations).min() > -1e-5
+
+
 def signed_errors(result, truth):
     difference = np.array(result.transform.as_array() - truth.as_array())
     difference[:, 2] = (difference[:, 2] + 180) % 360 - 180

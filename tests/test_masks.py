@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.data import load_images
+from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks, fill
 from jaxreg.registration import register, register_batch
+from jaxreg.sensor import scene_mask
+from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import (
     COUNT,
@@ -98,6 +102,28 @@ def test_a_mask_does_not_make_up_what_an_image_lacks(picture):
     result = register_batch(stack, stack, fixed_mask=disc, moving_mask=disc)
     assert not np.asarray(result.success).any()
     assert "an image leaves a direction open" in " ".join(result[0].reasons)
+
+
+def test_a_round_field_of_view_is_found_and_left_out(masked):
+    """Drifting scenes behind a round aperture, which would register the aperture onto itself."""
+    images = jnp.asarray(load_images("photos", "test", 2 * SIZE))
+    rng = np.random.default_rng(0)
+    truth = RigidTransform.from_array(rng.uniform(-1.0, 1.0, (COUNT, 3)))
+    scenes = images[:COUNT].astype(jnp.float32)
+    views = [v[:, 16:-16, 16:-16] for v in (scenes, warp(scenes, truth, "spline"))]
+    dark = np.hypot(Y - 15.5, X - 15.5)[..., None] > 13
+    noise = rng.normal(0, 1, (2, *views[0].shape))
+    fixed, moving = np.where(dark, 0, np.clip(np.stack(views) + noise, 1, 255).round())
+    result = register_batch(fixed, moving)
+    deviation = errors(result.transform, truth)[0]
+    assert (np.asarray(result.success) & (deviation > 0.5)).mean() > 0.1
+    masks = np.stack([scene_mask([f, m]) for f, m in zip(fixed, moving, strict=True)])
+    assert masks[:, 16, 16].all()
+    assert not masks[:, :3, :3].any()
+    result = register_batch(fixed, moving, fixed_mask=masks, moving_mask=masks)
+    deviation = errors(result.transform, truth)[0]
+    assert not (np.asarray(result.success) & (deviation > 0.5)).any()
+    assert np.median(deviation) < REGISTERED[0]
 
 
 def test_masks_are_traced_like_images():
