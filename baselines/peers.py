@@ -1,14 +1,14 @@
 """Other libraries that register images, each as strong as its own interface allows.
 
 All are local methods or miss half a turn by themselves, so that each is given a search over the
-whole circle, and the best of its answers by the library's own criterion (or, where it has none, by
-the correlation of the overlap) is taken. All work on grey images. Where the moving image is black,
-as beyond the rim of one that was warped, the first three are told that nothing is seen.
+whole circle, and the best of its answers is taken: SimpleITK's by its own criterion, the others' by
+the correlation of the overlap. All work on grey images. Where the moving image is black, as beyond
+the rim of one that was warped, the first three are told that nothing is seen.
 
 ===============  ==============================================================================
 `simpleitk`      Euler2D, mean squares; exhaustive start, then descent on a cubic B-spline
 `ecc`            OpenCV's ``findTransformECC``; starts by phase correlation every 10 degrees
-`pystackreg`     StackReg's rigid body; starts every 15 degrees
+`pystackreg`     StackReg's rigid body; starts by phase correlation every 10 degrees
 `skimage_polar`  scikit-image's recipe: polar Fourier magnitudes, then phase correlation
 ===============  ==============================================================================
 
@@ -32,7 +32,7 @@ from jaxreg.result import Registration
 
 # The least part of the moving image that an overlap must hold for its correlation to count.
 _LEAST_OVERLAP = 0.2
-_CANDIDATES = 3  # starts that are refined
+_CANDIDATES = 3  # starts that are refined; pystackreg: twice as many
 _UPSAMPLE = 20  # of a pixel, the resolution of phase correlation
 
 
@@ -61,8 +61,9 @@ def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with OpenCV's ``findTransformECC``.
 
     Phase correlation of copies rotated every 10 degrees proposes starts; the three that correlate
-    best are refined over the pixels of the moving image that are not black. The moving image is
-    turned back by whole quarters first, as ECC converges below 90 degrees only.
+    best are refined over the pixels of the moving image that are not black, at once and by way of
+    smoothed images. The moving image is turned back by whole quarters first, as ECC converges below
+    90 degrees only.
     """
     return register_each(register_ecc, fixed, moving)
 
@@ -70,10 +71,10 @@ def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
 def _pystackreg(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with pystackreg's rigid body.
 
-    It takes no start, so that the moving image is turned back by every 15 degrees (its rim
-    repeated, not blackened), and four times more by the best answer so far. Nor does it take a
-    mask: in these last the fixed image itself stands in for what is not seen, which then pulls
-    nowhere; from a start far off it would hold the answer there.
+    It takes no start, so that the moving image is moved back by the six best of those that phase
+    correlation proposes to `ecc` (its rim repeated, not blackened), and four times more by the best
+    answer so far. Nor does it take a mask: in these last the fixed image itself stands in for what
+    is not seen, which then pulls nowhere; from a start far off it would hold the answer there.
     """
     return register_each(
         functools.partial(register_pystackreg, _package("pystackreg")), fixed, moving
@@ -164,31 +165,35 @@ def _itk_method(sitk: Any, centre: list[float], start: tuple, interpolator: int)
 def register_ecc(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
     """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if ECC converges from no start."""
     f, m = to_grey(fixed), to_grey(moving)
-    best, highest = None, -np.inf
-    step = 1 if f.shape[0] == f.shape[1] else 2  # only half a turn leaves an oblong shape
-    for start in _rotation_search(f, m)[:_CANDIDATES]:
-        quarters = step * int(np.rint(start[2] / (90 * step)))
-        turned = np.ascontiguousarray(np.rot90(m, quarters))
-        back = to_matrix(np.array([0.0, 0.0, -90.0 * quarters]), f.shape)
-        matrix = (back @ to_matrix(start, f.shape))[:2].astype(np.float32)
-        seen = _seen(turned)
-        try:
-            for blur in (5, 1):
-                value, matrix = cv2.findTransformECC(
-                    f,
-                    turned,
-                    matrix,
-                    cv2.MOTION_EUCLIDEAN,
-                    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-7),
-                    seen,
-                    blur,
-                )
-        except cv2.error:  # no convergence, or no texture
-            continue
-        if value > highest:
-            whole = np.linalg.inv(back) @ np.vstack([matrix, [0.0, 0.0, 1.0]])
-            best, highest = from_matrix(whole, f.shape), value
-    return best
+    answers = [
+        _refine_by_ecc(f, m, start, blurs)
+        for start in _rotation_search(f, m)[:_CANDIDATES]
+        for blurs in ((1,), (5, 1))  # smoothing reaches further, and loses some that are near
+    ]
+    found = [answer for answer in answers if answer is not None]
+    # ECC's own values are of different overlaps, of which a small one easily agrees.
+    return max(found, key=lambda answer: overlap_correlation(f, m, answer), default=None)
+
+
+def _refine_by_ecc(
+    fixed: np.ndarray, moving: np.ndarray, start: np.ndarray, blurs: tuple[int, ...]
+) -> np.ndarray | None:
+    """What ECC makes of a start on images smoothed by each width in turn; None if it diverges."""
+    step = 1 if fixed.shape[0] == fixed.shape[1] else 2  # only half a turn leaves an oblong shape
+    quarters = step * int(np.rint(start[2] / (90 * step)))
+    turned = np.ascontiguousarray(np.rot90(moving, quarters))
+    back = to_matrix(np.array([0.0, 0.0, -90.0 * quarters]), fixed.shape)
+    matrix = (back @ to_matrix(start, fixed.shape))[:2].astype(np.float32)
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-7)
+    seen = _seen(turned)
+    try:
+        for blur in blurs:
+            _, matrix = cv2.findTransformECC(
+                fixed, turned, matrix, cv2.MOTION_EUCLIDEAN, stop, seen, blur
+            )
+    except cv2.error:  # no convergence, or no texture
+        return None
+    return from_matrix(np.linalg.inv(back) @ np.vstack([matrix, [0.0, 0.0, 1.0]]), fixed.shape)
 
 
 def _seen(moving: np.ndarray) -> np.ndarray:
@@ -231,8 +236,8 @@ def register_pystackreg(package: Any, fixed: np.ndarray, moving: np.ndarray) -> 
     def agreement(parameters: np.ndarray) -> float:
         return overlap_correlation(f, m, parameters)
 
-    starts = np.arange(-180.0, 180.0, 15.0)
-    best = max((refine(np.array([0.0, 0.0, theta]), False) for theta in starts), key=agreement)
+    starts = _rotation_search(f, m)[: 2 * _CANDIDATES]
+    best = max((refine(start, False) for start in starts), key=agreement)
     for _ in range(4):
         best = max(best, refine(best, True), key=agreement)
     return best

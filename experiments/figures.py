@@ -9,7 +9,7 @@ against truth, a method and a suite each; `direct`: the same for the library's o
 the share of pairs below an error, all methods; `risk`: the share of wrong answers among the surest
 ones, of the methods that say how sure they are, on scenes. They go to experiments/results/figures.
 The rows come from `python -m experiments.tables --run=...`; a figure without rows is left out,
-which the command says.
+which the command says, with exit status 2 where it was asked for.
 """
 
 from __future__ import annotations
@@ -143,11 +143,13 @@ def _figures(options: flags.FlagValues) -> int:
     unknown = [name for name in options.figure if name not in NAMES]
     if unknown:
         raise ValueError(f"--figure={unknown[0]}: there are {', '.join(NAMES)}")
+    if not Path(options.results).is_dir():
+        raise ValueError(f"--results={options.results}: there is no such folder")
     written, skipped = write_figures(Path(options.results), options.figure or NAMES)
     for path in written:
         print(path)
     complain("experiments.figures", *skipped)
-    return 0
+    return 2 if options.figure and skipped else 0
 
 
 if __name__ == "__main__":

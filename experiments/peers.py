@@ -56,9 +56,12 @@ class Peer:
 PEERS: dict[str, Peer] = {
     "simpleitk": Peer("SimpleITK, exhaustive start", "SimpleITK", "register_simpleitk", True),
     "ecc": Peer("OpenCV ECC, phase-correlation start", "cv2", "register_ecc"),
-    "pystackreg": Peer("pystackreg, 24 starts", "pystackreg", "register_pystackreg", True),
+    "pystackreg": Peer(
+        "pystackreg, phase-correlation start", "pystackreg", "register_pystackreg", True
+    ),
     "skimage_polar": Peer("scikit-image, polar magnitudes", "skimage", "register_skimage_polar"),
     "orb_x4": Peer("ORB, enlarged 4x", "cv2"),
+    "akaze_x4": Peer("AKAZE, enlarged 4x", "cv2"),
     "sift_x4": Peer("SIFT, enlarged 4x", "cv2"),
 }
 

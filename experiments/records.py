@@ -1,7 +1,8 @@
 """Recorded rows on disk: what a method answered to every pair of a suite, and where it comes from.
 
 ``rows/SUITE/SYSTEM.npz`` holds the answers and, as JSON, their provenance and timing;
-``rows/SUITE/pairs_COUNT_SEED.npz`` holds the truth of the pairs, which all systems share;
+``rows/SUITE/pairs_COUNT_SEED.npz`` holds what all systems share: the truth of the pairs and, where
+noise alone disturbs them, the Cramér-Rao bound;
 ``keypoints/SUITE/SYSTEM.npz`` holds counts of keypoints.
 """
 
@@ -70,6 +71,8 @@ def save_record(results: Path, system: str, record: Record) -> Path:
         "truth": rows.truth.astype(np.float32),
         "condition": rows.condition.astype(np.int16),
     }
+    if rows.bound is not None:
+        truth["bound"] = rows.bound.astype(np.float32)
     about = about | {"truth": pairs, "truth_crc": _checksum(truth["truth"])}
     answers: dict[str, np.ndarray] = {}
     for name in _ANSWERS:
@@ -84,15 +87,15 @@ def save_record(results: Path, system: str, record: Record) -> Path:
 
 
 def _keep_truth(path: Path, truth: dict[str, np.ndarray]) -> None:
-    if not path.exists():
-        _write(path, truth)
-        return
-    there, _ = _read(path)
-    if not all(np.array_equal(there[name], truth[name]) for name in truth):
+    there = _read(path)[0] if path.exists() else {}
+    same = {name: name in there and np.array_equal(there[name], truth[name]) for name in truth}
+    if there and not (same["truth"] and same["condition"]):
         raise ValueError(
             f"{path} holds other pairs: give another folder as --results, or remove it and the "
             "rows beside it"
         )
+    if not all(same.values()):  # a bound that differs was computed elsewhere, or not at all
+        _write(path, truth)
 
 
 def load_record(results: Path, suite: str, system: str) -> Record | None:
@@ -118,6 +121,7 @@ def load_record(results: Path, suite: str, system: str) -> Record | None:
         success=answers["success"],
         found=answers["found"],
         variance=answers.get("variance"),
+        bound=pairs.get("bound"),
     )
     return Record(rows, about)
 

@@ -159,6 +159,8 @@ def _check_many(options: flags.FlagValues) -> None:
 
     if not options.out:
         raise ValueError("--out=TABLE.csv is needed for many pairs")
+    if os.path.splitext(options.out)[1].lower() == ".json":
+        raise ValueError(f"--out={options.out}: the table is CSV, such as drift.csv")
     if options.json:
         raise ValueError("--json is for one pair; many go into the table --out")
     kinds = {"out": "a table, such as drift.csv", "out_moving": "a folder or one .tif"}

@@ -45,6 +45,7 @@ def _export(options: flags.FlagValues) -> int:
     if out.suffix != SUFFIX:
         raise ValueError(f"--out={out} must end in {SUFFIX}")
     network = load(options.workdir)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_weights(network, out, options.dtype)
     print(f"{out}: {network.parameter_count:,} weights after {network.step} steps")
     return 0

@@ -279,6 +279,7 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png", "moving.png", "--pairs=list.csv"], "give either two files"),
         (["--pairs=list.csv"], "--out=TABLE.csv is needed"),
         (["--pairs=pair.csv", "--out=all.tif"], "of many pairs it is a table, such as drift.csv"),
+        (["--pairs=pair.csv", "--out=t.json"], "--out=t.json: the table is CSV"),
         (
             ["--pairs=pair.csv", "--out=t.csv", "--out_moving=all.PNG"],
             "all.PNG is named like a picture; of many pairs it is a folder or one .tif",

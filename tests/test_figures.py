@@ -118,9 +118,25 @@ def test_without_the_image_set_the_pictures_are_left_out(tmp_path, monkeypatch):
 
 def test_the_command(tmp_path, capsys):
     save_record(tmp_path, "fft", record())
-    assert figures.main(["figures", f"--results={tmp_path}", "--figure=7,4"]) == 0
+    assert figures.main(["figures", f"--results={tmp_path}", "--figure=7,4"]) == 2
     out, err = capsys.readouterr()
     assert "figure_7.png" in out
     assert "--run=lstm --suites=cifar10" in err
+    assert figures.main(["figures", f"--results={tmp_path}", "--figure=7"]) == 0
+    assert capsys.readouterr().err == ""
     assert figures.main(["figures", "--figure=12"]) == 2
     assert "there are 3, 4" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_an_error_only_where_it_was_asked_for(tmp_path, capsys):
+    assert figures.main(["figures", f"--results={tmp_path}"]) == 0
+    assert "figure risk (scene96) left out" in capsys.readouterr().err
+    assert figures.main(["figures", f"--results={tmp_path}", "--figure=risk"]) == 2
+    assert "figure risk (scene96) left out" in capsys.readouterr().err
+
+
+def test_a_results_folder_that_is_not_there(tmp_path, capsys):
+    missing = tmp_path / "typo"
+    assert figures.main(["figures", f"--results={missing}"]) == 2
+    assert f"--results={missing}: there is no such folder" in capsys.readouterr().err
+    assert not missing.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from baselines.features import count_keypoints
-from experiments import notes, paper, rendering, running, tables
+from experiments import disturbances, notes, paper, rendering, running, tables
 from experiments.records import (
     RESULTS,
     Keypoints,
@@ -374,7 +374,7 @@ def test_timing_can_come_later(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table=7"], "there are 1 to 6"),
+        (["--table=7"], "there are 1 to 6 and disturbances"),
         (["--run=fft", "--suites=nothing"], "unknown suite"),
         (["--checkpoints=lstm=runs/x"], "CONFIGURATION:FOLDER"),
         (["--no_timing", "--only_timing"], "exclude each other"),
@@ -387,8 +387,97 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_results_folder_that_is_not_there_is_made_by_a_run_alone(tmp_path, capsys):
+    missing = tmp_path / "typo"
+    assert tables.main(["tables", f"--results={missing}"]) == 2
+    assert f"--results={missing}: there is no such folder" in capsys.readouterr().err
+    assert not missing.exists()
+    small = ["--suites=random32", "--pairs=8", "--no_timing", "--table=2"]
+    assert tables.main(["tables", "--run=constant", f"--results={missing}", *small]) == 0
+    assert line(capsys.readouterr().out, "constant")
+
+
+def noisy(bound=0.04, **about):
+    """Rows on a suite with a bound, and variances a quarter of the squared errors."""
+    made = record("cifar10+noise10", "direct", error=(0.2, 0.4, 0.2), **about)
+    rows = dataclasses.replace(
+        made.rows,
+        variance=np.tile(np.float32([0.01, 0.04, 0.01]), (PAIRS, 1)),
+        bound=np.full((PAIRS, 3), bound, np.float32),
+    )
+    return dataclasses.replace(made, rows=rows)
+
+
+def bound_of(results, system):
+    return load_record(results, "cifar10+noise10", system).rows.bound
+
+
+def test_the_bound_is_kept_with_the_pairs(tmp_path):
+    made = noisy()
+    save_record(tmp_path, "direct", made)
+    read = load_record(tmp_path, "cifar10+noise10", "direct")
+    np.testing.assert_array_equal(read.rows.bound, made.rows.bound)
+    ratio = read.figures()["cramer_rao"]
+    assert ratio == made.figures()["cramer_rao"]
+    np.testing.assert_allclose([ratio["tx"], ratio["ty"]], [1.0, 2.0], rtol=1e-5)
+
+
+def test_rows_from_before_the_bound_get_it_with_the_next_ones(tmp_path):
+    made = noisy()
+    old = dataclasses.replace(made, rows=dataclasses.replace(made.rows, bound=None))
+    save_record(tmp_path, "compact", old)
+    read = load_record(tmp_path, "cifar10+noise10", "compact")
+    assert read.rows.bound is None
+    assert read.figures()["cramer_rao"] is None
+    save_record(tmp_path, "direct", made)
+    np.testing.assert_array_equal(bound_of(tmp_path, "compact"), made.rows.bound)
+    save_record(tmp_path, "compact", old)  # as when it is only timed anew
+    assert bound_of(tmp_path, "direct") is not None
+    save_record(tmp_path, "direct", noisy(bound=0.09))  # another version computes it otherwise
+    assert bound_of(tmp_path, "compact")[0, 0] == np.float32(0.09)
+
+
+def test_disturbances(tmp_path):
+    save_record(tmp_path, "compact", record("scene32", "compact", error=(9.0, 0.0, 0.0)))
+    save_record(tmp_path, "direct", record("scene32", "direct"))
+    save_record(tmp_path, "direct", noisy())
+    save_record(tmp_path, "direct", record("cifar10+unrelated", "direct"))
+    save_record(tmp_path, "direct", record("photos32+blur", "direct"))
+    text = tables.write_tables(tmp_path, ["disturbances"])
+    assert (tmp_path / "tables" / "disturbances.md").read_text() == text
+    body = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("| ")][2:]
+    assert [row[:2] for row in body] == [
+        ["scene32", "direct (jaxreg)"],
+        ["scene32", "compact network"],
+        ["cifar10+noise10", "direct (jaxreg)"],
+        ["cifar10+unrelated", "direct (jaxreg)"],
+        ["photos32+blur", "direct (jaxreg)"],
+    ]
+    direct, compact, noise, unrelated, _ = (row[2:] for row in body)
+    assert direct[:5] == ["384", "0.7500", "0.7500", "2.0000", "2.0000"]
+    assert direct[5:] == ["0.00%", "0.00%", "–", "0.00%", "–", "–"]
+    assert compact[5:9] == ["0.00%", "100.00%", "0.00%", "–"]
+    assert noise[9:] == ["1 2 1", "4 4 4"]
+    assert unrelated[1:5] == ["–"] * 4
+    assert "--run=direct,compact --suites=scene96,scene32+noise10,cifar10+noise2," in text
+
+
+def test_disturbed_suites_are_recorded_by_the_command(tmp_path, capsys, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(running, "load_source", lambda suite: images)
+    arguments = [f"--results={tmp_path}", "--pairs=8", "--no_timing", "--table=disturbances"]
+    suites = [suite for suite in disturbances.SUITES if suite.startswith("cifar10+")]
+    run = ["tables", "--run=constant", f"--suites={','.join(suites)}", *arguments]
+    assert tables.main(run) == 0
+    text = capsys.readouterr().out
+    assert text.count("| constant |") == len(suites)
+    for suite in suites:
+        bounded = load_record(tmp_path, suite, "constant").rows.bound is not None
+        assert bounded == ("noise" in suite)
+
+
 def test_what_is_recorded_can_be_read():
-    for suite in paper.SUITES:
+    for suite in (*paper.SUITES, *disturbances.SUITES):
         for system in recorded_systems(RESULTS, suite):
             made = load_record(RESULTS, suite, system)
             assert made.about["pairs"] == len(made.rows.found)

@@ -45,6 +45,12 @@ def run(tmp_path):
     return folder
 
 
+def test_the_files_folder_is_made(run, tmp_path):
+    out = tmp_path / "nets" / "new" / "net.safetensors"
+    assert export.main(["export", f"--workdir={run}", f"--out={out}"]) == 0
+    assert jaxreg.load(str(out)).step == 0
+
+
 def exported(run, *more):
     out = run.parent / "net.safetensors"
     assert export.main(["export", f"--workdir={run}", f"--out={out}", *more]) == 0

@@ -38,8 +38,8 @@ SLID_BACK = 0.3
 FLOAT32_CORRELATION = 1e-5
 # float32 rounding of the inverse of a well-conditioned matrix of up to 9 rows, times the matrix.
 FLOAT32_INVERSE = 1e-4
-# px and degrees: SimpleITK and pystackreg, each with its own kernel, on two smooth 32x32 pictures
-# with black corners; where the black pulls they are off by .07 to .16 px.
+# px and degrees: SimpleITK, ECC (px) and pystackreg, each with its own kernel, on two smooth 32x32
+# pictures with black corners; where the black pulls they are off by .07 to .16 px.
 PEER_WITHOUT_BLACK = (0.05, 0.25)
 # Relative: float32 rounding of sums over an image, and finite differences in float64.
 FISHER = 1e-4

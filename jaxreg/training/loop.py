@@ -255,7 +255,7 @@ class _Run:
             total=config.steps,
             initial=step,
             unit="step",
-            disable=jax.process_index() > 0,
+            disable=jax.process_index() > 0 or None,  # None: nor where it is no terminal
             dynamic_ncols=True,
         )
         with bar:
