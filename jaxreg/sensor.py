@@ -30,7 +30,8 @@ def scene_mask(frames: ArrayLike, tolerance: float = 0.02) -> jax.Array:
     Args:
       frames: ``(N, H, W)`` or ``(N, H, W, C)``, two at least, any real dtype: a movie, or both
         images of a pair.
-      tolerance: by how much a border may vary, in ranges of a frame's values, for noise and JPEG.
+      tolerance: by how much a border may vary, as a share of the range that 90% of a
+        frame's values lie in, for noise and JPEG.
 
     Returns:
       ``(H, W)`` bool, True where a pixel counts.
@@ -53,7 +54,9 @@ def scene_mask(frames: ArrayLike, tolerance: float = 0.02) -> jax.Array:
 @jax.jit
 @of_any_rank
 def _scene_mask(frames: jax.Array, tolerance: jax.Array) -> jax.Array:
-    low, high = jnp.quantile(frames, jnp.array([0.005, 0.995]), axis=(1, 2, 3), keepdims=True)
+    frames, lone = _without_lone_pixels(frames)
+    # Not of what few pixels are: beside bright stars all of the sky is alike.
+    low, high = jnp.quantile(frames, jnp.array([0.05, 0.95]), axis=(1, 2, 3), keepdims=True)
     room = tolerance * (high - low)
 
     def border(corner: tuple[int, int]) -> jax.Array:
@@ -64,7 +67,7 @@ def _scene_mask(frames: jax.Array, tolerance: jax.Array) -> jax.Array:
 
     corners = map(border, [(0, 0), (0, -1), (-1, 0), (-1, -1)])
     borders = functools.reduce(jnp.logical_or, corners)
-    return ~(jnp.stack([borders, *_neighbours(borders)]).any(0) | _stands_out(frames))
+    return ~(jnp.stack([borders, *_neighbours(borders)]).any(0) | lone)
 
 
 def _connected(region: jax.Array, alike: jax.Array) -> jax.Array:
@@ -81,16 +84,25 @@ def _connected(region: jax.Array, alike: jax.Array) -> jax.Array:
     return jax.lax.while_loop(grows, grow, (region, grown(region)))[1]
 
 
-def _stands_out(frames: jax.Array) -> jax.Array:
-    """``(H, W)``: pixels brighter, or darker, than all their neighbours in every frame."""
-    values = jnp.moveaxis(frames, -1, 0)  # (C, N, H, W)
+def _without_lone_pixels(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Frames less pixels that are brighter, or darker, than all around in each; and these pixels.
+
+    Args:
+      frames: ``(N, H, W, C)``.
+
+    Returns:
+      The frames with their neighbours' median for such pixels, ``(H, W)`` bool.
+    """
+    values = jnp.moveaxis(frames, -1, 0)
     around = jnp.stack(_neighbours(jnp.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")))
     around = around[..., 1:-1, 1:-1]
-    height = values - jnp.median(around, axis=0)
+    median = jnp.median(around, axis=0)
+    height = values - median
     noise = 1.4826 * jnp.median(jnp.abs(height), axis=(2, 3), keepdims=True)
     least = jnp.maximum(_SIGMAS * noise, _STEEP * jnp.abs(height))
     hot, dead = values - around.max(0) > least, around.min(0) - values > least
-    return (hot.all(1) | dead.all(1)).any(0)
+    lone = (hot.all(1) | dead.all(1)).any(0)
+    return jnp.moveaxis(jnp.where(lone, median, values), 0, -1), lone
 
 
 def _neighbours(image: jax.Array) -> jax.Array:
