@@ -142,6 +142,7 @@ def _search_finer(found: _Found, widest: float) -> Best:
     searched on a finer grid, which keeps more detail, and adds candidates of its own, refined on
     its own images.
     """
+    assert found.limits is not None  # there was a search
     levels = _pyramid(found.views, _FINER)
     zoom, views = _factors(found.views)[0] / levels[0].factor, levels[0].views
     grey = _zoomed(found.candidates, zoom)

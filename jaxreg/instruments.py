@@ -18,7 +18,6 @@ from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
 from jaxreg.products import apply_separable, dots, mean_once, product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.refinement import scale_of
 from jaxreg.resampling import (
     Points,
     by_kernel,
@@ -29,6 +28,7 @@ from jaxreg.resampling import (
     slopes,
     slopes_by_gradient,
 )
+from jaxreg.robust import scale_of
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by up to this many px. Chosen on scene pairs of the

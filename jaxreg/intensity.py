@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.products import dots, mean_once, times, weighted_sum
-from jaxreg.refinement import OUTLIER, settled_weight
+from jaxreg.robust import OUTLIER, settled_weight
 
 
 class Fit(NamedTuple):

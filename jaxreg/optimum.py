@@ -28,15 +28,15 @@ from jaxreg.normal_equations import (
     columns,
     damped_inverse,
     guarded,
-    inverted,
     moments,
     normal_matrix,
     of_model,
     secant,
 )
 from jaxreg.products import dots, mean_once, product
-from jaxreg.refinement import clip_step, solve
+from jaxreg.refinement import clip_step
 from jaxreg.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
+from jaxreg.small_systems import solve, swept_inverse
 
 # px: where neither kernel is exact, the source's rim is left out.
 _ALIASING_RIM = 1.0
@@ -275,7 +275,7 @@ def _by_what_is_common(inverse: jax.Array, normal: jax.Array, common: jax.Array)
     is left is what determines the transform.
     """
     change = product(inverse[:3, :3], common - normal[:3, :3])
-    return product(inverted(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
+    return product(swept_inverse(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
 
 
 def _brightness_changed(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.small_systems import inverse
 from jaxreg.warping import sample
 
 RIM = 3.0  # px: half-lit pixels at the rim of a warped image, and the blur, stay outside the disc
@@ -135,18 +136,6 @@ def _compose(transform: RigidTransform, step: jax.Array) -> RigidTransform:
         transform.ty - sin * step[:, 0] - cos * step[:, 1],
         wrap_degrees(angle),
     )
-
-
-def inverse(matrix: jax.Array) -> jax.Array:
-    """Inverses of N symmetric positive 3x3 matrices by cofactors: no LAPACK call for nine numbers.
-
-    >>> inverse(2.0 * jnp.eye(3)[None])[0].tolist()
-    [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
-    """
-    a, b, c = matrix[:, 0], matrix[:, 1], matrix[:, 2]
-    columns = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], -1)
-    determinant = (a * jnp.cross(b, c)).sum(-1)[:, None, None]
-    return columns / jnp.maximum(determinant, 1e-30)
 
 
 def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
