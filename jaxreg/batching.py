@@ -305,7 +305,7 @@ def _traced_batches(
     size = _batch(stacks[0].shape[1:])
     blocks, rest = divmod(len(fixed), size)
     if not len(fixed):
-        nothing = estimator(*(jnp.asarray(_filled_up(images, 1)) for images in stacks))
+        nothing = estimator(*(jnp.zeros((1, *images.shape[1:]), jnp.float32) for images in stacks))
         return jax.tree.map(lambda v: v[:0], nothing)
     if not blocks:
         return estimator(*stacks)
