@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit, finest_detail
-from jaxreg.kernel_choice import AUTO, choose
+from jaxreg.kernel_choice import choose
 from jaxreg.masking import Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
 from jaxreg.resampling import DEGREE
+from jaxreg.settings import AUTO
 
 # A residual that no kernel explains need not be white, and then the estimate's variance is not what
 # single pixels tell: by as much as its slow part differs from white noise's, within these bounds.

@@ -7,7 +7,7 @@ Pairs made by bilinear warping are thus recognised, and can be solved exactly.
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ from jaxreg.masking import Pair
 from jaxreg.normal_equations import Unknowns, after_a_small_move
 from jaxreg.products import dots
 from jaxreg.resampling import interpolant, noise_gain, pull, slopes_by_gradient, source_points
-
-Kernel = Literal["auto", "linear", "spline"]
-AUTO, LINEAR, SPLINE = range(len(get_args(Kernel)))  # as data
+from jaxreg.settings import AUTO, LINEAR
 
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.

@@ -15,10 +15,9 @@ from jaxreg.batching import OnePair, Options, compiler_options, map_batches, map
 from jaxreg.direct import align, align_near
 from jaxreg.geometry import RigidTransform, check_transform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
-from jaxreg.kernel_choice import Kernel
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
-from jaxreg.settings import DirectOptions
+from jaxreg.settings import DirectOptions, Kernel
 
 _DEFAULT = DirectOptions()
 
