@@ -17,10 +17,11 @@ import numpy as np
 from jaxreg.coarse_to_fine import coarse_to_fine, improve
 from jaxreg.correlation import Limits
 from jaxreg.finishing import finish
-from jaxreg.geometry import RigidTransform, of_any_rank
+from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks, Pair, fill
 from jaxreg.preparation import Prepared, prepare, without_padding
 from jaxreg.products import product
+from jaxreg.pytrees import of_any_rank
 from jaxreg.ranking import Standing
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.settings import WIDEST, DirectOptions, Settings

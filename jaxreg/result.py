@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.geometry import Real, RigidTransform, on_host, part
+from jaxreg.geometry import Real, RigidTransform
+from jaxreg.pytrees import on_host, part
 
 
 class Doubt(enum.IntFlag):
