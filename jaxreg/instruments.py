@@ -90,7 +90,6 @@ def instruments(
     as_it_is = lambda denoised, *_: denoised  # noqa: E731
     operands = denoised, model[:3], points.inside, fit, steep
     source, target, trust, slow = by_kernel(linear, as_it_is, _against_aliasing, *operands)
-    trust = jnp.repeat(trust, value.shape[1])
     image = interpolant(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
     slope_of_target, level_of_target = _of_target(target, points)
@@ -98,8 +97,9 @@ def instruments(
     # Where the residual is aliasing it is not noise.
     share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
     shared = -0.5 * fit.gain * share * noise_slopes(points, pair.source.shape, left, linear)
-    noise_alone = product(shared, fit.weight * trust[:: value.shape[1]])
-    return Instruments(trust * mean, trust * slope.reshape(3, -1), model, slow, noise_alone)
+    noise_alone = product(shared, fit.weight * trust)
+    spread = jnp.repeat(trust, value.shape[1])  # over the channels
+    return Instruments(spread * mean, spread * slope.reshape(3, -1), model, slow, noise_alone)
 
 
 class _Denoised(NamedTuple):
