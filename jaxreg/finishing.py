@@ -61,7 +61,8 @@ def finish(pair: Pair, transform: RigidTransform, kernel: jax.typing.ArrayLike =
       transform: within a few tenths of a pixel.
       kernel: that of the answer, `LINEAR` or `SPLINE`; `AUTO` chooses it by the residual.
     """
-    pair = pair._replace(finer=finest_detail(pair.target) / finest_detail(pair.source))
+    ratio = finest_detail(pair.target) / finest_detail(pair.source)
+    pair = pair._replace(detail_ratio=ratio)
     t = jax.lax.stop_gradient(transform)
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
     choice = choose(*jax.lax.stop_gradient(ways), kernel)

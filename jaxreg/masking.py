@@ -60,7 +60,7 @@ class Pair(NamedTuple):
       target: the same shape.
       masks: which pixels count, if not all do.
       turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
-      finer: how much finest detail, as variances, the target has for one of the source's.
+      detail_ratio: of the finest detail of target and source, as variances.
       grain: the variance that rounding both images to their grey levels leaves of a residual.
     """
 
@@ -68,14 +68,15 @@ class Pair(NamedTuple):
     target: jax.Array
     masks: Masks | None = None
     turn: float | jax.Array = 1.0
-    finer: float | jax.Array = 1.0
+    detail_ratio: float | jax.Array = 1.0
     grain: float | jax.Array = 0.0
 
     def swapped(self) -> Pair:
         """The same the other way round."""
         masks = self.masks and self.masks.swapped()
+        ratio = 1.0 / self.detail_ratio
         return self._replace(
-            source=self.target, target=self.source, masks=masks, finer=1.0 / self.finer
+            source=self.target, target=self.source, masks=masks, detail_ratio=ratio
         )
 
     def noise_of_target(self, gain: jax.Array) -> jax.Array:
@@ -88,7 +89,7 @@ class Pair(NamedTuple):
           gain: grey values of the target for one of the source.
         """
         power = jnp.square(gain)
-        return jnp.clip(self.finer, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
+        return jnp.clip(self.detail_ratio, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
 
     def each(self, function: Callable[[jax.Array], jax.Array]) -> Pair:
         """With what a function makes of either image."""

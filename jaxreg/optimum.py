@@ -130,17 +130,17 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     value = pull(image, points, linear)
     steep = _steepness(value, pair.target, linear)
     fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep, pair.grain)
-    left, source, model, slow, noise = instruments(pair, points, value, fit, steep, linear)
-    right = of_model(model, fit.gain)
-    products = normal_matrix(jnp.concatenate([left, source]), right, fit.weight)
+    found = instruments(pair, points, value, fit, steep, linear)
+    left, right = found.columns, of_model(found.model, fit.gain)
+    products = normal_matrix(jnp.concatenate([left, found.source]), right, fit.weight)
     normal, common = products[:-3], products[-3:, :3]
     changed = _brightness_changed(left, normal, value, pixels, fit)
-    noise = jnp.pad(noise, (0, len(left) - 3))
+    noise = jnp.pad(found.noise_alone, (0, len(left) - 3))
     system = System(left, damped_inverse(normal, changed), jnp.abs(jnp.diagonal(normal)), noise)
     common = _by_what_is_common(system.inverse, normal, common)
 
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
-    outlier, grain = _outlier(slow), jnp.asarray(pair.grain)
+    outlier, grain = _outlier(found.slow), jnp.asarray(pair.grain)
     problem = _Problem(image, pixels, pair.masks, system, outlier, steep, grain, linear)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.full_like(gain, jnp.inf), jnp.zeros_like(gain, jnp.int32)
@@ -153,7 +153,7 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     settled = _near(end.transform, start.transform)
     keep = lambda end, begin: jnp.where(settled, end, begin)  # noqa: E731
     end = end._replace(transform=jax.tree.map(keep, end.transform, start.transform))
-    return Optimum(end, system, common, slow, changed, settled)
+    return Optimum(end, system, common, found.slow, changed, settled)
 
 
 def agreement(pair: Pair, end: Optimum, linear: jax.Array) -> tuple[Points, jax.Array, Fit]:

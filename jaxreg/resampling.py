@@ -235,7 +235,7 @@ def noise_slopes(
 
     def along(taps: Callable, x: jax.Array, y: jax.Array, left: jax.Array) -> jax.Array:
         (even_x, odd_x), (even_y, odd_y) = (
-            _alike(*(taps(u, size, slope)[1] for slope in (False, True)))
+            _lag_products(*(taps(u, size, slope)[1] for slope in (False, True)))
             for u, size in ((x, shape[1]), (y, shape[0]))
         )
         lags = covariance_at_lags(left, shape, spline=taps is _spline_taps)
@@ -247,7 +247,7 @@ def noise_slopes(
     return _slopes_along_target(both[..., None], points)[..., 0]
 
 
-def _alike(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _lag_products(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """``(L, P)`` sums of products of weights, and of weights and slopes, at each distance."""
     count = len(weights)
     even, odd = [], []

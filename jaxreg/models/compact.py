@@ -26,6 +26,7 @@ from jaxreg.models.network import Network, check_images
 from jaxreg.models.polish import blur, polish
 from jaxreg.models.volume import GRID, correlate, visible
 from jaxreg.pairs import Pairs
+from jaxreg.products import contract
 from jaxreg.result import Registration
 from jaxreg.small_systems import inverse
 
@@ -325,7 +326,7 @@ def shrink(images: jax.Array) -> jax.Array:
     if images.shape[1] == INPUT_SIZE:
         return images
     weight = _triangles(images.shape[1])
-    return jnp.einsum("yi,nijc,xj->nyxc", weight, images, weight, precision="highest")
+    return contract("yi,nijc,xj->nyxc", weight, images, weight)
 
 
 def _standardise(images: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.products import contract
 from jaxreg.small_systems import inverse
 from jaxreg.warping import sample
 
@@ -117,9 +118,8 @@ def _normal_equations(
     error = there - gain * here
     slopes = gain[..., None] * slopes
     weighted = weight[..., None] * slopes
-    highest = jax.lax.Precision.HIGHEST
-    normal = jnp.einsum("npci,npcj->nij", weighted, slopes, precision=highest)
-    right = jnp.einsum("npci,npc->ni", weighted, error, precision=highest)
+    normal = contract("npci,npcj->nij", weighted, slopes)
+    right = contract("npci,npc->ni", weighted, error)
     ridge = 1e-6 * (jnp.trace(normal, axis1=1, axis2=2) + 1e-6)[:, None, None]
     alone = _solve(normal + ridge * jnp.eye(3, dtype=jnp.float32), right)
     left = total(error * error) - (alone * right).sum(-1)
@@ -139,4 +139,4 @@ def _compose(transform: RigidTransform, step: jax.Array) -> RigidTransform:
 
 
 def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum("nij,nj->ni", inverse(matrix), right, precision=jax.lax.Precision.HIGHEST)
+    return contract("nij,nj->ni", inverse(matrix), right)
