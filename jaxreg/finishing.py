@@ -23,9 +23,9 @@ from jaxreg.products import mean_over_channels, product, times
 from jaxreg.resampling import DEGREE
 from jaxreg.settings import AUTO
 
-# A residual that no kernel explains need not be white, and then the estimate's variance is not what
-# single pixels tell: by as much as its slow part differs from white noise's, within these bounds.
-# Measured on scenes of the training photographs.
+# A residual that no kernel explains need not be white, and then single pixels misjudge the
+# estimate's variance: it is scaled by the slow share of the residual over that of white noise,
+# within these bounds. Measured on scenes of the training photographs.
 _INFLATION = 0.4, 2.5
 
 
@@ -89,8 +89,8 @@ def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
     """Of the estimate, by each pixel's own residuals.
 
     White (1980, doi:10.2307/1912934): right also where residuals are larger at the edges, which say
-    most, than on the ground between them, and where a pixel's channels share them. None counts for
-    less than rounding leaves: grey levels that stay the same may hide a move.
+    most, than on the ground between them, and where a pixel's channels share them. No residual
+    counts as smaller than rounding to grey levels would leave it.
     """
     influence = product(end.common, end.system.instruments)
     least = jnp.sqrt(jnp.asarray(grain))

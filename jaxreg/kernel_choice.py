@@ -121,7 +121,7 @@ def _some_rows(height: int, width: int) -> tuple[np.ndarray | slice, int]:
 def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     """How well a kernel explains a pair.
 
-    What a small move would take away does not count: the start is not the optimum yet.
+    What a small move would explain does not count: the start is not the optimum yet.
     """
     height, width, channels = pair.source.shape
     rows, band = _some_rows(height, width)
@@ -155,9 +155,9 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
 def bilinear_explains_more(least: jax.Array, spline: Trial) -> jax.Array:
     """Whether the bilinear kernel, with its `Trial.mismatch`, is the pair's own.
 
-    What it smoothed away is slow beside the pair's noise, so if it made the pair the neighbours in
-    the spline's residual are alike. Aliasing makes them opposite, and little of it passes the
-    bilinear kernel: there a somewhat smaller residual is no sign.
+    What it smoothed away is coarser than the pair's noise: if it made the pair, neighbours in the
+    spline's residual are correlated. Aliasing makes them anticorrelated, and little of it passes
+    the bilinear kernel: then a somewhat smaller residual is no sign.
     """
     most = jnp.where(spline.neighbours > 0.0, 1.0, _OF_ALIASING)
     return least <= most * spline.mismatch

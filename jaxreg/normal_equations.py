@@ -86,7 +86,7 @@ def normal_matrix(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.A
 def after_a_small_move(
     slope: jax.Array, weight: jax.Array, residual: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A residual ``(P, C)`` without what a small move takes away, and how much energy that is.
+    """A residual ``(P, C)`` less what a small move would explain, and the energy of that.
 
     Args:
       slope: ``(3, P * C)``, how the image changes with the transform.

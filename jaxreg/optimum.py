@@ -269,10 +269,10 @@ def _outlier(slow: jax.Array) -> jax.Array:
 
 
 def _by_what_is_common(inverse: jax.Array, normal: jax.Array, common: jax.Array) -> jax.Array:
-    """The first rows ``(3, U)`` of an inverse with another block ``(3, 3)`` in the normal matrix.
+    """The first rows ``(3, U)`` of an inverse, for another block ``(3, 3)`` of the normal matrix.
 
-    One of the instruments of the source alone: the noise of one image is not the other's, so what
-    is left is what determines the transform.
+    That of the source's instruments alone: the noise of both images is independent, so what is left
+    is what they have in common, which determines the transform.
     """
     change = product(inverse[:3, :3], common - normal[:3, :3])
     return product(swept_inverse(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
@@ -292,7 +292,7 @@ def _brightness_changed(
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)
-    # Channels that share their noise say but once what they say.
+    # Channels whose noise is correlated count as fewer.
     shared = fit.covariance()
     repeated = jnp.square(shared).sum() / jnp.maximum(jnp.trace(shared) * fit.variance, 1e-30)
     return excess > unlikely * jnp.maximum(repeated * fit.variance, floor)

@@ -85,6 +85,22 @@ def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Arr
     return scatter[:, :4, :4], with_value[:, :4], energy, mean[:, :4], mean_value
 
 
+def _linear_step(
+    target: _Target, value: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Small transforms ``(K, 3)`` that explain most, and the targets ``(K, P)`` they predict."""
+    scatter, with_value, energy, mean, mean_value = _sums(target, value, weight)
+    # Eliminate the gain: what of each column the source's value explains goes.
+    energy = jnp.maximum(energy, 1e-6)
+    share = with_value / energy[:, None]
+    rest = scatter - share[:, :, None] * with_value[:, None]
+    delta = solve(rest[:, :3, :3], rest[:, :3, 3])
+    gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
+    predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
+    predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
+    return delta, predicted + product(delta, target.columns[:3])
+
+
 def composed(t: RigidTransform, step: jax.Array) -> RigidTransform:
     """Compose small transforms ``(K, 3)`` about the centre onto K transforms, or onto one."""
     return RigidTransform(step[:, 0], step[:, 1], step[:, 2]).compose(t)
@@ -125,16 +141,7 @@ def gauss_newton(
     def step(state: tuple, _: None) -> tuple:
         t, robust = state
         value, inside = jax.vmap(sample)(t)
-        scatter, with_value, energy, mean, mean_value = _sums(shared, value, inside * robust)
-        # Eliminate the gain: what of each column the source's value explains goes.
-        energy = jnp.maximum(energy, 1e-6)
-        share = with_value / energy[:, None]
-        rest = scatter - share[:, :, None] * with_value[:, None]
-        delta = solve(rest[:, :3, :3], rest[:, :3, 3])
-        gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
-        predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
-        predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
-        predicted += product(delta, shared.columns[:3])
+        delta, predicted = _linear_step(shared, value, inside * robust)
         return (composed(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
     weight = jnp.ones_like(flat, shape=(*start.batch_shape, flat.size))

@@ -21,9 +21,9 @@ _ROUNDING = 1e-13
 def scale_of(size: jax.Array, steep: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
     """The scale of absolute residuals ``(..., P)``, as a function of their weights.
 
-    Their weighted mean, nearly blind to a few large ones. Or, pixel by pixel, the straight line
-    over steepness that fits them best, neither falling nor negative: what hides a part of a view is
-    no steeper than the rest, there the line is level.
+    Their weighted mean, on which a few large ones have little effect. Or, pixel by pixel, the line
+    over steepness that fits them best, neither falling nor negative: an occlusion is no steeper
+    than the rest, and the line is level.
 
     Args:
       size: absolute residuals.
@@ -70,7 +70,7 @@ def settled_weight(
     steep: jax.Array | None = None,
     grain: jax.typing.ArrayLike = 0.0,
 ) -> jax.Array:
-    """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it.
+    """`robust_weight` by a scale estimated without the outliers, which would dominate it.
 
     Args:
       square: squared residuals ``(..., P)``.
