@@ -24,12 +24,13 @@ from jaxreg.direct import align
 from jaxreg.evaluation.protocol import build_suite
 from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig, as_vectors
+from jaxreg.models.network import network_structure
 from jaxreg.registration import register, register_batch
 from jaxreg.scenes import draw_tiles
 from jaxreg.training.batches import Images
 from jaxreg.training.configs import CONFIGS, TrainConfig
 from jaxreg.training.devices import data_mesh, place
-from jaxreg.training.state import abstract_state, create_state, make_optimizer, network_structure
+from jaxreg.training.state import abstract_state, create_state, make_optimizer
 from jaxreg.training.step import compile_dispatch, train_step
 
 # How products of float32 are computed: its name here, and jax's name for it. The first is what jax
@@ -341,7 +342,7 @@ def training(settings: Settings) -> Iterator[Case]:
 def _training_case(name: str, config: TrainConfig, precision: str) -> Case:
     mesh = data_mesh(config.batch_size)
     images = place(mesh, _training_images(config))
-    structure = network_structure(config)[0]
+    structure = network_structure(config.network)[0]
     step = functools.partial(
         train_step,
         config=config,

@@ -25,10 +25,10 @@ from experiments.records import RESULTS
 from experiments.running import nameless
 from jaxreg.atomic import write_text
 from jaxreg.command_line import keep_compilations, read_flags
+from jaxreg.models.fields import override
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.endings import ENDINGS, failed
-from jaxreg.training.fields import override
 from jaxreg.training.loop import train
 
 # What is taken away from the whole recipe, as overrides of its fields.

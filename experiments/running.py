@@ -23,7 +23,7 @@ from jaxreg.methods import find_method
 from jaxreg.result import Estimator
 
 if TYPE_CHECKING:
-    from jaxreg.training.trained import TrainedNetwork
+    from jaxreg.models.trained import TrainedNetwork
 
 KEYPOINT_IMAGES = 432  # as many as the paper's Tables 3 and 6 average over
 _ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def load_method(system: System, suite: str, job: Job) -> tuple[str, Estimator, d
     method = method_of(system, suite, job.folders)
     if not system.configs and not os.path.isdir(method):
         return method, find_method(method), None
-    from jaxreg.training.weights import load
+    from jaxreg.training.loading import load
 
     network = load(method)
     size = parse_suite(suite).size
@@ -188,8 +188,8 @@ def nameless(text: str) -> str:
 def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
     """How far a network was trained, and on what."""
     from jaxreg.data import load_images
+    from jaxreg.models.fields import network_to_dict
     from jaxreg.training.configs import CONFIGS
-    from jaxreg.training.fields import network_to_dict
 
     config, named = trained.config, CONFIGS.get(config_name, trained.config)
     network = network_to_dict(config.network)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxreg.evaluation.protocol import parse_suite
+from jaxreg.network_files import shipped_names
 from jaxreg.training.configs import CONFIGS
-from jaxreg.training.weights import shipped_names
 
 RUNS = Path("runs")
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from jaxreg.geometry import RigidTransform
@@ -16,7 +17,7 @@ from jaxreg.sensor import scene_mask
 from jaxreg.warping import overlap, sample, warp
 
 if TYPE_CHECKING:
-    from jaxreg.training.trained import TrainedNetwork
+    from jaxreg.models.trained import TrainedNetwork
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-def load(name: str) -> TrainedNetwork:
+def load(name: str | os.PathLike[str]) -> TrainedNetwork:
     """A trained network: one that comes with the package, or one of your own.
 
     Args:
@@ -42,13 +43,13 @@ def load(name: str) -> TrainedNetwork:
         the name of a network of the package is ``"./compact32"``.
 
     Returns:
-      A `jaxreg.training.trained.TrainedNetwork`: ``.register(fixed, moving)``,
+      A `jaxreg.models.trained.TrainedNetwork`: ``.register(fixed, moving)``,
       ``.register_batch``, and ``.estimate`` for the evaluation harness.
 
     Raises:
       ValueError: there is no such network; says which come with the package.
     """
     # Here, because Flax takes long to import.
-    from jaxreg.training.weights import load
+    from jaxreg.training.loading import load
 
     return load(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxreg.images import are_traced
 from jaxreg.result import Estimator, Registration
 
 OnePair = Callable[..., Registration]  # of a fixed and a moving image, and what else there is
+Options = tuple[tuple[str, bool | str], ...]  # items of `compiler_options`: hashable
 _PAIRS = "pairs"  # the mesh axis
 # Pairs of a chunk at most, for each device, and pixels of its fixed images: memory is bounded
 # whatever the size of the images.
@@ -89,19 +90,13 @@ def _threads(cores: int, values: int) -> int:
 
 
 @functools.cache
-def _compiled_chunk(on_cpu: bool, values: int) -> Any:
-    # Every core has pairs of its own: splitting a pair's small loops over threads would only cost.
-    options = compiler_options(values, threads=False)
-    program = functools.partial(_chunk, on_cpu)
-    return jax.jit(program, static_argnames=("one", "devices"), compiler_options=options)
+def _compiled_chunk(options: Options) -> Any:
+    static = ("one", "on_cpu", "devices")
+    return jax.jit(_chunk, static_argnames=static, compiler_options=dict(options) or None)
 
 
 def _chunk(
-    on_cpu: bool,
-    *stacks: jax.Array,
-    one: OnePair,
-    count: jax.Array,
-    devices: int,
+    *stacks: jax.Array, one: OnePair, count: jax.Array, on_cpu: bool, devices: int
 ) -> Registration:
     """The first ``count`` pairs of a chunk, which is spread over the devices."""
     if not on_cpu:
@@ -183,24 +178,21 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
     masked = any(stack.ndim == 3 for stack in stacks)
     area = _CPU_PIXELS if on_cpu else _accelerator_pixels(channels, masked)
     step, size = _sizes(count, height * width, devices, on_cpu, threads, area)
-
-    # Threads begin without the settings that the caller made with these.
+    # Every core has pairs of its own: splitting a pair's small loops over threads would only cost.
+    options = compiler_options(values, threads=False)
+    program = _compiled_chunk(tuple(options.items()))
     settings = {name: getattr(jax.config, f"jax_{name}") for name in _CONTEXT}
 
     def part(start: int) -> Registration:
-        with contextlib.ExitStack() as stack:
-            for name, value in settings.items():
-                stack.enter_context(getattr(jax, name)(value))
-            if devices > 1 and not jax.sharding.get_abstract_mesh().empty:  # the caller's
-                stack.enter_context(jax.set_mesh(_mesh()))
+        with _as_the_caller(settings, devices):
             # A loop stops before what fills up.
             fill = _zero_filled if lone_cpu else _filled_up
             some = [fill(images[start : start + step], size) for images in stacks]
             if devices > 1:  # wherever they were, even committed to one of them
                 some = jax.device_put(some, NamedSharding(_mesh(), PartitionSpec(_PAIRS)))
             number = min(step, count - start)
-            program = _compiled_chunk(on_cpu=on_cpu, values=values)
-            answers = program(*some, one=one, count=jnp.int32(number), devices=devices)
+            many = jnp.int32(number)
+            answers = program(*some, one=one, count=many, on_cpu=on_cpu, devices=devices)
             return jax.tree.map(lambda v: np.asarray(v)[:number], answers)
 
     starts = range(0, max(count, 1), step)
@@ -214,6 +206,17 @@ def map_pairs(one: OnePair, *stacks: jax.Array | np.ndarray) -> Registration:
         parts += pool.map(part, others)
     # On the host: a concatenation on the device would be compiled anew for every number of parts.
     return jax.tree.map(lambda *v: jnp.asarray(np.concatenate(v)), *parts)
+
+
+@contextlib.contextmanager
+def _as_the_caller(settings: Mapping[str, Any], devices: int) -> Iterator[None]:
+    """The caller's settings, which a thread begins without; all devices where a mesh is set."""
+    with contextlib.ExitStack() as stack:
+        for name, value in settings.items():
+            stack.enter_context(getattr(jax, name)(value))
+        if devices > 1 and not jax.sharding.get_abstract_mesh().empty:
+            stack.enter_context(jax.set_mesh(_mesh()))
+        yield
 
 
 def _accelerator_pixels(channels: int, masked: bool) -> int:
@@ -305,7 +308,7 @@ def _traced_batches(
     size = _batch(stacks[0].shape[1:])
     blocks, rest = divmod(len(fixed), size)
     if not len(fixed):
-        nothing = estimator(*(jnp.asarray(_filled_up(images, 1)) for images in stacks))
+        nothing = estimator(*(jnp.zeros((1, *images.shape[1:]), jnp.float32) for images in stacks))
         return jax.tree.map(lambda v: v[:0], nothing)
     if not blocks:
         return estimator(*stacks)

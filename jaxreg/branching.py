@@ -107,10 +107,10 @@ def run_long_rarely(
 
 
 def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
-    """``function(*operands)`` as a computation of its own, made once for all that is made of it.
+    """``function(*operands)``, computed once for all its consumers.
 
-    XLA on CPUs fuses what is cheap by the element into each of its consumers, which then compute it
-    anew, but not out of a branch of `cond`. Under `vmap`, and for a derivative, the function is
+    XLA on CPUs fuses what is cheap by the element into each of its consumers, which then recompute
+    it, but not out of a branch of `cond`. Under `vmap`, and for a derivative, the function is
     simply called.
 
     Args:

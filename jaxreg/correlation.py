@@ -17,10 +17,8 @@ import numpy as np
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.masking import Masks
-from jaxreg.products import product
+from jaxreg.products import contract, product
 from jaxreg.warping import sample
-
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Peaks(NamedTuple):
@@ -132,7 +130,7 @@ def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> ja
         rows = _in_frame(height, side, reach, mirrored=k in (1, 2))
         columns = _in_frame(width, side, reach, mirrored=k in (2, 3))
         sums = product(lines, columns.T).reshape(-1, side, span)
-        sums = jnp.einsum("yi,nix->yxn", rows, sums, precision=_HIGHEST)
+        sums = contract("yi,nix->yxn", rows, sums)
         turns.append(jnp.rot90(sums.reshape(span, span, 2, count), -k))
     return jnp.concatenate(turns, axis=3)
 

@@ -65,7 +65,7 @@ def _waves(height: int, width: int, spline: bool) -> np.ndarray:
 
 
 def covariance_at_lags(left: jax.Array, shape: tuple[int, ...], spline: bool) -> jax.Array:
-    """How alike white noise is to the same denoised, some pixels down and to the right.
+    """Covariance of white noise and the same noise denoised, at lags of whole pixels.
 
     Args:
       left: see `wiener`.
@@ -82,7 +82,7 @@ def covariance_at_lags(left: jax.Array, shape: tuple[int, ...], spline: bool) ->
 def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Shrink the frequencies of an image that its white noise outweighs.
 
-    Which ones is a constant to derivatives: channels of like power have no derivative of their own.
+    The filter is a constant to derivatives: between channels of equal power it has none.
 
     Args:
       image: ``(H, W, C)``.

@@ -39,7 +39,9 @@ def _export(options: flags.FlagValues) -> int:
     for name in ("workdir", "out"):
         if not options[name].value:
             raise ValueError(f"--{name} is missing")
-    from jaxreg.training.weights import SUFFIX, load, write_weights
+    from jaxreg.models.weights import write_weights
+    from jaxreg.network_files import SUFFIX
+    from jaxreg.training.loading import load
 
     out = Path(os.path.expanduser(options.out))
     if out.suffix != SUFFIX:

@@ -16,15 +16,16 @@ import jax.numpy as jnp
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.instruments import WHITE
 from jaxreg.intensity import Fit, finest_detail
-from jaxreg.kernel_choice import AUTO, choose
+from jaxreg.kernel_choice import choose
 from jaxreg.masking import Pair
 from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
 from jaxreg.products import mean_over_channels, product, times
 from jaxreg.resampling import DEGREE
+from jaxreg.settings import AUTO
 
-# A residual that no kernel explains need not be white, and then the estimate's variance is not what
-# single pixels tell: by as much as its slow part differs from white noise's, within these bounds.
-# Measured on scenes of the training photographs.
+# A residual that no kernel explains need not be white, and then single pixels misjudge the
+# estimate's variance: it is scaled by the slow share of the residual over that of white noise,
+# within these bounds. Measured on scenes of the training photographs.
 _INFLATION = 0.4, 2.5
 
 
@@ -60,7 +61,8 @@ def finish(pair: Pair, transform: RigidTransform, kernel: jax.typing.ArrayLike =
       transform: within a few tenths of a pixel.
       kernel: that of the answer, `LINEAR` or `SPLINE`; `AUTO` chooses it by the residual.
     """
-    pair = pair._replace(finer=finest_detail(pair.target) / finest_detail(pair.source))
+    ratio = finest_detail(pair.target) / finest_detail(pair.source)
+    pair = pair._replace(detail_ratio=ratio)
     t = jax.lax.stop_gradient(transform)
     ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
     choice = choose(*jax.lax.stop_gradient(ways), kernel)
@@ -87,8 +89,8 @@ def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
     """Of the estimate, by each pixel's own residuals.
 
     White (1980, doi:10.2307/1912934): right also where residuals are larger at the edges, which say
-    most, than on the ground between them, and where a pixel's channels share them. None counts for
-    less than rounding leaves: grey levels that stay the same may hide a move.
+    most, than on the ground between them, and where a pixel's channels share them. No residual
+    counts as smaller than rounding to grey levels would leave it.
     """
     influence = product(end.common, end.system.instruments)
     least = jnp.sqrt(jnp.asarray(grain))

@@ -12,20 +12,20 @@ Because y runs down, a positive ``theta`` turns the picture clockwise on the scr
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxreg.pytrees import as_one, on_host, part
+
 Shape = tuple[int, ...]
 MOST_CHANNELS = 16  # what has more on its last axis is rather a stack of grey images
 # A number or an array of them, of which ``float(...)`` makes one.
 Real = float | np.number | np.ndarray | jax.Array
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def wrap_degrees(theta: ArrayLike) -> jax.Array:
@@ -58,50 +58,6 @@ def cos_sin_degrees(theta: ArrayLike) -> tuple[jax.Array, jax.Array]:
     cos, sin = jnp.where(odd, -sin, cos), jnp.where(odd, cos, sin)
     # Adding 0.0 turns a negative zero into a plain one.
     return jnp.where(behind, -cos, cos) + 0.0, jnp.where(behind, -sin, sin) + 0.0
-
-
-def of_any_rank(function: F) -> F:
-    """A function that may broadcast though its caller, by `jax.numpy_rank_promotion`, may not."""
-
-    @functools.wraps(function)
-    def allowed(*args: Any, **kwargs: Any) -> Any:
-        with jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
-
-    return cast(F, allowed)
-
-
-def _as_one(function: F) -> F:
-    """One call to the device instead of dozens; part of a larger program, nothing changes."""
-    return cast(F, jax.jit(of_any_rank(function), inline=True))
-
-
-def part(batch: Any, index: Any, batch_shape: Shape) -> Any:
-    """What an index takes of every field of a batch; a scalar among them is that of all.
-
-    Raises:
-      IndexError: as NumPy does, where JAX would take what is nearest.
-    """
-    if isinstance(index, list):
-        index = np.asarray(index, None if index else np.int32)
-    indices = index if isinstance(index, tuple) else (index,)
-    if any(i is Ellipsis for i in indices):  # it would reach into a field's own axes
-        raise IndexError("answers are indexed along the axes of the batch, without '...'")
-    if not any(isinstance(i, jax.core.Tracer) for i in indices):
-        np.broadcast_to(False, batch_shape)[index]
-    return jax.tree.map(lambda v: v[index] if jnp.ndim(v) else v, _without_lists(batch))
-
-
-def _without_lists(batch: Any) -> Any:
-    """The same with arrays for fields that are lists, which to JAX are containers."""
-    array = lambda v: np.asarray(v, np.float32) if isinstance(v, list) else v  # noqa: E731
-    return jax.tree.map(array, batch, is_leaf=lambda v: isinstance(v, list))
-
-
-def on_host(batch: Any) -> Any:
-    """The same fetched once, where a device would be asked for each field of each element."""
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch))
-    return batch if traced else jax.device_get(batch)
 
 
 def as_points(points: ArrayLike) -> jax.Array:
@@ -319,12 +275,12 @@ def _parameters(t: RigidTransform) -> Sequence[jax.Array]:
     return jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in (t.tx, t.ty, t.theta)))
 
 
-@_as_one
+@as_one
 def _stacked(t: RigidTransform) -> jax.Array:
     return jnp.stack(_parameters(t), axis=-1)
 
 
-@_as_one
+@as_one
 def _of_matrix(m: jax.Array, cx: ArrayLike, cy: ArrayLike) -> tuple[jax.Array, ...]:
     theta = jnp.rad2deg(jnp.atan2(m[..., 1, 0] - m[..., 0, 1], m[..., 0, 0] + m[..., 1, 1]))
     cos, sin = cos_sin_degrees(theta)
@@ -333,7 +289,7 @@ def _of_matrix(m: jax.Array, cx: ArrayLike, cy: ArrayLike) -> tuple[jax.Array, .
     return tx, ty, wrap_degrees(theta)
 
 
-@_as_one
+@as_one
 def _matrix(t: RigidTransform, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
     tx, ty, theta = _parameters(t)
     cos, sin = cos_sin_degrees(theta)
@@ -344,14 +300,14 @@ def _matrix(t: RigidTransform, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
     return jnp.stack(rows, axis=-2)
 
 
-@_as_one
+@as_one
 def _inverse(t: RigidTransform) -> RigidTransform:
     tx, ty, theta = _parameters(t)
     cos, sin = cos_sin_degrees(theta)
     return RigidTransform(-cos * tx - sin * ty, sin * tx - cos * ty, wrap_degrees(-theta))
 
 
-@_as_one
+@as_one
 def _composed(second: RigidTransform, first: RigidTransform) -> RigidTransform:
     tx, ty, theta = _parameters(second)
     cos, sin = cos_sin_degrees(theta)
@@ -361,7 +317,7 @@ def _composed(second: RigidTransform, first: RigidTransform) -> RigidTransform:
     )
 
 
-@_as_one
+@as_one
 def _moved(t: RigidTransform, points: jax.Array, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
     tx, ty, theta = _parameters(t)
     cos, sin = cos_sin_degrees(theta)

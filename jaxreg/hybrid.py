@@ -8,8 +8,8 @@ import jax
 
 from jaxreg.batching import each_pair
 from jaxreg.direct import align_from
-from jaxreg.geometry import of_any_rank
 from jaxreg.learned import compact
+from jaxreg.pytrees import of_any_rank
 from jaxreg.result import Doubt, Registration, raised
 
 

@@ -18,7 +18,6 @@ from jaxreg.masking import Pair
 from jaxreg.normal_equations import after_a_small_move, columns
 from jaxreg.products import apply_separable, dots, mean_once, product
 from jaxreg.pyramid import blurring_matrix
-from jaxreg.refinement import scale_of
 from jaxreg.resampling import (
     Points,
     by_kernel,
@@ -29,6 +28,7 @@ from jaxreg.resampling import (
     slopes,
     slopes_by_gradient,
 )
+from jaxreg.robust import scale_of
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by up to this many px. Chosen on scene pairs of the
@@ -49,10 +49,10 @@ class Instruments(NamedTuple):
         estimate to the transform at which they were averaged.
       source: ``(3, P * C)``, the source's part of their slopes.
       model: ``(U, P * C)``, of the target as it is: what the residual itself changes by.
-      slow: scalar, the share of the residual's power that is not fine detail, see `slow_share`; as
-        of white noise where the kernel is the bilinear one.
-      noise_alone: ``(3,)``, what is expected of the first products with a residual of noise, for it
-        is in the source's part and in the source's values.
+      slow: scalar, the share of the residual's power that is not fine detail, see `slow_share`;
+        that of white noise where the kernel is bilinear.
+      noise_alone: ``(3,)``, the expected first products with a residual of noise alone, which the
+        source's part and the source's values share.
     """
 
     columns: jax.Array
@@ -90,7 +90,6 @@ def instruments(
     as_it_is = lambda denoised, *_: denoised  # noqa: E731
     operands = denoised, model[:3], points.inside, fit, steep
     source, target, trust, slow = by_kernel(linear, as_it_is, _against_aliasing, *operands)
-    trust = jnp.repeat(trust, value.shape[1])
     image = interpolant(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
     slope_of_target, level_of_target = _of_target(target, points)
@@ -98,8 +97,9 @@ def instruments(
     # Where the residual is aliasing it is not noise.
     share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
     shared = -0.5 * fit.gain * share * noise_slopes(points, pair.source.shape, left, linear)
-    noise_alone = product(shared, fit.weight * trust[:: value.shape[1]])
-    return Instruments(trust * mean, trust * slope.reshape(3, -1), model, slow, noise_alone)
+    noise_alone = product(shared, fit.weight * trust)
+    spread = jnp.repeat(trust, value.shape[1])  # over the channels
+    return Instruments(spread * mean, spread * slope.reshape(3, -1), model, slow, noise_alone)
 
 
 class _Denoised(NamedTuple):
@@ -115,7 +115,7 @@ def _against_aliasing(
     denoised: _Denoised, slope: jax.Array, inside: jax.Array, fit: Fit, steep: jax.Array
 ) -> _Denoised:
     """The same with a blur and less trust in what is steep, as far as the residual is aliasing."""
-    # What a small move would take away is no property of the optimum.
+    # What a small move would explain is no property of the optimum.
     slope = jax.lax.stop_gradient(slope)  # trust and blur are constants to derivatives
     rest, _ = after_a_small_move(slope, fit.weight, fit.residual)
     slow = slow_share((inside[:, None] * rest).reshape(denoised.source.shape))
@@ -127,10 +127,7 @@ def _against_aliasing(
 
 
 def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
-    """The target in the source's grey values, and what is expected beyond the overlap.
-
-    There it may be black or something else altogether.
-    """
+    """The target in the source's grey values, and the source itself beyond the overlap."""
     expected = (fit.gain * value + fit.bias).reshape(pair.target.shape)
     inside = points.inside.reshape(*pair.target.shape[:2], 1)
     return (jnp.where(inside > 0, pair.target, expected) - fit.bias) / fit.gain
@@ -146,10 +143,10 @@ def _of_target(image: jax.Array, points: Points) -> tuple[jax.Array, jax.Array]:
 def precision(
     size: jax.Array, weight: jax.Array, steep: jax.Array, aliased: jax.Array
 ) -> jax.Array:
-    """How much each pixel is to say, ``(P,)``: the less, the larger a residual is expected there.
+    """Weight of each pixel ``(P,)``: the less, the larger a residual is expected there.
 
-    Half way to weights by that expectation, and only as far as the residual is aliasing: what tells
-    a straight edge's place along itself is the faint rest of the picture.
+    Half way between equal weights and that expectation's inverse, and only as far as the residual
+    is aliasing: where a straight edge is along itself the faint rest of the picture tells.
 
     Args:
       size: ``(P,)`` of the residuals.
@@ -174,6 +171,6 @@ def slow_share(residual: jax.Array) -> jax.Array:
 def aliased(slow: jax.Array) -> jax.Array:
     """Whether a residual of this colour is aliasing, 0 to 1; 0 for white noise and what is slower.
 
-    Noise wants the sharpest derivative there is; what hides a part of a view, to be an outlier.
+    Noise calls for the sharpest derivative there is, an occlusion for robust weights.
     """
     return jnp.clip((WHITE - slow) / (WHITE - _ALIASING), 0.0, 1.0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.products import dots, mean_once, times, weighted_sum
-from jaxreg.refinement import OUTLIER, settled_weight
+from jaxreg.robust import OUTLIER, settled_weight
 
 
 class Fit(NamedTuple):
@@ -104,12 +104,12 @@ def fit_intensity(
 
 
 def steepness(*images: jax.Array) -> jax.Array:
-    """How steep aligned images are about each pixel, the least steep of them; ``(P,)``.
+    """Gradient magnitude of aligned images about each pixel, the smallest of them; ``(P,)``.
 
-    The root mean square of the slopes there and at the eight neighbours, a constant to derivatives.
-    What a close alignment leaves, by aliasing, by another's kernel, by the way still to go, grows
-    with that. Of an image that is flat but for a few edges, a scale that is the same everywhere
-    would take those for outliers, and they say all there is to say.
+    Its root mean square over the pixel and its eight neighbours, a constant to derivatives. The
+    residual of a close alignment grows with it, be its cause aliasing, another kernel or the rest
+    of the way. In an image that is flat but for a few edges, a scale that is the same everywhere
+    would make outliers of these, and they carry all the information.
 
     Args:
       *images: ``(H, W, C)``, or bands of rows ``(B, R, W, C)``, two rows or more.
@@ -127,10 +127,10 @@ def steepness(*images: jax.Array) -> jax.Array:
 
 
 def finest_detail(image: jax.Array) -> jax.Array:
-    """The square of the geometric mean of what neighbours across and down do not suggest.
+    """Squared geometric mean of the mixed second differences (d²/dx² d²/dy²) of ``(H, W, C)``.
 
-    Few pixels of a picture ``(H, W, C)`` have such detail, all have noise; flat ones, as of
-    padding, do not count. A constant to derivatives.
+    A measure of noise, for few pixels of a picture have such detail; zeros, as in padding, do not
+    count. A constant to derivatives.
     """
     image = jax.lax.stop_gradient(image)
     down = image[:-2] - 2.0 * image[1:-1] + image[2:]

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.products import apply_separable
+from jaxreg.products import apply_across, apply_down, apply_separable
 
 Interpolation = Literal["nearest", "linear", "cubic", "spline"]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "spline")
@@ -103,9 +103,7 @@ def derivative_matrix(n: int) -> np.ndarray:
 def spline_gradient(image: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Derivatives ``(down, right)`` of an image ``(H, W, C)`` by its cubic spline."""
     rows, columns = (derivative_matrix(size) for size in image.shape[:2])
-    highest = jax.lax.Precision.HIGHEST
-    down = jnp.einsum("yi,ixc->yxc", rows, image, precision=highest)
-    return down, jnp.einsum("xj,yjc->yxc", columns, image, precision=highest)
+    return apply_down(rows, image), apply_across(image, columns)
 
 
 def spline_coefficients(image: jax.Array, rim: int = 0) -> jax.Array:

@@ -7,7 +7,7 @@ Pairs made by bilinear warping are thus recognised, and can be solved exactly.
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ from jaxreg.masking import Pair
 from jaxreg.normal_equations import Unknowns, after_a_small_move
 from jaxreg.products import dots
 from jaxreg.resampling import interpolant, noise_gain, pull, slopes_by_gradient, source_points
-
-Kernel = Literal["auto", "linear", "spline"]
-AUTO, LINEAR, SPLINE = range(len(get_args(Kernel)))  # as data
+from jaxreg.settings import AUTO, LINEAR
 
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.
@@ -37,13 +35,13 @@ class Trial(NamedTuple):
 
     Attributes:
       mismatch: variance of the residual, in units of the noise that the kernel lets through.
-      alike: by how much neighbours in the residual are, see `_alike`.
+      neighbours: their correlation in the residual, see `_neighbour_correlation`.
       gain: scalar, found there.
       bias: ``(C,)``, likewise.
     """
 
     mismatch: jax.Array
-    alike: jax.Array
+    neighbours: jax.Array
     gain: jax.Array
     bias: jax.Array
 
@@ -109,24 +107,29 @@ def _better_way(trials: Trial) -> jax.Array:
 
 
 @functools.cache
-def _some_rows(height: int, width: int) -> np.ndarray | slice:
-    """Every third pair of rows, or all rows of a small image: enough to tell the kernel by."""
+def _some_rows(height: int, width: int) -> tuple[np.ndarray | slice, int]:
+    """Bands of rows that tell the kernel by: pairs of rows, every third, or all of a small image.
+
+    Returns:
+      Their index, and the rows of a band.
+    """
     if height * width < _MANY_PIXELS:
-        return slice(None)
-    return (np.arange(0, height - 1, 6)[:, None] + np.arange(2)).reshape(-1)
+        return slice(None), height
+    return (np.arange(0, height - 1, 6)[:, None] + np.arange(2)).reshape(-1), 2
 
 
 def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     """How well a kernel explains a pair.
 
-    What a small move would take away does not count: the start is not the optimum yet.
+    What a small move would explain does not count: the start is not the optimum yet.
     """
     height, width, channels = pair.source.shape
-    rows = _some_rows(height, width)
+    rows, band = _some_rows(height, width)
     some = lambda v, *last: v.reshape(height, width, *last)[rows].reshape(-1, *last)  # noqa: E731
     points = source_points(pair.source.shape, t, masks=pair.masks)
     lever = jnp.stack([some(v) for v in pair.turn * points.lever])
-    points = points._replace(x=some(points.x), y=some(points.y), inside=some(points.inside))
+    x, y, inside = some(points.x), some(points.y), some(points.inside)
+    points = points._replace(x=x, y=y, inside=inside, lever=lever)
 
     def slopes(target: jax.Array, lever: jax.Array) -> jax.Array:
         v, u = (some(g, channels) for g in jnp.gradient(target, axis=(0, 1)))
@@ -134,7 +137,7 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
 
     slope = apart(points.cos > -2.0, slopes, pair.target, lever)
     value = pull(interpolant(pair.source, linear), points, linear)
-    bands = -1, height if isinstance(rows, slice) else 2, width, channels
+    bands = -1, band, width, channels
     steep = steepness(value.reshape(bands), pair.target[rows].reshape(bands))
     pixels = some(pair.target, channels)
     fit = fit_intensity(value, pixels, points.inside, steep=steep, grain=pair.grain)
@@ -143,24 +146,24 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     variance = jnp.maximum(variance, 1e-3 * fit.variance)
     kept = jnp.square(fit.gain) * noise_gain(points, linear)
     of_target = pair.noise_of_target(fit.gain)
-    own = _alike((fit.weight[:, None] * rest).reshape(bands))
+    neighbours = _neighbour_correlation((fit.weight[:, None] * rest).reshape(bands))
     # In units of the geometric mean of both images' noise, which are the same either way.
     mismatch = variance * jnp.sqrt(of_target) / (kept + of_target)
-    return Trial(mismatch, own, fit.gain, fit.bias)
+    return Trial(mismatch, neighbours, fit.gain, fit.bias)
 
 
 def bilinear_explains_more(least: jax.Array, spline: Trial) -> jax.Array:
     """Whether the bilinear kernel, with its `Trial.mismatch`, is the pair's own.
 
-    What it smoothed away is slow beside the pair's noise, so if it made the pair the neighbours in
-    the spline's residual are alike. Aliasing makes them opposite, and little of it passes the
-    bilinear kernel: there a somewhat smaller residual is no sign.
+    What it smoothed away is coarser than the pair's noise: if it made the pair, neighbours in the
+    spline's residual are correlated. Aliasing makes them anticorrelated, and little of it passes
+    the bilinear kernel: then a somewhat smaller residual is no sign.
     """
-    most = jnp.where(spline.alike > 0.0, 1.0, _OF_ALIASING)
+    most = jnp.where(spline.neighbours > 0.0, 1.0, _OF_ALIASING)
     return least <= most * spline.mismatch
 
 
-def _alike(bands: jax.Array) -> jax.Array:
+def _neighbour_correlation(bands: jax.Array) -> jax.Array:
     """Correlation of neighbours, below plus beside, in bands of rows ``(B, R, W, C)``; -2 to 2."""
 
     def mean(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -8,10 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxreg.geometry import of_any_rank
+from jaxreg.models.trained import TrainedNetwork
+from jaxreg.models.weights import read_weights
+from jaxreg.network_files import SHIPPED, SUFFIX
+from jaxreg.pytrees import of_any_rank
 from jaxreg.result import Doubt, Registration, raised
-from jaxreg.training.trained import TrainedNetwork
-from jaxreg.training.weights import load
 
 _BY_SIDE = {32: "compact32", 96: "compact96"}  # by height and width of the images
 
@@ -61,7 +62,9 @@ def _network(shape: tuple[int, ...]) -> TrainedNetwork:
     return _shipped(_BY_SIDE[height])
 
 
-_shipped = functools.cache(load)
+@functools.cache
+def _shipped(name: str) -> TrainedNetwork:
+    return read_weights(SHIPPED / f"{name}{SUFFIX}")
 
 
 def _is_flat(images: jax.Array) -> jax.Array:

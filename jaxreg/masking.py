@@ -35,7 +35,7 @@ class Masks(NamedTuple):
         return Masks(self.target, self.source)
 
     def without_rim(self) -> Masks:
-        """Less the source's pixels beside one that does not count, which a spline would mix in."""
+        """Without the source's neighbours of masked pixels, which a spline would mix in."""
         neighbours = jax.lax.reduce_window(
             jax.lax.stop_gradient(self.source),
             jnp.float32(1.0),
@@ -60,35 +60,36 @@ class Pair(NamedTuple):
       target: the same shape.
       masks: which pixels count, if not all do.
       turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
-      finer: how much finest detail, as variances, the target has for one of the source's.
-      grain: the variance that rounding both images to their grey levels leaves of a residual.
+      detail_ratio: of the finest detail of target and source, as variances.
+      grain: variance of the residual due to rounding both images to grey levels.
     """
 
     source: jax.Array
     target: jax.Array
     masks: Masks | None = None
     turn: float | jax.Array = 1.0
-    finer: float | jax.Array = 1.0
+    detail_ratio: float | jax.Array = 1.0
     grain: float | jax.Array = 0.0
 
     def swapped(self) -> Pair:
         """The same the other way round."""
         masks = self.masks and self.masks.swapped()
+        ratio = 1.0 / self.detail_ratio
         return self._replace(
-            source=self.target, target=self.source, masks=masks, finer=1.0 / self.finer
+            source=self.target, target=self.source, masks=masks, detail_ratio=ratio
         )
 
     def noise_of_target(self, gain: jax.Array) -> jax.Array:
-        """How much noise the target has for one of the source's, as variances.
+        """Variance of the target's noise, in units of the source's.
 
-        If it is the exposure that changed, both have as much; if one was only multiplied, its noise
-        was too. Which of both, or what between them, the finest detail says.
+        The same if the exposure changed; if one image was only multiplied, so was its noise. The
+        finest detail tells which of these, or what between.
 
         Args:
           gain: grey values of the target for one of the source.
         """
         power = jnp.square(gain)
-        return jnp.clip(self.finer, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
+        return jnp.clip(self.detail_ratio, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
 
     def each(self, function: Callable[[jax.Array], jax.Array]) -> Pair:
         """With what a function makes of either image."""
@@ -100,7 +101,7 @@ class Pair(NamedTuple):
 
 
 def fill(images: jax.Array, masks: jax.Array) -> jax.Array:
-    """Images ``(N, H, W, C)`` with their surroundings' mean for pixels that do not count.
+    """Images ``(N, H, W, C)`` whose masked pixels are replaced by the mean of their surroundings.
 
     Args:
       images: of any unit; what does not count may be NaN.

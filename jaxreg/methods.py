@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.network_files import find_network
 from jaxreg.result import Estimator, Registration
 from jaxreg.similarity import judge
 
@@ -31,7 +32,6 @@ BUILT_IN = {
     "constant": "jaxreg.methods:constant",
     "direct": "jaxreg.registration:direct_estimator",
 }
-_SHIPPED = os.path.join(os.path.dirname(__file__), "weights")
 
 
 @jax.jit
@@ -87,7 +87,7 @@ def find_method(name: str | os.PathLike[str]) -> Estimator:
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"method must be a name, got {name!r}")
     name = os.fspath(name)
-    network = _network(name)
+    network = find_network(name)
     if name in BUILT_IN:
         estimator = _import(name, BUILT_IN[name])
     elif name in _plug_ins():
@@ -108,35 +108,26 @@ def find_method(name: str | os.PathLike[str]) -> Estimator:
     return estimator
 
 
-def _network(name: str) -> str | None:
-    """The file or folder of a trained network, if that is what a name stands for."""
-    shipped = os.path.join(_SHIPPED, f"{name}.safetensors")
-    if os.path.dirname(name) == "" and os.path.isfile(shipped):
-        return shipped
-    path = os.path.expanduser(name)
-    is_file = path.endswith(".safetensors") and os.path.isfile(path)
-    return path if is_file or os.path.isdir(path) else None
-
-
-def _last_change(path: str) -> int:
+def _last_change(path: str | os.PathLike[str]) -> int:
     """When a file, or the checkpoints of a folder, last changed, in ns."""
     changes = [os.stat(path).st_mtime_ns]
-    for step in glob.glob(os.path.join(glob.escape(path), "checkpoints", "*")):
+    for step in glob.glob(os.path.join(glob.escape(os.fspath(path)), "checkpoints", "*")):
         with contextlib.suppress(FileNotFoundError):  # a training drops its oldest one
             changes.append(os.stat(step).st_mtime_ns)
     return max(changes)
 
 
 @functools.lru_cache(maxsize=4)
-def _trained(folder: str, changed: int) -> Estimator:
+def _trained(path: str, changed: int) -> Estimator:
     """The estimator of the network in a checkpoint folder, or in an exported file.
 
     Kept, so that a second call neither reads nor compiles it again, until it has ``changed``.
     """
     del changed
     try:
-        from jaxreg.training.weights import load
+        # Here, because what its training left is read by the layer above, and Flax is heavy.
+        from jaxreg.training.loading import load
 
-        return load(folder).estimate
+        return load(path).estimate
     except (ImportError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"method {folder!r} is no usable trained network: {error}") from error
+        raise ValueError(f"method {path!r} is no usable trained network: {error}") from error

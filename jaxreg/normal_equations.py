@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.products import product, times
-from jaxreg.refinement import solve
+from jaxreg.small_systems import solve, swept_inverse
 
 # Of a secant's step, in plain ones: how long it may be, and how far it must lead their way.
 _LONGEST, _AHEAD = 3.0, 0.1
@@ -86,7 +86,7 @@ def normal_matrix(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.A
 def after_a_small_move(
     slope: jax.Array, weight: jax.Array, residual: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A residual ``(P, C)`` without what a small move takes away, and how much energy that is.
+    """A residual ``(P, C)`` less what a small move would explain, and the energy of that.
 
     Args:
       slope: ``(3, P * C)``, how the image changes with the transform.
@@ -107,22 +107,7 @@ def damped_inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:
     scale = jax.lax.rsqrt(diagonal)
     scaled = jnp.where(both, normal * scale[:, None] * scale, 0.0)
     damped = scaled + jnp.diag(jnp.where(free, 1e-6, 1.0))
-    return jnp.where(both, inverted(damped) * scale[:, None] * scale, 0.0)
-
-
-def inverted(matrix: jax.Array) -> jax.Array:
-    """Inverse of a matrix ``(U, U)`` that needs no pivoting, such as a damped normal matrix.
-
-    One rank-one update a row, the sweep operator (Goodnight 1979,
-    doi:10.1080/00031305.1979.10482685): less to compile and to start than a decomposition.
-    """
-
-    def sweep(k: int, m: jax.Array) -> jax.Array:
-        unit = (jnp.arange(len(m)) == k).astype(jnp.float32)
-        pivot = jnp.where(jnp.abs(m[k, k]) > 1e-12, m[k, k], 1e-12)
-        return m - jnp.outer(m[:, k] - unit, m[k] + unit) / pivot
-
-    return jax.lax.fori_loop(0, len(matrix), sweep, matrix)
+    return jnp.where(both, swept_inverse(damped) * scale[:, None] * scale, 0.0)
 
 
 def secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Array) -> jax.Array:

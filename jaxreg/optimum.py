@@ -28,15 +28,15 @@ from jaxreg.normal_equations import (
     columns,
     damped_inverse,
     guarded,
-    inverted,
     moments,
     normal_matrix,
     of_model,
     secant,
 )
 from jaxreg.products import dots, mean_once, product
-from jaxreg.refinement import clip_step, solve
+from jaxreg.refinement import clip_step
 from jaxreg.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
+from jaxreg.small_systems import solve, swept_inverse
 
 # px: where neither kernel is exact, the source's rim is left out.
 _ALIASING_RIM = 1.0
@@ -130,17 +130,17 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     value = pull(image, points, linear)
     steep = _steepness(value, pair.target, linear)
     fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep, pair.grain)
-    left, source, model, slow, noise = instruments(pair, points, value, fit, steep, linear)
-    right = of_model(model, fit.gain)
-    products = normal_matrix(jnp.concatenate([left, source]), right, fit.weight)
+    found = instruments(pair, points, value, fit, steep, linear)
+    left, right = found.columns, of_model(found.model, fit.gain)
+    products = normal_matrix(jnp.concatenate([left, found.source]), right, fit.weight)
     normal, common = products[:-3], products[-3:, :3]
     changed = _brightness_changed(left, normal, value, pixels, fit)
-    noise = jnp.pad(noise, (0, len(left) - 3))
+    noise = jnp.pad(found.noise_alone, (0, len(left) - 3))
     system = System(left, damped_inverse(normal, changed), jnp.abs(jnp.diagonal(normal)), noise)
     common = _by_what_is_common(system.inverse, normal, common)
 
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
-    outlier, grain = _outlier(slow), jnp.asarray(pair.grain)
+    outlier, grain = _outlier(found.slow), jnp.asarray(pair.grain)
     problem = _Problem(image, pixels, pair.masks, system, outlier, steep, grain, linear)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.full_like(gain, jnp.inf), jnp.zeros_like(gain, jnp.int32)
@@ -153,7 +153,7 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     settled = _near(end.transform, start.transform)
     keep = lambda end, begin: jnp.where(settled, end, begin)  # noqa: E731
     end = end._replace(transform=jax.tree.map(keep, end.transform, start.transform))
-    return Optimum(end, system, common, slow, changed, settled)
+    return Optimum(end, system, common, found.slow, changed, settled)
 
 
 def agreement(pair: Pair, end: Optimum, linear: jax.Array) -> tuple[Points, jax.Array, Fit]:
@@ -269,13 +269,13 @@ def _outlier(slow: jax.Array) -> jax.Array:
 
 
 def _by_what_is_common(inverse: jax.Array, normal: jax.Array, common: jax.Array) -> jax.Array:
-    """The first rows ``(3, U)`` of an inverse with another block ``(3, 3)`` in the normal matrix.
+    """The first rows ``(3, U)`` of an inverse, for another block ``(3, 3)`` of the normal matrix.
 
-    One of the instruments of the source alone: the noise of one image is not the other's, so what
-    is left is what determines the transform.
+    That of the source's instruments alone: the noise of both images is independent, so what is left
+    is what they have in common, which determines the transform.
     """
     change = product(inverse[:3, :3], common - normal[:3, :3])
-    return product(inverted(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
+    return product(swept_inverse(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
 
 
 def _brightness_changed(
@@ -292,7 +292,7 @@ def _brightness_changed(
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)
-    # Channels that share their noise say but once what they say.
+    # Channels whose noise is correlated count as fewer.
     shared = fit.covariance()
     repeated = jnp.square(shared).sum() / jnp.maximum(jnp.trace(shared) * fit.variance, 1e-30)
     return excess > unlikely * jnp.maximum(repeated * fit.variance, floor)

@@ -20,6 +20,11 @@ def product(a: jax.Array | np.ndarray, b: jax.Array | np.ndarray) -> jax.Array:
     return jnp.matmul(a, b, precision=_HIGHEST)
 
 
+def contract(subscripts: str, *operands: jax.Array | np.ndarray) -> jax.Array:
+    """`jax.numpy.einsum`, in full float32."""
+    return jnp.einsum(subscripts, *operands, precision=_HIGHEST)
+
+
 def times(matrix: jax.Array | np.ndarray, vectors: jax.Array) -> jax.Array:
     """``vectors @ matrix.T``, a vector at a time: ``(M, N)`` and ``(K, N)`` to ``(K, M)``."""
     return jnp.stack([product(matrix, v) for v in vectors])
@@ -37,7 +42,7 @@ def dots(a: jax.Array, b: jax.Array) -> jax.Array:
 def mean_over_channels(image: jax.Array) -> jax.Array:
     """``image.mean(-1)`` of ``(..., C)``, channel by channel.
 
-    Only of what is cheap: where several things are made of the sum, each works it out anew.
+    Use on cheap inputs only: XLA recomputes the sum in every consumer.
     """
     if image.size < _MANY:
         return image.mean(-1)
@@ -48,7 +53,7 @@ def mean_over_channels(image: jax.Array) -> jax.Array:
 
 
 def mean_once(image: jax.Array) -> jax.Array:
-    """``image.mean(-1)`` of ``(..., C)``, worked out once for all that is made of it."""
+    """``image.mean(-1)`` of ``(..., C)``, computed once for all its consumers."""
     if image.size < _MANY:
         return image.mean(-1)
     channels = image.shape[-1]
@@ -85,5 +90,14 @@ def apply_separable(
     rows: jax.Array | np.ndarray, image: jax.Array, columns: jax.Array | np.ndarray
 ) -> jax.Array:
     """``rows @ image @ columns.T`` for each channel of an image ``(H, W, C)``."""
-    image = jnp.einsum("yi,ixc->yxc", rows, image, precision=_HIGHEST)
-    return jnp.einsum("xj,yjc->yxc", columns, image, precision=_HIGHEST)
+    return apply_across(apply_down(rows, image), columns)
+
+
+def apply_down(rows: jax.Array | np.ndarray, image: jax.Array) -> jax.Array:
+    """``rows @ image`` for each channel of an image ``(H, W, C)``."""
+    return contract("yi,ixc->yxc", rows, image)
+
+
+def apply_across(image: jax.Array, columns: jax.Array | np.ndarray) -> jax.Array:
+    """``image @ columns.T`` for each channel of an image ``(H, W, C)``."""
+    return contract("xj,yjc->yxc", columns, image)

@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
     seen: jax.Array
 
     def as_much(self, seen: jax.Array) -> jax.Array:
-        """The scores, had each at least so much of the frame to show."""
+        """The scores, scaled up to an overlap of at least so many pixels."""
         more = jnp.maximum(seen / jnp.maximum(self.seen, 1.0), 1.0)
         return jnp.where(self.score > 0.0, more, 1.0) * self.score
 
@@ -47,10 +47,9 @@ class Ranked(NamedTuple):
     """The best of some alignments and its closest rivals.
 
     Attributes:
-      transform: ``(3,)`` transforms: the best, the one with most evidence of the others, and the
-        one that would have most of it, had they as much of the frame to show as the best. A pattern
-        that repeats fits as well one period on, but on less, which is less evidence and no worse a
-        fit.
+      transform: ``(3,)`` transforms: the best; the rival with most evidence; and the rival with
+        most evidence per visible pixel (`Evidence.as_much`). A periodic pattern fits as well one
+        period on, over a smaller overlap.
       evidence: theirs; the score of a rival is -1 where all are the same alignment.
     """
 
@@ -64,7 +63,7 @@ class Standing(NamedTuple):
     Attributes:
       evidence: its own, see `local_evidence`.
       lead: by how much that is more than a rival's.
-      lead_alike: the same, had all as much of the frame to show.
+      lead_alike: the same, of rivals scaled up to its overlap.
     """
 
     evidence: jax.Array

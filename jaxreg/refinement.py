@@ -9,7 +9,6 @@ Gain and bias are fitted along, and pixels whose residual is out of line lose th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,15 +20,10 @@ from jaxreg.interpolation import spline_gradient
 from jaxreg.masking import Masks
 from jaxreg.products import dots, product, times
 from jaxreg.resampling import sampled, slopes_by_gradient
+from jaxreg.robust import settled_weight
+from jaxreg.small_systems import solve
 from jaxreg.warping import pixel_grid
 
-# Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
-# noise alone, near enough that an occlusion weighs little.
-OUTLIER = 3.0
-# The square of what rounding leaves of a residual that should be zero, in units of the image's
-# spread, by the number of pixels: coordinates are the coarser the longer the sides. It is largest
-# where the image is steep: those pixels, which say most, would be outliers of a pair that fits.
-_ROUNDING = 1e-13
 # px, px, degrees: the farthest that one step may go, about the reach of a linear model.
 _MAX_STEP = (1.0, 1.0, 6.0)
 # px: towards the rim of the overlap the target's gradient feels what lies beyond, and counts less.
@@ -47,91 +41,10 @@ class _Target(NamedTuple):
     products: jax.Array  # (15, P), of each two columns
 
 
-def scale_of(size: jax.Array, steep: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
-    """The scale of absolute residuals ``(..., P)``, as a function of their weights.
-
-    Their weighted mean, nearly blind to a few large ones. Or, pixel by pixel, the straight line
-    over steepness that fits them best, neither falling nor negative: what hides a part of a view is
-    no steeper than the rest, there the line is level.
-
-    Args:
-      size: absolute residuals.
-      steep: ``(P,)``, how steep the images are, if the scale is to grow with that; then no leading
-        axes.
-    """
-    if steep is None:
-        return lambda weight: (dots(weight, size) / jnp.maximum(weight.sum(-1), 1.0))[..., None]
-    summands = jnp.stack([jnp.ones_like(steep), steep, jnp.square(steep), size, steep * size])
-
-    def line(weight: jax.Array) -> jax.Array:
-        count, first, second, total, along = product(summands, weight)
-        slope = count * along - first * total
-        slope /= jnp.maximum(count * second - jnp.square(first), 1e-12)
-        slope = jnp.clip(slope, 0.0, total / jnp.maximum(first, 1e-12))
-        return (total - slope * first) / jnp.maximum(count, 1.0) + slope * steep
-
-    return line
-
-
-def robust_weight(
-    square: jax.Array,
-    scale: jax.Array,
-    outlier: jax.typing.ArrayLike = OUTLIER,
-    grain: jax.typing.ArrayLike = 0.0,
-) -> jax.Array:
-    """Weight of each pixel by its squared residual ``(..., P)``: 1, falling off for outliers.
-
-    Args:
-      square: squared residuals.
-      scale: theirs, see `scale_of`.
-      outlier: from how many scales on a residual loses its weight.
-      grain: what rounding to grey levels adds to the square of the scale, see `Pair`.
-    """
-    rounding = _ROUNDING * square.shape[-1]
-    limit = jnp.square(outlier) * (jnp.square(scale) + grain) + rounding
-    return jnp.square(jnp.minimum(1.0, limit / (square + rounding)))
-
-
-def settled_weight(
-    square: jax.Array,
-    inside: jax.Array,
-    outlier: jax.typing.ArrayLike = OUTLIER,
-    steep: jax.Array | None = None,
-    grain: jax.typing.ArrayLike = 0.0,
-) -> jax.Array:
-    """`robust_weight` by a scale taken without the outliers: else a fifth hidden would set it.
-
-    Args:
-      square: squared residuals ``(..., P)``.
-      inside: weight of each pixel in the scale, likewise.
-      outlier: how many scales are one.
-      steep: see `scale_of`.
-      grain: see `robust_weight`.
-    """
-    scale = scale_of(jnp.sqrt(square), steep)
-    kept = inside * robust_weight(square, scale(inside), grain=grain)
-    return robust_weight(square, scale(kept), outlier, grain)
-
-
 def clip_step(step: jax.Array) -> jax.Array:
     """Shorten steps ``(..., 3)``, without turning them, so that no component passes its limit."""
     excess = jnp.max(jnp.abs(step) / jnp.asarray(_MAX_STEP, jnp.float32), -1, keepdims=True)
     return jnp.nan_to_num(step / jnp.maximum(1.0, excess))
-
-
-def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """Solve ``(..., 3, 3)`` normal equations, scaled to unit diagonal and faintly damped.
-
-    By cofactors: thousands of systems of three are no work for a linear algebra library.
-    """
-    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(diagonal), 1e-12))
-    m = matrix * scale[..., :, None] * scale[..., None, :] + 1e-6 * jnp.eye(3, dtype=jnp.float32)
-    a, b, c = m[..., :, 0], m[..., :, 1], m[..., :, 2]
-    cofactors = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], axis=-2)
-    determinant = (a * cofactors[..., 0, :]).sum(-1, keepdims=True)
-    v = (cofactors * (scale * vector)[..., None, :]).sum(-1)
-    return scale * v / jnp.where(jnp.abs(determinant) > 1e-12, determinant, 1e-12)
 
 
 def target_slopes(target: jax.Array, turn: float | jax.Array = 1.0) -> jax.Array:
@@ -170,6 +83,22 @@ def _sums(target: _Target, value: jax.Array, weight: jax.Array) -> tuple[jax.Arr
     with_value = with_value - (count * mean_value)[:, None] * mean
     energy = energy - count * jnp.square(mean_value)
     return scatter[:, :4, :4], with_value[:, :4], energy, mean[:, :4], mean_value
+
+
+def _linear_step(
+    target: _Target, value: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Small transforms ``(K, 3)`` that explain most, and the targets ``(K, P)`` they predict."""
+    scatter, with_value, energy, mean, mean_value = _sums(target, value, weight)
+    # Eliminate the gain: what of each column the source's value explains goes.
+    energy = jnp.maximum(energy, 1e-6)
+    share = with_value / energy[:, None]
+    rest = scatter - share[:, :, None] * with_value[:, None]
+    delta = solve(rest[:, :3, :3], rest[:, :3, 3])
+    gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
+    predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
+    predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
+    return delta, predicted + product(delta, target.columns[:3])
 
 
 def composed(t: RigidTransform, step: jax.Array) -> RigidTransform:
@@ -212,16 +141,7 @@ def gauss_newton(
     def step(state: tuple, _: None) -> tuple:
         t, robust = state
         value, inside = jax.vmap(sample)(t)
-        scatter, with_value, energy, mean, mean_value = _sums(shared, value, inside * robust)
-        # Eliminate the gain: what of each column the source's value explains goes.
-        energy = jnp.maximum(energy, 1e-6)
-        share = with_value / energy[:, None]
-        rest = scatter - share[:, :, None] * with_value[:, None]
-        delta = solve(rest[:, :3, :3], rest[:, :3, 3])
-        gain = share[:, 3] - (share[:, :3] * delta).sum(-1)
-        predicted = gain[:, None] * (value - mean_value[:, None]) + mean[:, 3:]
-        predicted -= (mean[:, :3] * delta).sum(-1, keepdims=True)
-        predicted += product(delta, shared.columns[:3])
+        delta, predicted = _linear_step(shared, value, inside * robust)
         return (composed(t, clip_step(delta)), weigh(flat - predicted, inside)), None
 
     weight = jnp.ones_like(flat, shape=(*start.batch_shape, flat.size))

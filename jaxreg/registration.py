@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.batching import OnePair, compiler_options, map_batches, map_pairs, runs_on_cpu
+from jaxreg.batching import OnePair, Options, compiler_options, map_batches, map_pairs
 from jaxreg.direct import align, align_near
 from jaxreg.geometry import RigidTransform, check_transform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
-from jaxreg.kernel_choice import Kernel
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
-from jaxreg.settings import DirectOptions
+from jaxreg.settings import DirectOptions, Kernel
 
 _DEFAULT = DirectOptions()
 
@@ -30,16 +29,9 @@ def _aligner(far: bool, near: bool) -> OnePair:
 
 
 @functools.cache
-def _part_of_a_program(far: bool, near: bool) -> Any:
-    """Either as part of a larger program, which is compiled as its author likes."""
-    return jax.jit(_aligner(far, near))
-
-
-@functools.cache
-def _program(on_cpu: bool, values: int, far: bool, near: bool) -> Any:
-    """Either as a program of its own, for images of so many values."""
-    del on_cpu  # what the options depend on besides
-    return jax.jit(_aligner(far, near), compiler_options=compiler_options(values))
+def _program(far: bool, near: bool, options: Options = ()) -> Any:
+    """Either compiled; without options also as part of a larger program, which has its own."""
+    return jax.jit(_aligner(far, near), compiler_options=dict(options) or None)
 
 
 def register(
@@ -111,12 +103,13 @@ def register(
         arrays = [_float32(a) for a in (*pair[:2], options.settings, *known, *pair[2:])]
         if not are_traced(*arrays):
             try:
-                return _program(runs_on_cpu(), pair[0].size, *kind)(*arrays)
+                compiler = compiler_options(pair[0].size)
+                return _program(*kind, tuple(compiler.items()))(*arrays)
             except ValueError as error:
                 # Part of a program in spite of that, it may have no compiler options of its own.
                 if "compiler_options" not in str(error):
                     raise
-        return _part_of_a_program(*kind)(*arrays)
+        return _program(*kind)(*arrays)
     stacks = [image[None] for image in pair]
     result = _other(method, *stacks)(*(jnp.asarray(stack, jnp.float32) for stack in stacks))
     return jax.tree.map(lambda v: jnp.asarray(v)[0], result)

@@ -1,8 +1,8 @@
 """The source image at the pixels of the target: where they come from, values, derivatives.
 
 What `jaxreg.warping` does for users, this does for the direct method's inner loops: points are
-clipped into the frame instead of padded with zeros, the share that lies inside is told apart, and
-derivatives are had for the price of another call.
+clipped into the frame instead of padded with zeros, which of them lie inside is returned, and
+derivatives take another call.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def by_kernel(
     spline: Callable[..., T],
     *operands: object,
 ) -> T:
-    """What one of two functions makes of the operands.
+    """Apply ``bilinear`` or ``spline`` to the operands, depending on the kernel.
 
     Args:
       linear: whether the kernel is bilinear, not the spline: known, or a scalar that the images
@@ -68,10 +68,10 @@ def by_kernel(
 
 
 def interpolant(source: jax.Array, linear: bool | jax.Array) -> jax.Array:
-    """What `pull` wants of a source ``(H, W, C)``: itself or its spline coefficients, with a rim.
+    """The array that `pull` samples: the image or its spline coefficients, and a rim of one pixel.
 
     Args:
-      source: the image.
+      source: the image ``(H, W, C)``.
       linear: the kernel, see `by_kernel`.
     """
     with_rim = functools.partial(jnp.pad, pad_width=((1, 1), (1, 1), (0, 0)))
@@ -136,8 +136,7 @@ def pull(
 ) -> jax.Array:
     """Values of a source at points, or its derivative along one of its axes.
 
-    Computed by themselves (`jaxreg.branching.apart`), lest each of several consumers compute them
-    anew.
+    Computed once (`jaxreg.branching.apart`), where each consumer would recompute them.
 
     Args:
       image: `interpolant`; ``(H, W, C)``, or ``(H, W)`` of one channel.
@@ -224,7 +223,8 @@ def noise_slopes(
 ) -> jax.Array:
     """``(3, P)``: expected products of noise pulled with `slopes` of the same noise denoised.
 
-    Less noise passes half way between pixels than at them, so what is pulled is like its own slope.
+    Interpolation lets less noise through between pixels than at them, so noise that is pulled
+    correlates with its own slope.
 
     Args:
       points: P of them.
@@ -235,7 +235,7 @@ def noise_slopes(
 
     def along(taps: Callable, x: jax.Array, y: jax.Array, left: jax.Array) -> jax.Array:
         (even_x, odd_x), (even_y, odd_y) = (
-            _alike(*(taps(u, size, slope)[1] for slope in (False, True)))
+            _lag_products(*(taps(u, size, slope)[1] for slope in (False, True)))
             for u, size in ((x, shape[1]), (y, shape[0]))
         )
         lags = covariance_at_lags(left, shape, spline=taps is _spline_taps)
@@ -247,8 +247,8 @@ def noise_slopes(
     return _slopes_along_target(both[..., None], points)[..., 0]
 
 
-def _alike(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """``(L, P)`` sums of products of weights, and of weights and slopes, at each distance."""
+def _lag_products(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """``(L, P)`` sums of products of weights, and of weights and slopes, at each lag."""
     count = len(weights)
     even, odd = [], []
     for lag in range(count):

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.geometry import Real, RigidTransform, on_host, part
+from jaxreg.geometry import Real, RigidTransform
+from jaxreg.pytrees import on_host, part
 
 
 class Doubt(enum.IntFlag):
@@ -28,7 +29,7 @@ class Doubt(enum.IntFlag):
       UNSURE: the network is not sure.
       COINCIDENT: the images agree in a few places only, as by chance.
       INCONCLUSIVE: the lead over other alignments is slight for such standard errors.
-      BEYOND_LIMITS: the shift or the rotation is larger than it can be, by the limits given.
+      BEYOND_LIMITS: the shift or rotation exceeds the limits given.
 
     >>> Doubt.LOST in Doubt(6), Doubt.NOT_FINITE in Doubt(6)
     (True, False)

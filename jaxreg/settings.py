@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.kernel_choice import AUTO, Kernel
-
+Kernel = Literal["auto", "linear", "spline"]
+AUTO, LINEAR, SPLINE = range(len(get_args(Kernel)))  # as data
 WIDEST = 1 / 3, 1 / 2  # the shifts, as shares of the shorter side, that there are programs for
 
 
@@ -62,8 +62,9 @@ class DirectOptions:
         if not 0.0 <= self.max_rotation <= 180.0:
             raise ValueError(f"max_rotation must be in [0, 180] degrees, got {self.max_rotation}")
         if self.interpolation not in get_args(Kernel):
+            *others, last = get_args(Kernel)
             raise ValueError(
-                f"interpolation must be auto, linear or spline, got {self.interpolation!r}"
+                f"interpolation must be {', '.join(others)} or {last}, got {self.interpolation!r}"
             )
 
     @property

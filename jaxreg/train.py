@@ -35,7 +35,7 @@ flags.DEFINE_bool("help", False, "Say what can be set.", short_name="h", flag_va
 
 
 def _help(config: str) -> str:
-    from jaxreg.training.fields import flat_fields
+    from jaxreg.models.fields import flat_fields
 
     lines = [__doc__ or "", FLAGS.get_help(), f"fields, with their values in {config}:"]
     lines += [f"  --{name}={value}" for name, value in flat_fields(CONFIGS[config]).items()]

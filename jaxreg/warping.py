@@ -22,10 +22,10 @@ from jaxreg.geometry import (
     as_points,
     check_transform,
     image_centre,
-    of_any_rank,
 )
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
+from jaxreg.pytrees import of_any_rank
 
 _PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
 _ROUNDING = 1e-5  # of the weights of a kernel, whose sum is 1

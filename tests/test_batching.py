@@ -28,7 +28,8 @@ def numbered(count, dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_any_number_keeps_its_order_and_compiles_once(monkeypatch, dtype):
     monkeypatch.setattr(batching, "_CPU_CHUNK", 8)
-    program = batching._compiled_chunk(on_cpu=True, values=64)
+    options = batching.compiler_options(64, threads=False)
+    program = batching._compiled_chunk(tuple(options.items()))
     program.clear_cache()
     for count in (0, 1, 7, 8, 9, 40, 203):
         images = numbered(count, dtype)

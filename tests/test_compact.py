@@ -14,7 +14,8 @@ from flax import nnx
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.models.compact import CompactConfig, shrink
-from jaxreg.models.polish import blur, inverse, polish
+from jaxreg.models.fields import network_from_dict, network_to_dict
+from jaxreg.models.polish import blur, polish
 from jaxreg.models.volume import (
     GRID,
     correlate,
@@ -26,7 +27,7 @@ from jaxreg.models.volume import (
     windows,
 )
 from jaxreg.pairs import draw_pairs, warp_pairs
-from jaxreg.training.fields import network_from_dict, network_to_dict
+from jaxreg.small_systems import inverse
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.tolerances import FLOAT32_INTENSITY, FLOAT32_NETWORK

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.coarse_to_fine import coarse_side
 from jaxreg.data import photographs
-from jaxreg.direct import align, coarse_side
+from jaxreg.direct import align
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import draw_transforms
 from jaxreg.registration import register_batch

@@ -14,8 +14,9 @@ from jaxreg.instruments import aliased, precision, slow_share
 from jaxreg.intensity import fit_intensity, steepness
 from jaxreg.kernel_choice import bilinear_explains_more, trial
 from jaxreg.masking import Pair
-from jaxreg.normal_equations import guarded, inverted
+from jaxreg.normal_equations import guarded
 from jaxreg.optimum import _outlier
+from jaxreg.small_systems import swept_inverse
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture
@@ -152,7 +153,7 @@ def test_the_inverse_is_numpys(seed, size):
     rows = np.random.default_rng(seed).normal(size=(size, 40)).astype(np.float32)
     matrix = rows @ (rows + 0.1 * rows[::-1]).T / 40  # not symmetric, as instruments make it
     np.testing.assert_allclose(
-        inverted(jnp.asarray(matrix)) @ matrix, np.eye(size), atol=FLOAT32_INVERSE
+        swept_inverse(jnp.asarray(matrix)) @ matrix, np.eye(size), atol=FLOAT32_INVERSE
     )
 
 

@@ -13,10 +13,10 @@ from flax import nnx
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import paper_loss
 from jaxreg.models import NETWORKS
+from jaxreg.models.fields import network_from_dict, network_to_dict
 from jaxreg.models.lstm import LSTMConfig, TwoStepLSTM
 from jaxreg.models.network import resize
 from jaxreg.pairs import draw_pairs
-from jaxreg.training.fields import network_from_dict, network_to_dict
 from tests.golden import random_weights as golden
 from tests.tolerances import FLOAT32_NETWORK
 

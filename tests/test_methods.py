@@ -76,7 +76,7 @@ def test_a_trained_network_is_read_once_until_it_changes(monkeypatch, tmp_path):
         def estimate(self, fixed, moving):
             raise NotImplementedError
 
-    monkeypatch.setattr("jaxreg.training.weights.load", Network)
+    monkeypatch.setattr("jaxreg.training.loading.load", Network)
     first = find_method(str(tmp_path))
     assert find_method(str(tmp_path)) == first
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)

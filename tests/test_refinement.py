@@ -6,7 +6,9 @@ import numpy as np
 
 from jaxreg import ranking, refinement
 from jaxreg.geometry import RigidTransform
-from jaxreg.refinement import clip_step, robust_weight, scale_of, solve
+from jaxreg.refinement import clip_step
+from jaxreg.robust import robust_weight, scale_of
+from jaxreg.small_systems import solve
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 

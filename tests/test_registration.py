@@ -11,7 +11,6 @@ import pytest
 
 import jaxreg
 from jaxreg import batching, registration
-from jaxreg.batching import runs_on_cpu
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Registration
@@ -127,7 +126,8 @@ def test_a_batch_may_be_mapped_over_shards(call):
 def test_a_second_pair_of_a_shape_compiles_nothing():
     fixed = texture((128, 95), seed=1)
     register(fixed, fixed)
-    program = registration._program(runs_on_cpu(), fixed.size, False, False)
+    options = batching.compiler_options(fixed.size)
+    program = registration._program(False, False, tuple(options.items()))
     size = program._cache_size()
     assert size
     register(fixed[::-1], fixed.astype(np.uint8))

@@ -15,18 +15,18 @@ import pytest
 
 from jaxreg import train as command
 from jaxreg.models import NETWORKS
+from jaxreg.models.network import network_structure
 from jaxreg.training.batches import Images
 from jaxreg.training.checkpoint import CheckpointStore
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
+from jaxreg.training.loading import load
 from jaxreg.training.state import (
     abstract_state,
     create_state,
     make_optimizer,
-    network_structure,
 )
 from jaxreg.training.step import compile_dispatch, train_step
-from jaxreg.training.weights import load
 from tests.compilation_support import quickly_compiled
 from tests.training_support import (
     TINY_COMPACT,
@@ -69,7 +69,7 @@ def test_every_named_configuration_fits_its_step(name):
     step = functools.partial(
         train_step,
         config=config,
-        structure=network_structure(config)[0],
+        structure=network_structure(config.network)[0],
         optimizer=make_optimizer(config),
         mesh=mesh,
     )

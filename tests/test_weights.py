@@ -12,13 +12,13 @@ from safetensors.numpy import load_file, save_file
 import jaxreg
 from jaxreg import export
 from jaxreg.methods import find_method
+from jaxreg.network_files import SHIPPED, shipped_names
 from jaxreg.training import loop
 from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh
 from jaxreg.training.logs import COLUMNS, METRICS_FILE
 from jaxreg.training.state import create_state
-from jaxreg.training.weights import SHIPPED, shipped_names
 from tests.training_support import assert_same_bits, register_normed, tiny_config, write_images
 
 LARGEST = 10e6  # bytes of a file in the package
@@ -79,7 +79,7 @@ def test_half_precision_rounds_and_is_read_as_float32(run):
 def test_weights_too_large_for_half_precision_are_not_written(run, monkeypatch, capsys):
     network = load_network(run)
     network.arrays = jax.tree.map(lambda a: a + 7e4, network.arrays)  # its largest is 65,504
-    monkeypatch.setattr("jaxreg.training.weights.load", lambda _: network)
+    monkeypatch.setattr("jaxreg.training.loading.load", lambda _: network)
     out = run.parent / "half.safetensors"
     arguments = ["export", f"--workdir={run}", f"--out={out}", "--dtype=float16"]
     assert export.main(arguments) == 2
@@ -171,6 +171,12 @@ def test_unknown_names_list_the_shipped_ones(name):
         jaxreg.load(name)
 
 
+@pytest.mark.parametrize("name", [3, None, b"compact32"])
+def test_what_is_no_name_is_told(name):
+    with pytest.raises(ValueError, match="name must be a network's name, file or folder, got"):
+        jaxreg.load(name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,3 +201,10 @@ def test_a_shipped_network_needs_no_checkpoint_library():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.split() == ["False", "False"], result.stderr
+
+
+def test_the_compact_method_needs_nothing_that_trained_it():
+    script = "import sys; from jaxreg.methods import find_method; find_method('compact');"
+    script += "print(sum(module.startswith('jaxreg.training') for module in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.split() == ["0"], result.stderr

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.geometry import RigidTransform
+from jaxreg.products import product
 
 # Grey levels that all pixels together change by rounding alone, for one pixel or degree.
 _ROUNDING = 1e-2
@@ -42,7 +43,7 @@ def cramer_rao(
     # Columns of unit length first: pixels and degrees then weigh alike in the inversion.
     length = jnp.sqrt((jacobian * jacobian).sum(0))
     unit = jacobian / jnp.maximum(length, 1e-12)
-    information = jnp.matmul(unit.T, unit, precision=jax.lax.Precision.HIGHEST)
+    information = product(unit.T, unit)
     a, b, c = information[0, 1], information[0, 2], information[1, 2]
     determinant = 1.0 + 2.0 * a * b * c - a * a - b * b - c * c
     # The cofactors of a symmetric matrix of unit diagonal: the diagonal of its inverse.

@@ -23,10 +23,12 @@ from flax import nnx
 from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.metrics import LAMBDA, AngleLoss
 from jaxreg.models.network import Network, check_images
-from jaxreg.models.polish import blur, inverse, polish
+from jaxreg.models.polish import blur, polish
 from jaxreg.models.volume import GRID, correlate, visible
 from jaxreg.pairs import Pairs
+from jaxreg.products import contract
 from jaxreg.result import Registration
+from jaxreg.small_systems import inverse
 
 INPUT_SIZE = 2 * GRID  # larger images are brought to 32x32 first
 NEAR = 5  # cells each way that the local regression looks at
@@ -324,7 +326,7 @@ def shrink(images: jax.Array) -> jax.Array:
     if images.shape[1] == INPUT_SIZE:
         return images
     weight = _triangles(images.shape[1])
-    return jnp.einsum("yi,nijc,xj->nyxc", weight, images, weight, precision="highest")
+    return contract("yi,nijc,xj->nyxc", weight, images, weight)
 
 
 def _standardise(images: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from jaxreg.metrics import LAMBDA, AngleLoss, paper_loss
 from jaxreg.pairs import Pairs
 from jaxreg.result import Registration
 from jaxreg.similarity import judge
+
+Tree = Any  # nested dictionaries of arrays
 
 
 class Network(nnx.Module):
@@ -83,6 +85,19 @@ class NetworkConfig(Protocol):
     def build(self, rngs: nnx.Rngs) -> Network:
         """A fresh network; its weights are drawn from ``rngs.params``."""
         ...
+
+
+def split_network(network: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """A network as its structure, its weights and its other arrays."""
+    parts: tuple[Any, ...] = nnx.split(network, nnx.Param, ...)
+    structure, weights, rest = parts
+    return structure, nnx.to_pure_dict(weights), nnx.to_pure_dict(rest)
+
+
+def network_structure(config: NetworkConfig) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """`split_network` of the configured network with shapes in place of arrays: no memory."""
+    with jax.enable_x64(False):  # float32, whatever the program's default
+        return split_network(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
 
 
 def check_images(fixed: jax.Array, moving: jax.Array, image_size: int) -> None:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.products import contract
+from jaxreg.small_systems import inverse
 from jaxreg.warping import sample
 
 RIM = 3.0  # px: half-lit pixels at the rim of a warped image, and the blur, stay outside the disc
@@ -116,9 +118,8 @@ def _normal_equations(
     error = there - gain * here
     slopes = gain[..., None] * slopes
     weighted = weight[..., None] * slopes
-    highest = jax.lax.Precision.HIGHEST
-    normal = jnp.einsum("npci,npcj->nij", weighted, slopes, precision=highest)
-    right = jnp.einsum("npci,npc->ni", weighted, error, precision=highest)
+    normal = contract("npci,npcj->nij", weighted, slopes)
+    right = contract("npci,npc->ni", weighted, error)
     ridge = 1e-6 * (jnp.trace(normal, axis1=1, axis2=2) + 1e-6)[:, None, None]
     alone = _solve(normal + ridge * jnp.eye(3, dtype=jnp.float32), right)
     left = total(error * error) - (alone * right).sum(-1)
@@ -137,17 +138,5 @@ def _compose(transform: RigidTransform, step: jax.Array) -> RigidTransform:
     )
 
 
-def inverse(matrix: jax.Array) -> jax.Array:
-    """Inverses of N symmetric positive 3x3 matrices by cofactors: no LAPACK call for nine numbers.
-
-    >>> inverse(2.0 * jnp.eye(3)[None])[0].tolist()
-    [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
-    """
-    a, b, c = matrix[:, 0], matrix[:, 1], matrix[:, 2]
-    columns = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)], -1)
-    determinant = (a * jnp.cross(b, c)).sum(-1)[:, None, None]
-    return columns / jnp.maximum(determinant, 1e-30)
-
-
 def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum("nij,nj->ni", inverse(matrix), right, precision=jax.lax.Precision.HIGHEST)
+    return contract("nij,nj->ni", inverse(matrix), right)

@@ -24,11 +24,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxreg.atomic import lock, replacing
+from jaxreg.models.network import Tree, network_structure
+from jaxreg.models.trained import TrainedNetwork
 from jaxreg.training.configs import TrainConfig, changed_fields
 from jaxreg.training.devices import agreed, data_mesh, from_first, place
 from jaxreg.training.logs import read_metrics
-from jaxreg.training.state import TrainState, Tree, abstract_state, network_structure
-from jaxreg.training.trained import TrainedNetwork
+from jaxreg.training.state import TrainState, abstract_state
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -390,7 +391,7 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
     finally:
         store.close()
     weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)
-    structure, _, _ = network_structure(config)
+    parts = network_structure(config.network)[0], weights, statistics
     rows = [row for row in read_metrics(folder) if int(row["step"]) <= step]
     seconds = float(rows[-1]["seconds"]) if rows else None
-    return TrainedNetwork(config, step, structure, weights, statistics, seconds)
+    return TrainedNetwork(config.network, parts, config, step, seconds)

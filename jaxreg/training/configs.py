@@ -15,11 +15,10 @@ from typing import Any, Literal, get_args
 from jaxreg.disturbances import UNDISTURBED, Disturbance
 from jaxreg.interpolation import Interpolation, check_interpolation
 from jaxreg.metrics import LAMBDA, AngleLoss
-from jaxreg.models import NETWORKS, NetworkConfig
+from jaxreg.models import NETWORKS, NetworkConfig, fields
 from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig
 from jaxreg.models.siamese import ResNeXtConfig
-from jaxreg.training import fields
 
 Schedule = Literal["constant", "cosine"]
 

@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import paper_loss, rotation_error, translation_error
+from jaxreg.models.network import Tree, network_structure
+from jaxreg.models.trained import network_transform
 from jaxreg.pairs import Pairs, draw_pairs
 from jaxreg.training.configs import TrainConfig
 from jaxreg.training.devices import place, replicated, split_batch
-from jaxreg.training.state import TrainState, Tree, network_structure
-from jaxreg.training.trained import network_transform
+from jaxreg.training.state import TrainState
 
 # The same pairs in every run on the same images, whatever its seed.
 _HELD_OUT_KEY = 20210131
@@ -84,7 +85,7 @@ def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
     The pairs are spread over the devices, where they come out even. The transforms are arrays of
     the host.
     """
-    structure = network_structure(config)[0]
+    structure = network_structure(config.network)[0]
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def jitted(weights: Tree, statistics: Tree, fixed: jax.Array, moving: jax.Array) -> jax.Array:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from jaxreg.atomic import write_text
 from jaxreg.geometry import RigidTransform
+from jaxreg.models.network import Tree, network_structure, split_network
+from jaxreg.models.weights import is_trained_network
 from jaxreg.pairs import Pairs
-from jaxreg.training import weights
 from jaxreg.training.batches import Images, load_held_out_images, load_training_images
 from jaxreg.training.checkpoint import Best, CheckpointStore, alone_in, settle_config
 from jaxreg.training.configs import TrainConfig, changed_fields
@@ -34,16 +35,14 @@ from jaxreg.training.heldout import (
     held_out_pairs,
     make_estimate,
 )
+from jaxreg.training.loading import load
 from jaxreg.training.logs import METRICS_FILE, MetricsLog
 from jaxreg.training.state import (
     TrainState,
-    Tree,
     abstract_state,
     create_state,
     fresh_state,
     learning_rate_schedule,
-    network_structure,
-    split_network,
 )
 from jaxreg.training.step import DispatchReport, compile_dispatch
 
@@ -159,8 +158,8 @@ def _initial_arrays(config: TrainConfig) -> list[Tree]:
         network = config.network.build(nnx.Rngs(config.seed))
         _, *arrays = split_network(load_pretrained(network, config.init_from))
         return arrays
-    source = weights.load(config.init_from)
-    _, *expected = network_structure(config)
+    source = load(config.init_from)
+    _, *expected = network_structure(config.network)
     arrays = [*source.arrays]
     if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, arrays):
         raise ValueError(
@@ -180,7 +179,7 @@ def _published(source: str) -> bool:
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"init_from={source}: there is no such file")
-    return not weights.is_trained_network(path)
+    return not is_trained_network(path)
 
 
 def next_stop(step: int, config: TrainConfig) -> int:

@@ -11,10 +11,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxreg.models.network import Tree, network_structure, split_network
 from jaxreg.training.configs import TrainConfig
 from jaxreg.training.devices import place, replicated
-
-Tree = Any  # nested dictionaries of arrays
 
 # Folded into the seed's key for the pairs. nnx.Rngs(seed) folds in 0, 1, 2, ... for one tensor of
 # weights after another: no network has so many.
@@ -44,19 +43,6 @@ class TrainState:
     average: Tree
     average_statistics: Tree
     optimizer: Any
-
-
-def split_network(network: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """A network as its structure, its weights and its other arrays."""
-    parts: tuple[Any, ...] = nnx.split(network, nnx.Param, ...)
-    structure, weights, rest = parts
-    return structure, nnx.to_pure_dict(weights), nnx.to_pure_dict(rest)
-
-
-def network_structure(config: TrainConfig) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """`split_network` of the configured network with shapes in place of arrays: no memory."""
-    with jax.enable_x64(False):  # float32, whatever the program's default
-        return split_network(nnx.eval_shape(lambda: config.network.build(nnx.Rngs(0))))
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
@@ -106,7 +92,7 @@ def create_state(config: TrainConfig, mesh: Mesh) -> TrainState:
 
 def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and places of the state's arrays, for compiling and restoring."""
-    _, weights, statistics = network_structure(config)
+    _, weights, statistics = network_structure(config.network)
     shapes = jax.eval_shape(lambda w, s: fresh_state(config, w, s), weights, statistics)
     where = replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)

@@ -15,18 +15,12 @@ from jax.sharding import Mesh
 
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.models import Network
+from jaxreg.models.network import Tree, network_structure, split_network
 from jaxreg.pairs import Pairs
 from jaxreg.training.batches import Images, draw_batch
 from jaxreg.training.configs import TrainConfig
 from jaxreg.training.devices import place, replicated, split_batch
-from jaxreg.training.state import (
-    TrainState,
-    Tree,
-    make_optimizer,
-    network_structure,
-    split_network,
-    update_average,
-)
+from jaxreg.training.state import TrainState, make_optimizer, update_average
 
 
 @jax.tree_util.register_dataclass
@@ -164,7 +158,7 @@ def compile_dispatch(
     step = functools.partial(
         _guarded_step,
         config=config,
-        structure=network_structure(config)[0],
+        structure=network_structure(config.network)[0],
         optimizer=make_optimizer(config),
         mesh=mesh,
     )

@@ -1,4 +1,4 @@
-"""Trained networks in a single file each, and the ones that come with the package.
+"""Trained networks in a single file each, such as the ones that come with the package.
 
 A file is safetensors: the weights that are used (the moving average where there is one) and the
 statistics, with the training's configuration in its metadata. Nothing else is needed to rebuild the
@@ -8,7 +8,7 @@ network, and reading one needs no checkpoint library.
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,39 +18,11 @@ import safetensors
 from safetensors.numpy import save
 
 from jaxreg.atomic import replacing
-from jaxreg.training.configs import TrainConfig
-from jaxreg.training.state import Tree, network_structure
-from jaxreg.training.trained import TrainedNetwork
+from jaxreg.models.fields import network_from_dict, to_dict
+from jaxreg.models.network import Tree, network_structure
+from jaxreg.models.trained import TrainedNetwork
 
-SHIPPED = Path(__file__).parent.parent / "weights"
-SUFFIX = ".safetensors"
 _KEY = "jaxreg"  # of the metadata
-
-
-def shipped_names() -> list[str]:
-    """Names of the trained networks that come with the package.
-
-    >>> "compact32" in shipped_names()
-    True
-    """
-    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
-
-
-def load(name: str | os.PathLike) -> TrainedNetwork:
-    """A trained network by its name, file or folder; see `jaxreg.load`."""
-    path = Path(os.path.expanduser(name))
-    if os.fspath(name) in shipped_names():
-        return read_weights(SHIPPED / f"{name}{SUFFIX}")
-    if path.suffix == SUFFIX and path.is_file():
-        return read_weights(path)
-    if path.is_dir():
-        from jaxreg.training.checkpoint import load_network  # orbax is heavy
-
-        return load_network(path)
-    raise ValueError(
-        f"there is no trained network {os.fspath(name)!r}: expected {', '.join(shipped_names())}, "
-        f"the --workdir of a jaxreg.train run, or a {SUFFIX} file of jaxreg.export"
-    )
 
 
 def is_trained_network(path: Path) -> bool:
@@ -68,14 +40,14 @@ def write_weights(
     """Write a trained network into a single file.
 
     Args:
-      network: what to write.
+      network: what to write, with the configuration of its training.
       path: the file, made anew.
       dtype: of its floating-point numbers; ``"float16"`` halves the file and rounds them.
 
     Raises:
       ValueError: a number is too large for the dtype.
     """
-    about = {"config": network.config.to_dict(), "step": network.step, "seconds": network.seconds}
+    about = {"config": to_dict(network.config), "step": network.step, "seconds": network.seconds}
     arrays = {name: np.asarray(leaf) for name, leaf in _named(network.arrays).items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f":
@@ -87,8 +59,13 @@ def write_weights(
         file.write(save(arrays, {_KEY: json.dumps(about)}))
 
 
-def read_weights(path: Path) -> TrainedNetwork:
+def read_weights(path: Path, config_of: Callable[[dict[str, Any]], Any] = dict) -> TrainedNetwork:
     """The trained network of a file that `write_weights` wrote.
+
+    Args:
+      path: the file.
+      config_of: what makes the configuration of its training of a dictionary; left as one if
+        nobody will ask.
 
     Raises:
       ValueError: the file is no such file, or does not fit the network that it names.
@@ -96,24 +73,27 @@ def read_weights(path: Path) -> TrainedNetwork:
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            config, step, seconds = _about(file.metadata() or {})
+            about = _about(file.metadata() or {})
+            config = config_of(about["config"])
+            network = network_from_dict(about["config"]["network"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is no file of a trained network: {error}") from error
-    structure, *expected = network_structure(config)
+    structure, *expected = network_structure(network)
     wanted = _named(tuple(expected))
     shapes = {name: array.shape for name, array in arrays.items()}
     if shapes != {name: leaf.shape for name, leaf in wanted.items()}:
-        raise ValueError(f"{path} does not hold the weights of {config.network}")
+        raise ValueError(f"{path} does not hold the weights of {network}")
     leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
     # Also when the first call is being traced, for the arrays outlive the trace.
     with jax.ensure_compile_time_eval():
         leaves = [jax.device_put(leaf) for leaf in leaves]
     weights, statistics = jax.tree.unflatten(jax.tree.structure(tuple(expected)), leaves)
-    return TrainedNetwork(config, step, structure, weights, statistics, seconds)
+    parts = structure, weights, statistics
+    return TrainedNetwork(network, parts, config, about["step"], about["seconds"])
 
 
-def _about(metadata: dict[str, str]) -> tuple[TrainConfig, int, float | None]:
+def _about(metadata: dict[str, str]) -> dict[str, Any]:
     """Configuration, steps and seconds of the training that the metadata of a file tell of."""
     if _KEY not in metadata:
         raise ValueError(f"it has no {_KEY} metadata; was it written by jaxreg.export?")
@@ -121,7 +101,7 @@ def _about(metadata: dict[str, str]) -> tuple[TrainConfig, int, float | None]:
     missing = {"config", "step", "seconds"}.difference(about if isinstance(about, dict) else ())
     if missing:
         raise ValueError(f"its metadata lack {', '.join(sorted(missing))}")
-    return TrainConfig.from_dict(about["config"]), about["step"], about["seconds"]
+    return about
 
 
 def _named(arrays: Tree) -> dict[str, Any]:

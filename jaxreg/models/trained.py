@@ -12,13 +12,12 @@ from jax.typing import ArrayLike
 from jaxreg.batching import map_batches
 from jaxreg.geometry import RigidTransform
 from jaxreg.images import check_grey_levels, check_pair, check_stacks
-from jaxreg.models import Network
+from jaxreg.models.network import Network, NetworkConfig, Tree
 from jaxreg.result import Registration
-from jaxreg.training.configs import TrainConfig
 
 
 def network_transform(
-    structure: nnx.GraphDef, weights: Any, statistics: Any, fixed: jax.Array, moving: jax.Array
+    structure: nnx.GraphDef, weights: Tree, statistics: Tree, fixed: jax.Array, moving: jax.Array
 ) -> RigidTransform:
     """What a network in evaluation mode makes of N pairs; pure, to be jitted."""
     network: Network = nnx.merge(structure, weights, statistics)
@@ -30,7 +29,9 @@ class TrainedNetwork:
     """A network with its trained weights, ready to register pairs.
 
     Attributes:
-      config: the configuration of the run that trained it.
+      network: its settings.
+      config: the configuration of the run that trained it; of what `jaxreg.load` gives a
+        `jaxreg.training.configs.TrainConfig`.
       step: after how many steps of training.
       image_size: height and width of the images that it takes.
       arrays: weights and statistics, nested dictionaries of arrays.
@@ -39,18 +40,19 @@ class TrainedNetwork:
 
     def __init__(
         self,
-        config: TrainConfig,
+        network: NetworkConfig,
+        parts: tuple[nnx.GraphDef, Tree, Tree],
+        config: Any,
         step: int,
-        structure: nnx.GraphDef,
-        weights: Any,
-        statistics: Any,
         seconds: float | None = None,
     ):
+        self.network = network
         self.config = config
         self.step = step
         self.seconds = seconds
-        self.image_size = config.image_size
-        self.arrays = (weights, statistics)
+        self.image_size = network.image_size
+        structure, *arrays = parts
+        self.arrays = tuple(arrays)
 
         def registration(arrays: tuple, fixed: jax.Array, moving: jax.Array) -> Registration:
             network: Network = nnx.merge(structure, *arrays)
@@ -62,7 +64,7 @@ class TrainedNetwork:
         self._registration = jax.jit(registration)
 
     def __repr__(self) -> str:
-        return f"TrainedNetwork({self.config.network}, step={self.step})"
+        return f"TrainedNetwork({self.network}, step={self.step})"
 
     @property
     def parameter_count(self) -> int:

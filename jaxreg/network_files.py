@@ -1,0 +1,31 @@
+"""Where trained networks are: in the package, in files and in folders. Needs no network library."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SHIPPED = Path(__file__).parent / "weights"
+SUFFIX = ".safetensors"
+
+
+def shipped_names() -> list[str]:
+    """Names of the trained networks that come with the package.
+
+    >>> "compact32" in shipped_names()
+    True
+    """
+    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+
+
+def find_network(name: str | os.PathLike[str]) -> Path | None:
+    """The file of the package, or the user's own file or folder, that a name may stand for.
+
+    >>> find_network("compact32").name
+    'compact32.safetensors'
+    """
+    if os.fspath(name) in shipped_names():
+        return SHIPPED / f"{os.fspath(name)}{SUFFIX}"
+    path = os.path.expanduser(name)
+    is_file = path.endswith(SUFFIX) and os.path.isfile(path)
+    return Path(path) if is_file or os.path.isdir(path) else None
