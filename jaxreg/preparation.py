@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxreg.branching import apart, cond_where_any
 from jaxreg.masking import Masks
-from jaxreg.products import mean_once, product, times
+from jaxreg.products import contract, mean_once, product, times
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow, whose gain may be up to 10.
@@ -238,5 +238,5 @@ def principal_axis(pair: jax.Array) -> jax.Array:
     unit = jnp.broadcast_to(jnp.eye(channels, dtype=jnp.float32), spread.shape)
     factor = jnp.linalg.cholesky(spread + ridge[:, None, None] * unit)
     root = jax.lax.linalg.triangular_solve(factor, unit, left_side=True, lower=True)
-    inverses = jnp.einsum("ikc,ikd->cd", root, root, precision=jax.lax.Precision.HIGHEST)
+    inverses = contract("ikc,ikd->cd", root, root)
     return jnp.linalg.eigh(inverses)[1][:, :1]
