@@ -140,6 +140,7 @@ def _check_shape(shape: tuple[int, ...], name: str, batched: bool) -> None:
             hint = "; for one pair call jaxreg.register"
         elif height <= 4 and min(width, channels) >= SMALLEST:
             hint = "; channels go last: np.moveaxis(image, -3, -1)"
+            hint += "" if batched else f"; {height} images: call jaxreg.register_batch"
         raise ValueError(
             f"{name} must be {SMALLEST} to {LARGEST} pixels high and wide, "
             f"got {height} x {width}{hint}"

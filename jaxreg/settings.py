@@ -53,7 +53,9 @@ class DirectOptions:
             try:
                 object.__setattr__(self, name, float(value))
             except (TypeError, ValueError):
-                raise ValueError(f"{name} must be a number, got {value!r}") from None
+                traced = isinstance(value, jax.core.Tracer)
+                hint = "; under jit make it a static argument" if traced else ""
+                raise ValueError(f"{name} must be a number, got {value!r}{hint}") from None
         if not 0.0 < self.max_shift <= 0.5:
             raise ValueError(
                 "max_shift must be in (0, 0.5], a share of the shorter side, not pixels, "

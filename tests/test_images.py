@@ -77,6 +77,7 @@ BAD_PAIRS = [
     (zeros(0, 0), zeros(0, 0), "got 0 x 0"),
     (zeros(8, 8, 0), zeros(8, 8, 0), "1 to 16 channels on its last axis, got 0"),
     (zeros(3, 32, 32), zeros(3, 32, 32), "got 3 x 32; channels go last: np.moveaxis"),
+    (zeros(3, 32, 32), zeros(3, 32, 32), "; 3 images: call jaxreg.register_batch"),
     (zeros(8, 8), zeros(8, 9), r"\(8, 8\) and \(8, 9\); crop or pad"),
     (zeros(8, 8), zeros(8, 8, 3), "same shape.*; make both grey or both colour"),
     (zeros(8, 8, 1), zeros(8, 8, 3), "same shape.*; make both grey or both colour"),

@@ -246,6 +246,10 @@ def test_other_methods_by_name():
         (lambda i: register(i / 255, i / 255, method="orb"), r"in 0\.\.255 for method 'orb'"),
         (lambda i: register(i, i, max_shift="a"), "max_shift must be a number, got 'a'"),
         (lambda i: register(i, i, max_rotation=None), "max_rotation must be a number, got None"),
+        (
+            lambda i: jax.eval_shape(lambda limit: register(i, i, max_rotation=limit), 5.0),
+            "max_rotation must be a number, got .*; under jit make it a static argument",
+        ),
         (lambda i: register(i, i, method=None), "method must be a name, got None"),
     ],
 )
