@@ -42,7 +42,8 @@ names. They must be as large as those that were registered.
 
 What does not belong to the picture, such as dust, text or dead pixels, is left out by masks,
 --fixed_mask and --moving_mask: images as large, dark (below half of their brightest) where a pixel
-does not count.
+does not count. --scene_mask=mask.png writes one and uses it for both: without a constant border
+that all images have alike, such as letterbox bars or a round field of view, and hot pixels.
 
 Pixels may be integers of 8 to 32 bits or floats; beyond 16 bits, pictures are as exact as float32.
 Wherever an image is asked for, 'movie.tif[3]' is the fourth page of a TIFF of any size.
@@ -75,8 +76,6 @@ if TYPE_CHECKING:
     from jaxreg.alignment.moved import MovedPictures
     from jaxreg.alignment.table import Job, Table
 
-_NAMED = 5  # files without a partner that are named; the others are counted
-
 
 def _flags() -> flags.FlagValues:
     """A set of flags of its own, so that others' flags may have the same names."""
@@ -103,6 +102,8 @@ def _flags() -> flags.FlagValues:
     mask = "Image of {}'s size whose dark pixels do not count; one for all pairs."
     text("fixed_mask", None, mask.format("FIXED"), flag_values=values)
     text("moving_mask", None, mask.format("MOVING"), flag_values=values)
+    found = "Where a mask of what shows the scene is written, which is used for both."
+    text("scene_mask", None, found, flag_values=values)
     one = "One fixed image for all of --moving_dir or --stack."
     text("fixed", None, one, flag_values=values)
     text("fixed_dir", None, "Folder of fixed images.", flag_values=values)
@@ -115,82 +116,6 @@ def _flags() -> flags.FlagValues:
     number("batch_size", 256, "Pairs a call, at most.", 1, flag_values=values)
     switch("help", False, "Show this help.", short_name="h", flag_values=values)
     return values
-
-
-def _jobs(options: flags.FlagValues, files: Sequence[str]) -> tuple[list[Job], bool]:
-    """Pairs to register, and whether they go into a table; ValueError if the flags conflict."""
-    from jaxreg.alignment.files import read_picture
-    from jaxreg.alignment.table import Job, jobs_of_list
-
-    in_folders = any(options[name].value is not None for name in ("fixed_dir", "moving_dir"))
-    in_folders |= options.fixed is not None and options.stack is None
-    in_pages, listed = options.stack is not None, options.pairs is not None
-    if sum((len(files) > 0, in_folders, in_pages, listed)) != 1:
-        raise ValueError(
-            "give either two files, FIXED MOVING, or --moving_dir with --fixed_dir or --fixed, or "
-            "--stack, or --pairs; --help tells more"
-        )
-    if options.channel is not None and not in_pages:
-        raise ValueError("--channel is one of a --stack")
-    if files:
-        if len(files) != 2:
-            raise ValueError(f"two files are registered, FIXED MOVING; got {len(files)}: {files}")
-        if all(map(os.path.isdir, files)):
-            raise ValueError("folders are registered by --fixed_dir and --moving_dir, see --help")
-        return [Job(*files)], False
-    _check_many(options)
-    if listed:
-        return jobs_of_list(options.pairs), True
-    if in_pages:
-        from jaxreg.alignment.channels import jobs_of_stack
-
-        jobs = jobs_of_stack(options.stack, options.fixed, options.channel)
-    else:
-        jobs = _in_folders(options)
-    if in_pages or options.fixed is not None:  # one image for all, refused once
-        read_picture(jobs[0].fixed)
-    return jobs, True
-
-
-def _check_many(options: flags.FlagValues) -> None:
-    """Raise ValueError unless the flags of what is written are those for many pairs."""
-    from jaxreg.alignment.movie import is_movie
-    from jaxreg.data.folder import SUFFIXES
-
-    if not options.out:
-        raise ValueError("--out=TABLE.csv is needed for many pairs")
-    if os.path.splitext(options.out)[1].lower() == ".json":
-        raise ValueError(f"--out={options.out}: the table is CSV, such as drift.csv")
-    if options.json:
-        raise ValueError("--json is for one pair; many go into the table --out")
-    kinds = {"out": "a table, such as drift.csv", "out_moving": "a folder or one .tif"}
-    for name, what in (kinds | {"overlay": "a folder"}).items():
-        path = options[name].value or ""
-        if name == "out_moving" and is_movie(path):
-            continue
-        if os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.exists(path):
-            raise ValueError(f"--{name}={path} is named like a picture; of many pairs it is {what}")
-    folders = [options[name].value for name in ("out_moving", "overlay")]
-    if all(folders) and len(set(map(os.path.realpath, folders))) == 1:
-        raise ValueError("--out_moving and --overlay name the same folder")
-
-
-def _in_folders(options: flags.FlagValues) -> list[Job]:
-    """Pairs of --moving_dir with --fixed_dir or --fixed; ValueError unless it is one of them."""
-    from jaxreg.alignment.table import jobs_of_folders, jobs_of_reference
-
-    if options.fixed is not None and options.fixed_dir is not None:
-        raise ValueError("give --fixed, one file for all, or --fixed_dir, not both")
-    if options.moving_dir is None or (options.fixed is None and options.fixed_dir is None):
-        other = "--fixed" if options.fixed is not None else "--fixed_dir"
-        raise ValueError(f"{other} and --moving_dir go together")
-    if options.fixed is not None:
-        return jobs_of_reference(options.fixed, options.moving_dir)
-    jobs, alone = jobs_of_folders(options.fixed_dir, options.moving_dir)
-    if alone:
-        more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
-        _say(f"no partner for {', '.join(alone[:_NAMED])}{more}")
-    return jobs
 
 
 def _align_two(job: Job, settings: Settings, options: flags.FlagValues) -> int:
@@ -368,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import cv2
 
         from jaxreg.alignment.batch import Settings
+        from jaxreg.alignment.jobs import jobs_asked_for
+        from jaxreg.alignment.scene import write_scene_mask
         from jaxreg.methods import find_method
 
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to tell
@@ -377,11 +304,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--{name} is empty")
         if options.apply is not None:
             return _apply(options, files)
-        jobs, many = _jobs(options, files)
+        jobs, many = jobs_asked_for(options, files)
         find_method(options.method)
         names = [field.name for field in dataclasses.fields(Settings)]
         chosen: dict[str, Any] = {name: options[name].value for name in names}
         chosen["initial"] = _numbers(options.initial)
+        if options.scene_mask is not None:
+            if options.fixed_mask is not None or options.moving_mask is not None:
+                raise ValueError("--scene_mask takes the place of --fixed_mask and --moving_mask")
+            write_scene_mask(options.scene_mask, jobs)
+            chosen["fixed_mask"] = chosen["moving_mask"] = options.scene_mask
         settings = Settings(**chosen)
         if many:
             return _align_many(jobs, settings, options)

@@ -97,6 +97,36 @@ def test_one_mask_serves_all_pairs_and_belongs_to_the_table(tmp_path, calls, cap
         assert "was begun with" in capsys.readouterr().err
 
 
+def test_a_mask_of_the_scene_is_found_and_kept(tmp_path, calls, capsys):
+    """A black frame that every image has, and one pixel that is white in all."""
+    frames, out, file = tmp_path / "frames", tmp_path / "t.csv", tmp_path / "mask.png"
+    frames.mkdir()
+    inner = np.pad(np.ones((30, 38), bool), 5)
+    for k in range(12):
+        image = np.where(inner[..., None], np.maximum(scene(seed=k), 30), 0).astype(np.uint8)
+        image[20, 20] = 255
+        write_picture(frames / f"{k}.png", image)
+    expected = np.pad(np.ones((28, 36), bool), 6)
+    expected[20, 20] = False
+    command = [f"--fixed={frames / '0.png'}", f"--moving_dir={frames}", f"--out={out}"]
+    for _ in range(2):  # the second run finds all rows, and the same mask
+        assert run(*command, f"--scene_mask={file}") == 0
+        np.testing.assert_array_equal(read_mask(file), expected)
+    (call,) = calls
+    for name in ("fixed_mask", "moving_mask"):
+        np.testing.assert_array_equal(call[name], np.stack([expected] * 12))
+    unfit = {
+        f"--moving_mask={file}": "takes the place of",
+        f"--fixed={tmp_path / 'small.png'}": "for images of one size, got 32x24",
+    }
+    write_picture(tmp_path / "small.png", scene(24, 32))
+    for flag, message in unfit.items():
+        assert run(*command, f"--scene_mask={file}", flag) == 2
+        assert message in capsys.readouterr().err
+    assert run(*command, f"--scene_mask={frames / '0.png'}") == 2
+    assert "is one of the images to register" in capsys.readouterr().err
+
+
 def test_a_mask_is_not_overwritten_by_a_picture(tmp_path, calls, capsys):
     save_pair(tmp_path)
     frames, moved = tmp_path / "frames", tmp_path / "moved"
