@@ -67,7 +67,7 @@ def _scene_mask(frames: jax.Array, tolerance: jax.Array) -> jax.Array:
 
     corners = map(border, [(0, 0), (0, -1), (-1, 0), (-1, -1)])
     borders = functools.reduce(jnp.logical_or, corners)
-    return ~(jnp.stack([borders, *_neighbours(borders)]).any(0) | lone)
+    return ~(borders | _neighbours(borders).any(0) | lone)
 
 
 def _connected(region: jax.Array, alike: jax.Array) -> jax.Array:
@@ -94,8 +94,8 @@ def _without_lone_pixels(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
       The frames with their neighbours' median for such pixels, ``(H, W)`` bool.
     """
     values = jnp.moveaxis(frames, -1, 0)
-    around = jnp.stack(_neighbours(jnp.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")))
-    around = around[..., 1:-1, 1:-1]
+    mirrored = jnp.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
+    around = _neighbours(mirrored)[..., 1:-1, 1:-1]
     median = jnp.median(around, axis=0)
     height = values - median
     noise = 1.4826 * jnp.median(jnp.abs(height), axis=(2, 3), keepdims=True)

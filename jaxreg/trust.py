@@ -39,8 +39,8 @@ _FARTHEST = 3  # px
 # Two or three spots lie somewhere in any field of spots as they do in any other, and robust weights
 # leave the rest out as hidden. An alignment that leaves out so much (what is unexplained with it,
 # over what is without) must agree in more places than these, each a blur of so many px wide. Of
-# 1,100 unrelated pairs of drawn star fields 4 are believed, of which 34 pass all else; of 1,951
-# scenes 4 are refused for it, of 1,904 CIFAR-10 pairs with 20% hidden none.
+# 1,200 unrelated pairs of drawn star fields 5 are believed, and would be 34 by the first of these
+# alone; for the second 4 of 1,951 scenes are refused, no CIFAR-10 pair of 1,904 with 20% hidden.
 _COINCIDENCES, _PLACE = np.array([[3.0, 5.0], [1.3, 3.5]], np.float32), 1.5
 # The larger its standard error, the more clearly the winner must lead over its rival and over
 # itself shifted: (lead / evidence)^2 * distinction is above so much for each px of error. Of 146

@@ -123,8 +123,9 @@ def test_a_mask_of_the_scene_is_found_and_kept(tmp_path, calls, capsys):
     for flag, message in unfit.items():
         assert run(*command, f"--scene_mask={file}", flag) == 2
         assert message in capsys.readouterr().err
-    assert run(*command, f"--scene_mask={frames / '0.png'}") == 2
-    assert "is one of the images to register" in capsys.readouterr().err
+    for k in range(12):  # those that it is not found by, too
+        assert run(*command, f"--scene_mask={frames / f'{k}.png'}") == 2
+        assert "is one of the images to register" in capsys.readouterr().err
 
 
 def test_a_mask_is_not_overwritten_by_a_picture(tmp_path, calls, capsys):

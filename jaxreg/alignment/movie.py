@@ -16,7 +16,7 @@ import tifffile
 from jaxreg.alignment.channels import told_by_tags
 from jaxreg.alignment.files import check_writable, read_picture
 from jaxreg.alignment.moved import MovedPictures, moved_back, read_again
-from jaxreg.alignment.pages import page_names, split_page
+from jaxreg.alignment.pages import is_one_of, page_names, split_page
 from jaxreg.alignment.table import Job, is_success
 from jaxreg.atomic import replacing
 
@@ -56,13 +56,11 @@ class MovedMovie:
         """
         self.path = Path(path)
         check_writable(self.path)
-        if self.path.exists():
-            read = {split_page(name)[0] for name in (table, *masks, *itertools.chain(*jobs))}
-            if any(os.path.exists(name) and self.path.samefile(name) for name in read):
-                raise ValueError(
-                    f"{path} is one of the images to register, a mask or the table; let "
-                    "--out_moving be another file"
-                )
+        if is_one_of(path, (table, *masks, *itertools.chain(*jobs))):
+            raise ValueError(
+                f"{path} is one of the images to register, a mask or the table; let "
+                "--out_moving be another file"
+            )
 
     def write(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Write the whole movie from the rows of a table, a page at a time.

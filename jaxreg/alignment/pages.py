@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,12 @@ def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
     if found is None or os.path.exists(name):
         return name, None
     return found[1], int(found[2])
+
+
+def is_one_of(path: str | os.PathLike[str], names: Iterable[str]) -> bool:
+    """Whether a path is that of a file which one of these names means, and which is there."""
+    files = {split_page(name)[0] for name in names} if os.path.exists(path) else set()
+    return any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
 
 
 def page_names(path: str | os.PathLike[str]) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxreg.alignment.files import check_writable, read_picture, write_picture
-from jaxreg.alignment.pages import split_page
+from jaxreg.alignment.pages import is_one_of
 from jaxreg.alignment.table import Job
 from jaxreg.sensor import scene_mask
 
@@ -27,10 +27,11 @@ def write_scene_mask(path: str, jobs: Sequence[Job]) -> None:
       OSError, ValueError: a file cannot be read or written, they are of different size or too
         large, or path is one of them.
     """
+    if is_one_of(path, itertools.chain(*jobs)):
+        raise ValueError(f"--scene_mask={path} is one of the images to register")
+    check_writable(path)
     moving = np.unique(np.linspace(0, len(jobs) - 1, _MOST).round().astype(int))
     names = dict.fromkeys([jobs[0].fixed, *(jobs[i].moving for i in moving)])
-    if os.path.exists(path) and any(os.path.samefile(path, split_page(n)[0]) for n in names):
-        raise ValueError(f"--scene_mask={path} is one of the images to register")
     pictures = {name: read_picture(name) for name in names}
     sizes = {"{}x{}".format(*picture.size): name for name, picture in pictures.items()}
     if len(sizes) > 1:
@@ -42,7 +43,4 @@ def write_scene_mask(path: str, jobs: Sequence[Job]) -> None:
             f"--scene_mask is for two or more images of up to {_LARGEST} pixels, got "
             f"{len(planes)} of {planes[0].size}"
         )
-    mask = np.asarray(scene_mask(np.stack(planes)))
-    pixels = 255 * mask.astype(np.uint8)
-    check_writable(path, pixels)
-    write_picture(path, pixels)
+    write_picture(path, 255 * np.asarray(scene_mask(np.stack(planes)), np.uint8))
