@@ -93,16 +93,22 @@ def _without_lone_pixels(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
       The frames with their neighbours' median for such pixels, ``(H, W)`` bool.
     """
-    values = jnp.moveaxis(frames, -1, 0)
-    mirrored = jnp.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
-    around = _neighbours(mirrored)[..., 1:-1, 1:-1]
-    median = jnp.median(around, axis=0)
-    height = values - median
-    noise = 1.4826 * jnp.median(jnp.abs(height), axis=(2, 3), keepdims=True)
-    least = jnp.maximum(_SIGMAS * noise, _STEEP * jnp.abs(height))
-    hot, dead = values - around.max(0) > least, around.min(0) - values > least
-    lone = (hot.all(1) | dead.all(1)).any(0)
-    return jnp.moveaxis(jnp.where(lone, median, values), 0, -1), lone
+
+    def look(frame: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        planes = jnp.moveaxis(frame, -1, 0)
+        mirrored = jnp.pad(planes, ((0, 0), (1, 1), (1, 1)), "reflect")
+        around = _neighbours(mirrored)[..., 1:-1, 1:-1]
+        median = jnp.median(around, axis=0)
+        height = planes - median
+        noise = 1.4826 * jnp.median(jnp.abs(height), axis=(1, 2), keepdims=True)
+        least = jnp.maximum(_SIGMAS * noise, _STEEP * jnp.abs(height))
+        hot, dead = planes - around.max(0) > least, around.min(0) - planes > least
+        return jnp.moveaxis(median, 0, -1), hot, dead
+
+    # One by one: all neighbours of all frames would be eight movies.
+    median, hot, dead = jax.lax.map(look, frames)
+    lone = (hot.all(0) | dead.all(0)).any(0)
+    return jnp.where(lone[..., None], median, frames), lone
 
 
 def _neighbours(image: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from jaxreg.alignment.table import Job
 from jaxreg.sensor import scene_mask
 
 _MOST = 8  # images that are looked at
-_LARGEST = 2**22  # px: eight of these, with the neighbours of each pixel, take 2 GB
+_LARGEST = 2**22  # px: as many as take most of a minute, and 1.5 GB
 
 
 def write_scene_mask(path: str, jobs: Sequence[Job]) -> None:
