@@ -18,9 +18,9 @@ from baselines.phase_correlation import fft, phase_correlation
 from experiments import naive
 from experiments.floor import Work, size_in_bytes, work_of
 from experiments.timing import PairByPair, host_memory
-from jaxreg.batching import compiler_options
+from jaxreg.compute.batching import compiler_options
 from jaxreg.data import photographs
-from jaxreg.direct import align
+from jaxreg.direct.align import align
 from jaxreg.evaluation.protocol import build_suite
 from jaxreg.models.compact import CompactConfig
 from jaxreg.models.lstm import LSTMConfig, as_vectors

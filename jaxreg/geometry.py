@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.pytrees import as_one, on_host, part
+from jaxreg.compute.pytrees import as_one, on_host, part
 
 Shape = tuple[int, ...]
 MOST_CHANNELS = 16  # what has more on its last axis is rather a stack of grey images

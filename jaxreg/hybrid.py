@@ -6,10 +6,10 @@ import dataclasses
 
 import jax
 
-from jaxreg.batching import each_pair
-from jaxreg.direct import align_from
+from jaxreg.compute.batching import each_pair
+from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.direct.align import align_from
 from jaxreg.learned import compact
-from jaxreg.pytrees import of_any_rank
 from jaxreg.result import Doubt, Registration, raised
 
 

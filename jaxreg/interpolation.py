@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.products import apply_across, apply_down, apply_separable
+from jaxreg.compute.products import apply_across, apply_down, apply_separable
 
 Interpolation = Literal["nearest", "linear", "cubic", "spline"]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "spline")

@@ -8,10 +8,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxreg.compute.pytrees import of_any_rank
 from jaxreg.models.trained import TrainedNetwork
 from jaxreg.models.weights import read_weights
 from jaxreg.network_files import SHIPPED, SUFFIX
-from jaxreg.pytrees import of_any_rank
 from jaxreg.result import Doubt, Registration, raised
 
 _BY_SIDE = {32: "compact32", 96: "compact96"}  # by height and width of the images

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.batching import OnePair, Options, compiler_options, map_batches, map_pairs
-from jaxreg.direct import align, align_near
+from jaxreg.compute.batching import OnePair, Options, compiler_options, map_batches, map_pairs
+from jaxreg.direct.align import align, align_near
+from jaxreg.direct.settings import DirectOptions, Kernel
 from jaxreg.geometry import RigidTransform, check_transform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
 from jaxreg.result import Estimator, Registration
-from jaxreg.settings import DirectOptions, Kernel
 
 _DEFAULT = DirectOptions()
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.pytrees import on_host, part
 from jaxreg.geometry import Real, RigidTransform
-from jaxreg.pytrees import on_host, part
 
 
 class Doubt(enum.IntFlag):

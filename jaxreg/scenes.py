@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.products import apply_separable
 from jaxreg.data.photos import MIN_DEVIATION, grey_deviation
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_coefficients, taps
 from jaxreg.pairs import Pairs, draw_transforms
-from jaxreg.products import apply_separable
 from jaxreg.warping import pixel_grid
 
 SCALE = 2  # photograph pixels to one pixel of a view

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxreg.compute.pytrees import of_any_rank
 from jaxreg.images import real_array
-from jaxreg.pytrees import of_any_rank
 
 _FEWEST = 16  # px: a border has no fewer
 # By how many standard deviations of the noise a hot pixel exceeds all its neighbours, and by which

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxreg.compute.products import dots, weighted_sum
 from jaxreg.geometry import RigidTransform
-from jaxreg.products import dots, weighted_sum
 from jaxreg.result import Registration
 from jaxreg.warping import overlap, warp
 

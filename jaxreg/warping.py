@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxreg.compute.pytrees import of_any_rank
 from jaxreg.geometry import (
     MOST_CHANNELS,
     RigidTransform,
@@ -25,7 +26,6 @@ from jaxreg.geometry import (
 )
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
-from jaxreg.pytrees import of_any_rank
 
 _PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
 _ROUNDING = 1e-5  # of the weights of a kernel, whose sum is 1

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg import batching
+from jaxreg.compute import batching
 from jaxreg.geometry import RigidTransform
 from jaxreg.result import Registration
 
@@ -87,7 +87,7 @@ def test_what_fills_a_chunk_up_are_pairs_again():
 SPREAD = """
 import jax
 import numpy as np
-from jaxreg.batching import map_batches, map_pairs
+from jaxreg.compute.batching import map_batches, map_pairs
 from tests.test_batching import first_pixels, numbered
 assert jax.local_device_count() == 8
 images = numbered(1200)

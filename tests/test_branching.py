@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreg import branching
-from jaxreg.branching import apart, cond_rarely, cond_where_any, run_long_rarely
+from jaxreg.compute import branching
+from jaxreg.compute.branching import apart, cond_rarely, cond_where_any, run_long_rarely
 
 
 @pytest.fixture(autouse=True)

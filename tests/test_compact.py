@@ -11,6 +11,7 @@ import pytest
 import scipy.ndimage
 from flax import nnx
 
+from jaxreg.compute.small_systems import inverse
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.models.compact import CompactConfig, shrink
@@ -27,7 +28,6 @@ from jaxreg.models.volume import (
     windows,
 )
 from jaxreg.pairs import draw_pairs, warp_pairs
-from jaxreg.small_systems import inverse
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.tolerances import FLOAT32_INTENSITY, FLOAT32_NETWORK

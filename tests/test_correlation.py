@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxreg import correlation
-from jaxreg.correlation import Limits, evidence, within
+from jaxreg.direct import correlation
+from jaxreg.direct.correlation import Limits, evidence, within
+from jaxreg.direct.masking import Masks
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture

@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 import scipy.ndimage
 
-from jaxreg.denoising import _cosines, cosine_blur, wiener
+from jaxreg.direct.denoising import _cosines, cosine_blur, wiener
 from tests.registration_support import texture
 from tests.tolerances import FLOAT32_INTENSITY
 

@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.coarse_to_fine import coarse_side
 from jaxreg.data import photographs
-from jaxreg.direct import align
+from jaxreg.direct.align import align
+from jaxreg.direct.coarse_to_fine import coarse_side
+from jaxreg.direct.settings import DirectOptions
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import draw_transforms
 from jaxreg.registration import register_batch
 from jaxreg.result import Doubt
 from jaxreg.scenes import draw_scene_pairs, draw_tiles, scene_pairs, tile_side
-from jaxreg.settings import DirectOptions
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import (

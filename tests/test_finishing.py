@@ -8,15 +8,15 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreg.finishing import finish
+from jaxreg.compute.small_systems import swept_inverse
+from jaxreg.direct.finishing import finish
+from jaxreg.direct.instruments import aliased, precision, slow_share
+from jaxreg.direct.intensity import fit_intensity, steepness
+from jaxreg.direct.kernel_choice import bilinear_explains_more, trial
+from jaxreg.direct.masking import Pair
+from jaxreg.direct.normal_equations import guarded
+from jaxreg.direct.optimum import _outlier
 from jaxreg.geometry import RigidTransform
-from jaxreg.instruments import aliased, precision, slow_share
-from jaxreg.intensity import fit_intensity, steepness
-from jaxreg.kernel_choice import bilinear_explains_more, trial
-from jaxreg.masking import Pair
-from jaxreg.normal_equations import guarded
-from jaxreg.optimum import _outlier
-from jaxreg.small_systems import swept_inverse
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import errors, texture

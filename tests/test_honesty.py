@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from jaxreg.direct.trust import _determination, bounded
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.registration import direct_estimator, register_batch
 from jaxreg.result import Doubt, Registration
-from jaxreg.trust import _determination, bounded
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import (

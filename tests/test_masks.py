@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxreg.data import load_images
+from jaxreg.direct.masking import Masks, fill
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks, fill
 from jaxreg.registration import register, register_batch
 from jaxreg.sensor import scene_mask
 from jaxreg.warping import warp

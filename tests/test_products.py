@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxreg.products import (
+from jaxreg.compute.products import (
     apply_separable,
     dots,
     mean_once,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jaxreg.products import apply_separable
-from jaxreg.pyramid import blurring_matrix, downsample, level_factors
+from jaxreg.compute.products import apply_separable
+from jaxreg.direct.pyramid import blurring_matrix, downsample, level_factors
 from tests.registration_support import texture
 from tests.tolerances import FLOAT32_INTENSITY
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from jaxreg import ranking
-from jaxreg.correlation import evidence
+from jaxreg.direct import ranking
+from jaxreg.direct.correlation import evidence
+from jaxreg.direct.ranking import Evidence, Ranked
 from jaxreg.geometry import RigidTransform
-from jaxreg.ranking import Evidence, Ranked
 from jaxreg.warping import overlap, warp
 from tests.registration_support import texture
 

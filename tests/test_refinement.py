@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg import ranking, refinement
+from jaxreg.compute.small_systems import solve
+from jaxreg.direct import ranking, refinement
+from jaxreg.direct.refinement import clip_step
+from jaxreg.direct.robust import robust_weight, scale_of
 from jaxreg.geometry import RigidTransform
-from jaxreg.refinement import clip_step
-from jaxreg.robust import robust_weight, scale_of
-from jaxreg.small_systems import solve
 from jaxreg.warping import warp
 from tests.registration_support import errors, texture
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxreg
-from jaxreg import batching, registration
+from jaxreg import registration
+from jaxreg.compute import batching
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
 from jaxreg.result import Registration

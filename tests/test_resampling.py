@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.denoising import _bands, _cosines
-from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks
-from jaxreg.resampling import (
+from jaxreg.direct.denoising import _bands, _cosines
+from jaxreg.direct.masking import Masks
+from jaxreg.direct.resampling import (
     interpolant,
     noise_gain,
     noise_slopes,
@@ -16,6 +15,7 @@ from jaxreg.resampling import (
     slopes,
     source_points,
 )
+from jaxreg.geometry import RigidTransform
 from jaxreg.warping import overlap, warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import texture

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.direct.masking import Pair
+from jaxreg.direct.sliding import slide
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Pair
-from jaxreg.sliding import slide
 from tests.tolerances import SLID_BACK
 
 _TRUTH = np.array([0.5, 1.0, 0.0], np.float32)

@@ -29,8 +29,8 @@ from jaxreg.alignment.working import (
     scale_back,
 )
 from jaxreg.command_line import describe
+from jaxreg.direct.settings import DirectOptions
 from jaxreg.geometry import RigidTransform
-from jaxreg.settings import DirectOptions
 
 _READERS = 4  # threads that read files while the device works
 _AHEAD = 32  # pairs read before they are asked for, at most

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxreg.compute.products import product
 from jaxreg.geometry import RigidTransform
-from jaxreg.products import product
 
 # Grey levels that all pixels together change by rounding alone, for one pixel or degree.
 _ROUNDING = 1e-2

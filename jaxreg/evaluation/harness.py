@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxreg.batching import pairs_that_fit, runs_on_cpu
+from jaxreg.compute.batching import pairs_that_fit, runs_on_cpu
 from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
 from jaxreg.result import Estimator, Registration
 

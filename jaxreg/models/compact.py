@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxreg.compute.products import contract
+from jaxreg.compute.small_systems import inverse
 from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.metrics import LAMBDA, AngleLoss
 from jaxreg.models.network import Network, check_images
 from jaxreg.models.polish import blur, polish
 from jaxreg.models.volume import GRID, correlate, visible
 from jaxreg.pairs import Pairs
-from jaxreg.products import contract
 from jaxreg.result import Registration
-from jaxreg.small_systems import inverse
 
 INPUT_SIZE = 2 * GRID  # larger images are brought to 32x32 first
 NEAR = 5  # cells each way that the local regression looks at

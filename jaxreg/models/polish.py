@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.products import contract
+from jaxreg.compute.small_systems import inverse
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
-from jaxreg.products import contract
-from jaxreg.small_systems import inverse
 from jaxreg.warping import sample
 
 RIM = 3.0  # px: half-lit pixels at the rim of a warped image, and the blur, stay outside the disc

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from jaxreg.batching import map_batches
+from jaxreg.compute.batching import map_batches
 from jaxreg.geometry import RigidTransform
 from jaxreg.images import check_grey_levels, check_pair, check_stacks
 from jaxreg.models.network import Network, NetworkConfig, Tree

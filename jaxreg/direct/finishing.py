@@ -1,8 +1,8 @@
 """The last stage of a registration: to numerical precision, with its covariance.
 
 Which of the two images is pulled onto the other's pixels, and by which kernel, is decided by the
-images alone (`jaxreg.kernel_choice`), so that swapping them gives the inverse. The rest is
-`jaxreg.optimum`'s.
+images alone (`jaxreg.direct.kernel_choice`), so that swapping them gives the inverse. The rest is
+`jaxreg.direct.optimum`'s.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.compute.products import mean_over_channels, product, times
+from jaxreg.direct.instruments import WHITE
+from jaxreg.direct.intensity import Fit, finest_detail
+from jaxreg.direct.kernel_choice import choose
+from jaxreg.direct.masking import Pair
+from jaxreg.direct.optimum import Optimum, agreement, differentiable, find_optimum, flat
+from jaxreg.direct.resampling import DEGREE
+from jaxreg.direct.settings import AUTO
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
-from jaxreg.instruments import WHITE
-from jaxreg.intensity import Fit, finest_detail
-from jaxreg.kernel_choice import choose
-from jaxreg.masking import Pair
-from jaxreg.optimum import Optimum, agreement, differentiable, find_optimum, flat
-from jaxreg.products import mean_over_channels, product, times
-from jaxreg.resampling import DEGREE
-from jaxreg.settings import AUTO
 
 # A residual that no kernel explains need not be white, and then single pixels misjudge the
 # estimate's variance: it is scaled by the slow share of the residual over that of white noise,

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import run_long_rarely
-from jaxreg.geometry import RigidTransform
-from jaxreg.instruments import aliased, instruments
-from jaxreg.intensity import Fit, fit_intensity, steepness, weigh
-from jaxreg.masking import Masks, Pair
-from jaxreg.normal_equations import (
+from jaxreg.compute.branching import run_long_rarely
+from jaxreg.compute.products import dots, mean_once, product
+from jaxreg.compute.small_systems import solve, swept_inverse
+from jaxreg.direct.instruments import aliased, instruments
+from jaxreg.direct.intensity import Fit, fit_intensity, steepness, weigh
+from jaxreg.direct.masking import Masks, Pair
+from jaxreg.direct.normal_equations import (
     System,
     Unknowns,
     columns,
@@ -33,10 +34,9 @@ from jaxreg.normal_equations import (
     of_model,
     secant,
 )
-from jaxreg.products import dots, mean_once, product
-from jaxreg.refinement import clip_step
-from jaxreg.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
-from jaxreg.small_systems import solve, swept_inverse
+from jaxreg.direct.refinement import clip_step
+from jaxreg.direct.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
+from jaxreg.geometry import RigidTransform
 
 # px: where neither kernel is exact, the source's rim is left out.
 _ALIASING_RIM = 1.0

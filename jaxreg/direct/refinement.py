@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.products import dots, product, times
+from jaxreg.compute.small_systems import solve
+from jaxreg.direct.masking import Masks
+from jaxreg.direct.resampling import sampled, slopes_by_gradient
+from jaxreg.direct.robust import settled_weight
 from jaxreg.geometry import RigidTransform
 from jaxreg.interpolation import spline_gradient
-from jaxreg.masking import Masks
-from jaxreg.products import dots, product, times
-from jaxreg.resampling import sampled, slopes_by_gradient
-from jaxreg.robust import settled_weight
-from jaxreg.small_systems import solve
 from jaxreg.warping import pixel_grid
 
 # px, px, degrees: the farthest that one step may go, about the reach of a linear model.

@@ -11,14 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.denoising import cosine_blur, wiener
-from jaxreg.intensity import Fit
-from jaxreg.interpolation import spline_gradient
-from jaxreg.masking import Pair
-from jaxreg.normal_equations import after_a_small_move, columns
-from jaxreg.products import apply_separable, dots, mean_once, product
-from jaxreg.pyramid import blurring_matrix
-from jaxreg.resampling import (
+from jaxreg.compute.products import apply_separable, dots, mean_once, product
+from jaxreg.direct.denoising import cosine_blur, wiener
+from jaxreg.direct.intensity import Fit
+from jaxreg.direct.masking import Pair
+from jaxreg.direct.normal_equations import after_a_small_move, columns
+from jaxreg.direct.pyramid import blurring_matrix
+from jaxreg.direct.resampling import (
     Points,
     by_kernel,
     interpolant,
@@ -28,7 +27,8 @@ from jaxreg.resampling import (
     slopes,
     slopes_by_gradient,
 )
-from jaxreg.robust import scale_of
+from jaxreg.direct.robust import scale_of
+from jaxreg.interpolation import spline_gradient
 
 # Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
 # derivative is taken from an image blurred by up to this many px. Chosen on scene pairs of the

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.products import mix, product, separable, times
+from jaxreg.compute.products import mix, product, separable, times
 
 _BANDS = 12
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.compute.products import product, times
+from jaxreg.compute.small_systems import solve, swept_inverse
 from jaxreg.geometry import RigidTransform
-from jaxreg.products import product, times
-from jaxreg.small_systems import solve, swept_inverse
 
 # Of a secant's step, in plain ones: how long it may be, and how far it must lead their way.
 _LONGEST, _AHEAD = 3.0, 0.1

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.products import dots, product
+from jaxreg.direct.intensity import fit_intensity
+from jaxreg.direct.masking import Masks, Pair
+from jaxreg.direct.ranking import same
+from jaxreg.direct.refinement import composed, gauss_newton, target_slopes
+from jaxreg.direct.resampling import interpolant, pull, source_points
 from jaxreg.geometry import RigidTransform
-from jaxreg.intensity import fit_intensity
-from jaxreg.masking import Masks, Pair
-from jaxreg.products import dots, product
-from jaxreg.ranking import same
-from jaxreg.refinement import composed, gauss_newton, target_slopes
-from jaxreg.resampling import interpolant, pull, source_points
 
 # How far to look, in sides of the image. Chosen with the next on scene pairs of the training
 # photographs, without noise and with noise 10.

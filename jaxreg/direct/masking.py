@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import apply_separable, separable
-from jaxreg.pyramid import blurring_matrix, downsample
+from jaxreg.compute.products import apply_separable, separable
+from jaxreg.direct.pyramid import blurring_matrix, downsample
 
 _REACH = 2.0  # px: standard deviation of the surroundings
 _FAR = 1e-3  # weight of the mean of all beside that of the surroundings, for want of any

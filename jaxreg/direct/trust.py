@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.finishing import Finished
-from jaxreg.masking import Masks
-from jaxreg.products import dots, mean_over_channels, mix, product, separable, times
-from jaxreg.pyramid import blurring_matrix
-from jaxreg.ranking import Standing
+from jaxreg.compute.products import dots, mean_over_channels, mix, product, separable, times
+from jaxreg.direct.finishing import Finished
+from jaxreg.direct.masking import Masks
+from jaxreg.direct.pyramid import blurring_matrix
+from jaxreg.direct.ranking import Standing
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.similarity import masked_ncc
 

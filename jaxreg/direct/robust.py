@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import dots, product
+from jaxreg.compute.products import dots, product
 
 # Residuals beyond this many standard deviations count as outliers: far enough out to leave Gaussian
 # noise alone, near enough that an occlusion weighs little.

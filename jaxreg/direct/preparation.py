@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import apart, cond_where_any
-from jaxreg.masking import Masks
-from jaxreg.products import contract, mean_once, product, times
+from jaxreg.compute.branching import apart, cond_where_any
+from jaxreg.compute.products import contract, mean_once, product, times
+from jaxreg.direct.masking import Masks
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
 # the refinement to follow, whose gain may be up to 10.
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
       axis: ``(C, 1)``, the mix of channels that varies most in both.
       padding: ``(2, H, W)`` bool, what of fixed and moving is padding, with a rim.
       more_in_fixed: scalar bool, whether the fixed image has more black pixels than the other.
-      grain: scalar, see `jaxreg.masking.Pair`.
+      grain: scalar, see `jaxreg.direct.masking.Pair`.
       finite: scalar bool; if False, both images are zero.
     """
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.products import separable
+from jaxreg.compute.products import separable
 
 # Blur before sampling, in pixels of the coarser level: between aliasing (less) and lost detail.
 _SIGMA = 0.45

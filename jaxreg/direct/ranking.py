@@ -12,13 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.correlation import evidence
+from jaxreg.compute.products import product
+from jaxreg.direct.correlation import evidence
+from jaxreg.direct.masking import Masks
+from jaxreg.direct.pyramid import blurring_matrix
+from jaxreg.direct.resampling import sampled
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks
 from jaxreg.metrics import rotation_error, translation_error
-from jaxreg.products import product
-from jaxreg.pyramid import blurring_matrix
-from jaxreg.resampling import sampled
 
 # Share of the target's energy below which a neighbourhood counts as flat.
 _FAINT = 0.002

@@ -13,14 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.branching import apart
+from jaxreg.compute.branching import apart
+from jaxreg.compute.products import dots
+from jaxreg.direct.intensity import fit_intensity, steepness
+from jaxreg.direct.masking import Pair
+from jaxreg.direct.normal_equations import Unknowns, after_a_small_move
+from jaxreg.direct.resampling import (
+    interpolant,
+    noise_gain,
+    pull,
+    slopes_by_gradient,
+    source_points,
+)
+from jaxreg.direct.settings import AUTO, LINEAR
 from jaxreg.geometry import RigidTransform
-from jaxreg.intensity import fit_intensity, steepness
-from jaxreg.masking import Pair
-from jaxreg.normal_equations import Unknowns, after_a_small_move
-from jaxreg.products import dots
-from jaxreg.resampling import interpolant, noise_gain, pull, slopes_by_gradient, source_points
-from jaxreg.settings import AUTO, LINEAR
 
 _MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
 # The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.

@@ -1,9 +1,10 @@
 """The search of the direct method: from nothing to an alignment at full size.
 
-All rotations and shifts are searched on a coarse grid (`jaxreg.correlation`), and Gauss-Newton
-improves the candidates found. If one leads clearly it is refined level by level; else a finer grid
-is searched, by local contrast too, and the best is refined along with its closest rivals, and with
-what lies beside it along its weakest direction (`jaxreg.sliding`).
+All rotations and shifts are searched on a coarse grid (`jaxreg.direct.correlation`), and
+Gauss-Newton improves the candidates found. If one of them is clearly the best, it is refined level
+by level. Otherwise a finer grid is searched, by local contrast too, and the best candidate is
+refined together with its closest rivals and with starts offset along the direction that the images
+determine least (`jaxreg.direct.sliding`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.branching import cond_rarely
-from jaxreg.correlation import Limits, search
+from jaxreg.compute.branching import cond_rarely
+from jaxreg.direct.correlation import Limits, search
+from jaxreg.direct.masking import Pair
+from jaxreg.direct.pyramid import downsample, level_factors, local_contrast
+from jaxreg.direct.ranking import Ranked, Standing, best_and_rivals, local_evidence, standing
+from jaxreg.direct.refinement import gauss_newton
+from jaxreg.direct.sliding import slide
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Pair
-from jaxreg.pyramid import downsample, level_factors, local_contrast
-from jaxreg.ranking import Ranked, Standing, best_and_rivals, local_evidence, standing
-from jaxreg.refinement import gauss_newton
-from jaxreg.sliding import slide
 
 # The best alignment twice, from far and from near (see `gauss_newton`), and its rivals.
 _BEST_TWICE, _NEAR = np.array([0, 0, 1, 2], np.int32), np.array([False, True, True, True])

@@ -1,9 +1,6 @@
 """The direct method for one pair: search coarse, refine, finish exactly, judge.
 
-The pair is brought to common units (`jaxreg.preparation`), searched from coarse to fine
-(`jaxreg.coarse_to_fine`), and the winner is finished to numerical precision (`jaxreg.finishing`).
-How its rivals fared, how well its detail agrees and what its Hessian says decide whether to trust
-it (`jaxreg.trust`).
+The stages, and the modules they are in, are listed in `jaxreg.direct`.
 """
 
 from __future__ import annotations
@@ -14,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.coarse_to_fine import coarse_to_fine, improve
-from jaxreg.correlation import Limits
-from jaxreg.finishing import finish
+from jaxreg.compute.products import product
+from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.direct.coarse_to_fine import coarse_to_fine, improve
+from jaxreg.direct.correlation import Limits
+from jaxreg.direct.finishing import finish
+from jaxreg.direct.masking import Masks, Pair, fill
+from jaxreg.direct.preparation import Prepared, prepare, without_padding
+from jaxreg.direct.ranking import Standing
+from jaxreg.direct.settings import WIDEST, DirectOptions, Settings
+from jaxreg.direct.trust import bounded, correlation, doubts_about
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks, Pair, fill
-from jaxreg.preparation import Prepared, prepare, without_padding
-from jaxreg.products import product
-from jaxreg.pytrees import of_any_rank
-from jaxreg.ranking import Standing
 from jaxreg.result import Doubt, Registration, raised
-from jaxreg.settings import WIDEST, DirectOptions, Settings
-from jaxreg.trust import bounded, correlation, doubts_about
 
 _SPACING = 2.0**-24  # of float32 numbers below 1: no coordinate is surer than that, in sides
 _UNRESOLVED = 2e-6  # px and degrees: the spacing of float32 coordinates from 16 to 32

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.products import dots, mean_once, times, weighted_sum
-from jaxreg.robust import OUTLIER, settled_weight
+from jaxreg.compute.products import dots, mean_once, times, weighted_sum
+from jaxreg.direct.robust import OUTLIER, settled_weight
 
 
 class Fit(NamedTuple):

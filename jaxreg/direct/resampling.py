@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxreg.branching import apart, cond_where_any
-from jaxreg.denoising import covariance_at_lags
+from jaxreg.compute.branching import apart, cond_where_any
+from jaxreg.compute.products import dots, product
+from jaxreg.direct.denoising import covariance_at_lags
+from jaxreg.direct.masking import Masks
 from jaxreg.geometry import RigidTransform, Shape, cos_sin_degrees
 from jaxreg.interpolation import spline_coefficients, spline_weights
-from jaxreg.masking import Masks
-from jaxreg.products import dots, product
 from jaxreg.warping import pixel_grid
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def pull(
 ) -> jax.Array:
     """Values of a source at points, or its derivative along one of its axes.
 
-    Computed once (`jaxreg.branching.apart`), where each consumer would recompute them.
+    Computed once (`jaxreg.compute.branching.apart`), where each consumer would recompute them.
 
     Args:
       image: `interpolant`; ``(H, W, C)``, or ``(H, W)`` of one channel.
@@ -229,7 +229,7 @@ def noise_slopes(
     Args:
       points: P of them.
       shape: of the image, ``(H, W)`` first.
-      left: of the noise, in each band, see `jaxreg.denoising.wiener`.
+      left: of the noise, in each band, see `jaxreg.direct.denoising.wiener`.
       linear: the kernel, see `by_kernel`.
     """
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.products import contract, product
+from jaxreg.direct.masking import Masks
 from jaxreg.geometry import RigidTransform
-from jaxreg.masking import Masks
-from jaxreg.products import contract, product
 from jaxreg.warping import sample
 
 

@@ -1,0 +1,1 @@
+"""How things are computed: products, small systems, branches in batches, chunks and pytrees."""
