@@ -147,7 +147,8 @@ def _finish_and_judge(
 ) -> Registration:
     """Finish an alignment and judge it."""
     images, turn = (pair.fixed, pair.moving), asked.turn
-    end = finish(Pair(*images, masks, turn, grain=pair.grain), start, asked.kernel)
+    views = Pair(*images, masks, turn, grain=pair.grain)
+    end = finish(views, start, asked.kernel, pair.border)
     doubts = doubts_about(end, *images, pair.axis, against_rivals, masks, turn)
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)

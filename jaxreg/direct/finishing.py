@@ -13,13 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.compute.branching import cond_where_any
 from jaxreg.compute.products import mean_over_channels, product, times
+from jaxreg.direct.border import Border
 from jaxreg.direct.instruments import WHITE
 from jaxreg.direct.intensity import Fit, finest_detail
 from jaxreg.direct.kernel_choice import choose
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.optimum import Optimum, agreement, differentiable, find_optimum, flat
-from jaxreg.direct.resampling import DEGREE
+from jaxreg.direct.resampling import DEGREE, sampled
 from jaxreg.direct.settings import AUTO
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 
@@ -51,7 +53,12 @@ class Finished(NamedTuple):
     settled: jax.Array
 
 
-def finish(pair: Pair, transform: RigidTransform, kernel: jax.typing.ArrayLike = AUTO) -> Finished:
+def finish(
+    pair: Pair,
+    transform: RigidTransform,
+    kernel: jax.typing.ArrayLike = AUTO,
+    border: Border | None = None,
+) -> Finished:
     """Refine a close alignment to the end.
 
     The transform is differentiable with respect to the images, through the optimum it is.
@@ -60,19 +67,35 @@ def finish(pair: Pair, transform: RigidTransform, kernel: jax.typing.ArrayLike =
       pair: fixed and moving ``(H, W, C)``, and what is asked and known of them.
       transform: within a few tenths of a pixel.
       kernel: that of the answer, `LINEAR` or `SPLINE`; `AUTO` chooses it by the residual.
+      border: of both images, where it does not count.
     """
     ratio = finest_detail(pair.target) / finest_detail(pair.source)
     pair = pair._replace(detail_ratio=ratio)
     t = jax.lax.stop_gradient(transform)
-    ways = (pair.without_rim(), t), (pair.swapped().without_rim(), t.inverse())
+    there = pair.without_rim(), t
+    back = pair.swapped().without_rim(), t.inverse()
+    if border is not None:
+        there, back = (_without_border(border, *way) for way in (there, back))
+    ways = there, back
     choice = choose(*jax.lax.stop_gradient(ways), kernel)
     pick = functools.partial(jax.tree.map, lambda there, back: jnp.where(choice.back, back, there))
     pair, linear = pick(*(pair for pair, _ in ways)), choice.linear
     end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), choice.start, linear), linear)
-    there = end.transform, end.covariance
-    t, covariance = pick(there, _unswap(*there))
+    found = end.transform, end.covariance
+    t, covariance = pick(found, _unswap(*found))
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
     return end._replace(transform=t, covariance=covariance)
+
+
+def _without_border(border: Border, pair: Pair, t: RigidTransform) -> tuple[Pair, RigidTransform]:
+    """A pair and its alignment, where only pixels count that show the scene in both images."""
+
+    def in_both(seen: jax.Array, t: RigidTransform) -> jax.Array:
+        return jnp.where(sampled(seen, t)[0] > 0.999, seen.reshape(-1), 0.0)
+
+    usual = lambda seen, _: seen.reshape(-1)  # noqa: E731
+    counts = cond_where_any(border.there, in_both, usual, border.seen, t)
+    return pair._replace(counts=counts), t
 
 
 def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:

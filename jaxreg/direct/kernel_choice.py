@@ -132,7 +132,7 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     height, width, channels = pair.source.shape
     rows, band = _some_rows(height, width)
     some = lambda v, *last: v.reshape(height, width, *last)[rows].reshape(-1, *last)  # noqa: E731
-    points = source_points(pair.source.shape, t, masks=pair.masks)
+    points = source_points(pair.source.shape, t, masks=pair.masks, counts=pair.counts)
     lever = jnp.stack([some(v) for v in pair.turn * points.lever])
     x, y, inside = some(points.x), some(points.y), some(points.inside)
     points = points._replace(x=x, y=y, inside=inside, lever=lever)

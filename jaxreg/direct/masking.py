@@ -62,6 +62,7 @@ class Pair(NamedTuple):
       turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
       detail_ratio: of the finest detail of target and source, as variances.
       grain: variance of the residual due to rounding both images to grey levels.
+      counts: which pixels of the target count near the alignment in question, ``(P,)``, if not all.
     """
 
     source: jax.Array
@@ -70,6 +71,7 @@ class Pair(NamedTuple):
     turn: float | jax.Array = 1.0
     detail_ratio: float | jax.Array = 1.0
     grain: float | jax.Array = 0.0
+    counts: float | jax.Array = 1.0
 
     def swapped(self) -> Pair:
         """The same the other way round."""

@@ -79,6 +79,7 @@ class _Problem(NamedTuple):
       image: the source, `interpolant`.
       target: ``(P, C)``.
       masks: which pixels count, if not all do.
+      counts: likewise, see `Pair`.
       system: what takes moments to steps.
       outlier: scalar, how many scales of the residual are one.
       steep: ``(P,)``, by which that scale grows, see `_steepness`.
@@ -89,6 +90,7 @@ class _Problem(NamedTuple):
     image: jax.Array
     target: jax.Array
     masks: Masks | None
+    counts: jax.Array
     system: System
     outlier: jax.Array
     steep: jax.Array
@@ -141,7 +143,8 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
 
     gain, bias = jnp.where(changed, fit.gain, 1.0), jnp.where(changed, fit.bias, 0.0)
     outlier, grain = _outlier(found.slow), jnp.asarray(pair.grain)
-    problem = _Problem(image, pixels, pair.masks, system, outlier, steep, grain, linear)
+    counts = jnp.asarray(pair.counts)
+    problem = _Problem(image, pixels, pair.masks, counts, system, outlier, steep, grain, linear)
     nothing = jnp.zeros_like(left[:, 0])
     far, none = jnp.full_like(gain, jnp.inf), jnp.zeros_like(gain, jnp.int32)
     begin = Unknowns(start.transform, gain, bias)
@@ -212,11 +215,11 @@ def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit:
       shape: of the source, ``(H, W, C)``.
       limit: how many steps at most, those before included.
     """
-    image, target, masks, system, outlier, steep, grain, linear = problem
+    image, target, masks, counts, system, outlier, steep, grain, linear = problem
 
     def step(state: _State) -> _State:
         transform, gain, bias = state.unknowns
-        points = source_points(shape, transform, _margin(linear), masks)
+        points = source_points(shape, transform, _margin(linear), masks, counts)
         value = pull(image, points, linear)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep, grain)
         found = moments(system.instruments, fit.weight, fit.residual) - system.noise
@@ -239,7 +242,7 @@ def flat(image: jax.Array) -> jax.Array:
 
 
 def _points(pair: Pair, transform: RigidTransform, linear: jax.Array) -> Points:
-    points = source_points(pair.source.shape, transform, _margin(linear), pair.masks)
+    points = source_points(pair.source.shape, transform, _margin(linear), pair.masks, pair.counts)
     return points._replace(lever=pair.turn * points.lever)
 
 

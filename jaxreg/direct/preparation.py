@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxreg.compute.branching import apart, cond_where_any
 from jaxreg.compute.products import contract, mean_once, product, times
+from jaxreg.direct.border import Border, without_still_border
 from jaxreg.direct.masking import Masks
 
 # Spreads that differ by less than this factor, and means by less than so many spreads, are left for
@@ -46,6 +47,7 @@ class Prepared(NamedTuple):
       more_in_fixed: scalar bool, whether the fixed image has more black pixels than the other.
       grain: scalar, see `jaxreg.direct.masking.Pair`.
       finite: scalar bool; if False, both images are zero.
+      border: what of both is a border that stays, in-painted; None where masks say what counts.
     """
 
     fixed: jax.Array
@@ -55,6 +57,7 @@ class Prepared(NamedTuple):
     more_in_fixed: jax.Array
     grain: jax.Array
     finite: jax.Array
+    border: Border | None
 
 
 def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> Prepared:
@@ -65,7 +68,10 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     """
     pair = jnp.stack([fixed, moving])
     finite = jnp.isfinite(pair).all()
-    pair, lowest, highest = _without_lone_pixels(jnp.where(finite, pair, 0.0))
+    pair, lowest, highest, deviation = _without_lone_pixels(jnp.where(finite, pair, 0.0))
+    grain_of, border = jax.lax.stop_gradient(pair), None
+    if masks is None:
+        pair, border = without_still_border(pair, deviation)
     images = jax.lax.stop_gradient(pair)
     brightest = functools.reduce(jnp.maximum, jnp.unstack(images, axis=-1))
     lowest, highest = lowest[:, None, None], highest[:, None, None]
@@ -79,11 +85,11 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     pair = apart(share[0] <= 1.0, _in_units, pair, offset, scale)
     axis = principal_axis(jax.lax.stop_gradient(pair))
     more_in_fixed = share[0] > share[1] + _SOME
-    grain = _grain(images, scale, masks)
-    return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, grain, finite)
+    grain = _grain(grain_of, scale, masks)
+    return Prepared(pair[0], pair[1], axis, padding, more_in_fixed, grain, finite, border)
 
 
-def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, ...]:
     """Images ``(2, H, W, C)`` without hot or dead pixels and cosmic rays, and their extremes.
 
     One of these can be thousands of times as bright as the picture, whose unit it would set. It is
@@ -108,7 +114,7 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
         return pair, *_extremes(jax.lax.stop_gradient(pair))
 
     same = lambda pair, extremes: (pair, *extremes)  # noqa: E731
-    return cond_where_any(may_be.any(), dimmed, same, pair, extremes)
+    return *cond_where_any(may_be.any(), dimmed, same, pair, extremes), spread
 
 
 def _of_three(images: jax.Array) -> jax.Array:

@@ -83,6 +83,7 @@ def source_points(
     transform: RigidTransform,
     margin: float | jax.Array = 0.0,
     masks: Masks | None = None,
+    counts: float | jax.Array = 1.0,
 ) -> Points:
     """The points ``T^-1 p`` for every pixel p of the target.
 
@@ -93,6 +94,7 @@ def source_points(
         to 1; 0 counts the whole frame.
       masks: which pixels count, if not all do. Towards those of the source that do not, the weight
         falls over a pixel, or at once where the margin is 0.
+      counts: a further weight of the target's pixels, ``(P,)``.
     """
     height, width = shape[:2]
     grid = pixel_grid(shape).reshape(-1, 2)
@@ -102,7 +104,7 @@ def source_points(
     x = cos * dx + sin * dy + (width - 1) / 2
     y = cos * dy - sin * dx + (height - 1) / 2
     depth = jnp.minimum(jnp.minimum(x, width - 1 - x), jnp.minimum(y, height - 1 - y))
-    inside = jnp.clip((depth + _ON_THE_RIM) / jnp.maximum(margin, 1e-9), 0.0, 1.0)
+    inside = jnp.clip((depth + _ON_THE_RIM) / jnp.maximum(margin, 1e-9), 0.0, 1.0) * counts
     x, y = jnp.clip(x, 0.0, width - 1.0), jnp.clip(y, 0.0, height - 1.0)
     points = Points(x, y, inside, jnp.stack([dx, dy]), cos, sin)
     if masks is None:

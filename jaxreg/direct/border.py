@@ -1,0 +1,114 @@
+"""A constant border that both images have in the same place, such as letterbox bars.
+
+It stays with the sensor, so an alignment by it says that nothing moved. Content in front of a
+constant ground looks alike, but its outline moves with the scene: only a border whose outline is
+the same in both images is taken for the sensor's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.compute.branching import cond_rarely
+from jaxreg.direct.masking import fill
+
+_TOLERANCE = 0.1  # by which pixels of a border may differ, in mean deviations of their image
+_TEXTURED = 0.03  # mean deviation of what is beside a border, at least, in that of the whole image
+_FEWEST = 16  # px: no border is smaller
+_RUN = 4  # px: a border starts in a corner of the frame and runs so far along an edge, at least
+# Largest share of its outline's pixels in which a border may differ between the images, for dark
+# parts of the scene touch it. In front of a white ground, content that moves by 0.05 and 0.2 px
+# differs in 6 and 20%; if it is taken for a border all the same, its own texture remains.
+_DIFFERENT = 0.15
+
+
+class Border(NamedTuple):
+    """A border that both images of a pair have alike.
+
+    Attributes:
+      there: scalar bool, whether there is one.
+      seen: ``(H, W)`` float32, 0 where it is, or beside it, else 1.
+    """
+
+    there: jax.Array
+    seen: jax.Array
+
+
+def without_still_border(pair: jax.Array, deviation: jax.Array) -> tuple[jax.Array, Border]:
+    """Images whose common border, with a rim of one pixel, is in-painted from beside it.
+
+    Args:
+      pair: ``(2, H, W, C)``, of any unit.
+      deviation: ``(2,)``, the mean deviation of each.
+
+    Returns:
+      The images, the same where there is no such border, and the border. Gradients pass but there.
+    """
+    images, deviation = jax.lax.stop_gradient((pair, deviation))
+
+    def none(images: jax.Array, _: jax.Array) -> tuple[Border, jax.Array]:
+        return Border(jnp.bool_(False), jnp.ones_like(images[0, :, :, 0])), images
+
+    may_have = _starts_in_a_corner(images, _TOLERANCE * deviation)
+    border, painted = cond_rarely(may_have, _paint, none, images, deviation)
+    return jnp.where(border.seen[..., None] > 0.0, pair, painted), border
+
+
+def _starts_in_a_corner(images: jax.Array, tolerance: jax.Array) -> jax.Array:
+    """Whether both images are constant, and the same, along an edge that begins in some corner."""
+    flipped = (images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1])
+    corners = jnp.stack([image[:, :_RUN, :_RUN] for image in flipped])
+    alike = _alike(corners, corners[..., :1, :1, :], tolerance)
+    run = alike[..., 0, :].all(-1) | alike[..., 0].all(-1)
+    same = _alike(corners[:, 0, 0, 0], corners[:, 1, 0, 0], tolerance.min())
+    return (run.all(1) & same).any()
+
+
+def _alike(image: jax.Array, value: jax.Array, tolerance: jax.Array) -> jax.Array:
+    """Which pixels have a value in all channels; the channels are the last axis."""
+    room = tolerance.reshape(-1, 1, 1, 1) if tolerance.ndim else tolerance
+    return (jnp.abs(image - value) <= room).all(-1)
+
+
+def _paint(images: jax.Array, deviation: jax.Array) -> tuple[Border, jax.Array]:
+    """The common border of images, if any, and these without it."""
+    tolerance = _TOLERANCE * deviation
+    height, width, channels = images.shape[1:]
+    values = images[:, :: height - 1, :: width - 1].reshape(2, 4, 1, 1, channels)
+    borders = jnp.stack(
+        [connected_to_edges(_alike(images, values[:, k], tolerance)) for k in range(4)]
+    )
+    both, either = borders.all(1), borders.any(1)
+    size, differ = both.sum((1, 2)), (both ^ either).sum((1, 2))
+    across = (both[:, 1:] != both[:, :-1]).sum((1, 2))
+    outline = across + (both[:, :, 1:] != both[:, :, :-1]).sum((1, 2))
+    same = _alike(values[0], values[1], tolerance.min())[:, 0, 0]
+    stays = same & (size >= _FEWEST) & (differ <= _DIFFERENT * outline)
+    border = (both & stays[:, None, None]).any(0)
+    rim = jax.lax.reduce_window(border, False, jax.lax.bitwise_or, (3, 3), (1, 1), "SAME")
+    # A silhouette has nothing but its outline to register; identical images need no such care.
+    there = stays.any() & (images[0] != images[1]).any()
+    there &= (_deviation(images, ~rim) >= _TEXTURED * deviation).all()
+    seen = jnp.where(there, ~rim, True).astype(jnp.float32)
+    return Border(there, seen), fill(images, jnp.stack([seen, seen]))
+
+
+def _deviation(images: jax.Array, seen: jax.Array) -> jax.Array:
+    """``(2,)``, the mean deviation of what is seen of both images."""
+    weight = seen[..., None] / jnp.maximum(seen.sum(), 1)
+    mean = (images * weight).sum((1, 2), keepdims=True)
+    return (jnp.abs(images - mean) * weight).sum((1, 2)).mean(-1)
+
+
+def connected_to_edges(alike: jax.Array) -> jax.Array:
+    """Pixels ``(..., H, W)`` bool alike along their row or column up to an edge of the frame."""
+    flags = alike.astype(jnp.int32)
+    reached = [
+        jax.lax.cummin(flags, axis=flags.ndim + axis, reverse=reverse)
+        for axis in (-2, -1)
+        for reverse in (False, True)
+    ]
+    return jnp.stack(reached).max(0) > 0
