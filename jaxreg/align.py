@@ -186,7 +186,7 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
     with Table(options.out, settings.method, str(settings)) as table:
         todo = []
         for job in jobs:
-            if job.absolute() in table.rows:
+            if job.absolute() in table.success_of:
                 table.check_unchanged(job)
             else:
                 todo.append(job)
@@ -206,7 +206,7 @@ def _align_many(jobs: Sequence[Job], settings: Settings, options: flags.FlagValu
                         name = "" if named else f"{row['fixed']}, {row['moving']}: "
                         with bar.external_write_mode(sys.stderr):
                             _say(name + row["error"])
-        good = sum(table.rows[job.absolute()] for job in jobs)
+        good = sum(table.success_of[job.absolute()] for job in jobs)
         if isinstance(moved, MovedMovie):
             row_of = {job_of(row): row for row in table.stored(jobs)}
             moved.write(_of_all_channels([row_of[job] for job in jobs], options.stack))
