@@ -128,13 +128,7 @@ def make_working(
     for name, picture in (("fixed", fixed), ("moving", moving)):
         if picture.transparent:
             notes.append(f"alpha channel of {name} dropped")
-    width, height = fixed.size
-    scale = max(max(width, height) / largest, 1.0)
-    if min(width, height) / scale < SMALLEST:
-        at = f", {int(width / scale)}x{int(height / scale)} at working size" if scale > 1 else ""
-        raise ValueError(
-            f"the images must be at least {SMALLEST} pixels high and wide, got {width}x{height}{at}"
-        )
+    scale = _scale_of(fixed.size, largest)
     weights = {name: downsample(mask.astype(np.float32), scale) for name, mask in masks.items()}
     images = {"fixed_mask": fixed.pixels, "moving_mask": moving.pixels}
     ranges = _ranges([(image, masks.get(name)) for name, image in images.items()])
@@ -151,7 +145,19 @@ def make_working(
         notes.append(f"{('fixed', 'moving')[colour]} made grey, as the other image is")
     if scale > 1:
         notes.append(f"downsampled by {scale:.4g} to register")
-    return WorkingPair(pair[0], pair[1], counts, scale, (width, height), tuple(notes))
+    return WorkingPair(pair[0], pair[1], counts, scale, fixed.size, tuple(notes))
+
+
+def _scale_of(size: tuple[int, int], largest: int) -> float:
+    """Factor by which to downsample; ValueError if the images are then too small or narrow."""
+    width, height = size
+    scale = max(max(width, height) / largest, 1.0)
+    if min(width, height) / scale < SMALLEST:
+        at = f", {int(width / scale)}x{int(height / scale)} at working size" if scale > 1 else ""
+        raise ValueError(
+            f"the images must be at least {SMALLEST} pixels high and wide, got {width}x{height}{at}"
+        )
+    return scale
 
 
 def _levelled(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
