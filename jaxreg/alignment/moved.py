@@ -102,7 +102,7 @@ class MovedPictures:
         return is_success(row)
 
     def write(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Write the pictures of a table's rows, and remove the old ones of rows to have none.
+        """Write the pictures of rows that should have one; remove old pictures of the other rows.
 
         Raises:
           OSError, ValueError: an image cannot be read again, or its picture cannot be written.

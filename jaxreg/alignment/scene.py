@@ -21,7 +21,8 @@ def write_scene_mask(path: str, jobs: Sequence[Job]) -> None:
 
     Args:
       path: file of the mask.
-      jobs: the pairs; the first fixed image and eight evenly spaced moving ones are examined.
+      jobs: the pairs; the first fixed image and up to eight evenly spaced moving ones are
+        examined.
 
     Raises:
       OSError, ValueError: a file cannot be read or written, the images differ in size or are too
