@@ -24,7 +24,7 @@ from absl import flags
 from experiments.records import RESULTS
 from experiments.running import nameless
 from jaxreg.atomic import write_text
-from jaxreg.command_line import keep_compilations, read_flags
+from jaxreg.command_line import keep_compilations, run_command
 from jaxreg.models.fields import override
 from jaxreg.training.checkpoint import read_config
 from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
@@ -135,19 +135,18 @@ def _rows(options: flags.FlagValues) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, that of `jaxreg.train` where a training ends early."""
-    options = _flags()
-    try:
-        if not read_flags(options, argv, __doc__):
-            return 0
-        unknown = [name for name in options.only if name not in WITHOUT]
-        if unknown:
-            raise ValueError(f"--only={unknown[0]}: there are {', '.join(WITHOUT)}")
-        if not options.only:
-            raise ValueError("--only is empty")
-        rows = _rows(options)
-    except ENDINGS as error:
-        return failed("experiments.recipes", error)
+    """Run the command; returns the exit status, that of `jaxreg.train` if a training ends early."""
+    name, options = "experiments.recipes", _flags()
+    return run_command(name, options, argv, __doc__, _recipes, errors=ENDINGS, failed=failed)
+
+
+def _recipes(options: flags.FlagValues) -> int:
+    unknown = [name for name in options.only if name not in WITHOUT]
+    if unknown:
+        raise ValueError(f"--only={unknown[0]}: there are {', '.join(WITHOUT)}")
+    if not options.only:
+        raise ValueError("--only is empty")
+    rows = _rows(options)
     whole = recipe("all", options.pairs, options.hidden, options.data, options.seed)
     text = table(rows, whole, options.pairs)
     print(text)

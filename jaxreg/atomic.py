@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and by one run at a time."""
+"""Write files whole or not at all, and lock them against other runs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from typing import IO, Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` once the block ends without an error.
+    """Open a temporary file that replaces ``path`` when the block ends without an error.
 
-    A reader sees the old file or the new one, never half of either, also after a crash. The
-    permissions are those of the old file, or what a plainly opened one would get. A symbolic link
-    stays one.
+    A reader sees the old file or the new one, never part of one, even after a crash. The new file
+    gets the permissions of the old one, or the default ones. A symbolic link stays a link.
 
     Raises:
-      OSError: it cannot be written.
-      ValueError: there is something else than a file, such as a device or a pipe.
+      OSError: the file cannot be written.
+      ValueError: ``path`` is something else than a file, such as a device or a pipe.
     """
     check_replaceable(path)
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".jaxreg-{secrets.token_hex(8)}")  # a long name may be the limit
+    # Not the target's name with a suffix, which may be longer than the file system allows.
+    temporary = target.with_name(f".jaxreg-{secrets.token_hex(8)}")
     with naming(path, str(temporary)):
-        file = open(temporary, "xb")  # noqa: SIM115 - somebody else's is not ours to remove
+        # Opened outside of the try, so that another process's file is not removed.
+        file = open(temporary, "xb")  # noqa: SIM115
         try:
             with file:
                 if target.exists():
@@ -44,11 +45,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str], temporary: str | None = None) -> Iterator[None]:
-    """Let a system's error that names no file, or a temporary one, name the file that is meant."""
+    """Make OSErrors that name no file, or the temporary one, name ``path`` instead."""
     try:
         yield
     except OSError as error:
-        if type(error) is OSError and error.errno is None:  # as NumPy's, which tells but of bytes
+        if type(error) is OSError and error.errno is None:  # NumPy's, which only counts bytes
             raise OSError(f"{path}: not written whole, is the disk full? ({error})") from error
         if error.errno is None or error.filename not in (None, temporary):
             raise
@@ -56,7 +57,7 @@ def naming(path: str | os.PathLike[str], temporary: str | None = None) -> Iterat
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError where ``path`` is there and no file, so that it must not be replaced."""
+    """Raise ValueError if ``path`` exists and is not a regular file."""
     if os.path.exists(path) and not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "no regular file"
         raise ValueError(f"{path} is {kind}")
@@ -69,9 +70,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def lock(file: IO[Any]) -> bool:
-    """Keep other runs out of an open file until it is closed; False where one is in it.
+    """Lock an open file until it is closed; returns False if another process has locked it.
 
-    Nobody is kept out on Windows, and where the file system knows no locks.
+    On Windows, and on file systems without locks, nothing is locked and the result is True.
     """
     if sys.platform == "win32":
         return True

@@ -1,4 +1,4 @@
-"""What the commands share: flags, errors in one line, keeping what they compile, their end."""
+"""The frame of all commands: reading flags, errors in one line, exit status, compilation cache."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from absl import flags
 
 from jaxreg.data.cache import user_folder
 
+# What a command raises if it cannot do what it is asked for.
+ERRORS: tuple[type[BaseException], ...] = (flags.Error, ValueError, OSError, ImportError)
+
 
 def keep_compilations() -> None:
-    """Keep what XLA compiles on disk, so that a second start is fast; unless JAX is told where."""
+    """Cache compiled programs on disk, for a fast second start, unless JAX has a cache already."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(user_folder() / "compiled"))
 
 
 def end_by_exit() -> None:
-    """Let SIGTERM end the program as `sys.exit` does: what is half-written is then removed."""
+    """Let SIGTERM end the program as `sys.exit` does, so that half-written files are removed."""
 
     def end(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # lest a second one end that halfway
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
 
 
 def describe(error: object) -> str:
-    """An error, or what is said of one, in one line; a system's error without its number.
+    """Write an exception or a message in one line; a system's error without its number.
 
     >>> describe(ValueError("too long  a   line"))
     'too long a line'
@@ -41,40 +44,22 @@ def describe(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run_command(
-    name: str,
-    options: flags.FlagValues,
-    argv: Sequence[str] | None,
-    doc: str | None,
-    body: Callable[[flags.FlagValues], int],
-) -> int:
-    """Read a command's flags and run it; returns its exit status.
-
-    Args:
-      name: of the command, as its errors begin.
-      options: as for `read_flags`.
-      argv: likewise.
-      doc: likewise.
-      body: given the flags once they are read; returns the exit status. What it cannot do, an error
-        of flags, ValueError, OSError or ImportError, ends in one line and status 2.
-    """
-    try:
-        return body(options) if read_flags(options, argv, doc) else 0
-    except (flags.Error, ValueError, OSError, ImportError) as error:
-        complain(name, error)
-        return 2
-
-
 def complain(name: str, *problems: object) -> None:
-    """Print what is wrong, a line each, on the standard error of the command of that name."""
+    """Print problems on standard error, one a line, after the name of the command."""
     for problem in problems:
-        if isinstance(problem, BrokenPipeError):  # as `head` has seen enough
+        if isinstance(problem, BrokenPipeError):  # the reader, such as `head`, has closed the pipe
             continue
         print(printable(f"{name}: {describe(problem)}"), file=sys.stderr)
 
 
+def fail(name: str, error: BaseException) -> int:
+    """Print an error of `ERRORS` in one line; returns the exit status 2."""
+    complain(name, error)
+    return 2
+
+
 def printable(text: str) -> str:
-    r"""A text that can be printed although a file's name in it is not UTF-8.
+    r"""Escape what cannot be printed: file names may hold bytes that are not UTF-8.
 
     >>> printable(os.fsdecode(b"\xff.png"))
     '\\udcff.png'
@@ -82,22 +67,61 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def read_flags(options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None) -> bool:
-    """Read a command's flags; False if it was only asked for help, which is then printed.
+def read_arguments(
+    options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None
+) -> list[str] | None:
+    """Read a command's flags; returns the other arguments, or None after printing the help.
 
     Args:
       options: the command's own flags, ``help`` among them.
-      argv: the command line, its name first; default ``sys.argv``.
-      doc: what the help says above the flags.
+      argv: the command line, which starts with the command's name; default ``sys.argv``.
+      doc: the text of the help above the flags.
 
     Raises:
-      flags.Error: a flag is unknown or ill-formed.
-      ValueError: there is an argument that is no flag.
+      flags.Error: a flag is unknown or has an invalid value.
     """
-    rest = options(list(sys.argv if argv is None else argv))
+    _, *rest = options(list(sys.argv if argv is None else argv))
     if options.help:
         print(f"{doc}\n{options.get_help()}")
-        return False
-    if len(rest) > 1:
-        raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    return True
+        return None
+    return rest
+
+
+def read_flags(
+    options: flags.FlagValues, argv: Sequence[str] | None, doc: str | None
+) -> list[str] | None:
+    """As `read_arguments` for a command that has only flags; ValueError if there is more."""
+    rest = read_arguments(options, argv, doc)
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+    return rest
+
+
+def run_command(
+    name: str,
+    options: flags.FlagValues,
+    argv: Sequence[str] | None,
+    doc: str | None,
+    body: Callable[..., int],
+    *,
+    read: Callable[..., Sequence[str] | None] = read_flags,
+    errors: tuple[type[BaseException], ...] = ERRORS,
+    failed: Callable[[str, BaseException], int] = fail,
+) -> int:
+    """Read a command's flags and run it; returns its exit status.
+
+    Args:
+      name: the command's name, with which its errors begin.
+      options: the command's own flags, ``help`` among them.
+      argv: the command line, which starts with the command's name; default ``sys.argv``.
+      doc: the text of the help above the flags.
+      body: takes the flags, then what ``read`` returns; returns the exit status.
+      read: reads the flags, called as `read_arguments`.
+      errors: exceptions that end the command without a traceback.
+      failed: reports one of these, given ``name``; returns the exit status.
+    """
+    try:
+        rest = read(options, argv, doc)
+        return 0 if rest is None else body(options, *rest)
+    except errors as error:
+        return failed(name, error)

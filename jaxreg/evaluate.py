@@ -2,8 +2,8 @@
 
     python -m jaxreg.evaluate --suites=cifar10,scene32+noise10 --methods=direct,fft,runs/lstm
 
-prints a table, and writes all figures to --out (JSON) and every pair's answer to a CSV file of the
-same name. Suites: see jaxreg.evaluation.protocol. Methods: see jaxreg.methods.
+prints a table, and writes all figures to --out (JSON) and the answer of every pair to a CSV file of
+the same name. Suites: see jaxreg.evaluation.protocol. Methods: see jaxreg.methods.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ from jaxreg.command_line import complain, describe, end_by_exit, keep_compilatio
 
 
 def _flags() -> flags.FlagValues:
-    """A set of flags of its own, so that others' flags may have the same names."""
+    """A flag set separate from absl's global one, so that names cannot clash with others'."""
     values = flags.FlagValues()
     flags.DEFINE_list("suites", ["photos32"], "Suites to measure on.", flag_values=values)
     flags.DEFINE_list("methods", ["direct"], "Methods to measure.", flag_values=values)
-    flags.DEFINE_string("out", "results.json", "Where the figures go.", flag_values=values)
+    flags.DEFINE_string("out", "results.json", "File of the figures.", flag_values=values)
     flags.DEFINE_integer("pairs", 3840, "Pairs of each suite.", 1, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of images, transforms and noise.", 0, flag_values=values)
-    flags.DEFINE_integer("batch_size", 256, "Pairs a call.", 1, flag_values=values)
+    seed = "Seed of images, transforms and noise."
+    flags.DEFINE_integer("seed", 0, seed, 0, flag_values=values)
+    flags.DEFINE_integer("batch_size", 256, "Pairs in a call.", 1, flag_values=values)
     flags.DEFINE_bool("no_timing", False, "Leave out the timing.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     return values
 
 
 def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
-    """Suites, their sources and the methods, by name; ValueError or OSError if one is missing."""
+    """Load the suites, their sources and the methods, each by name.
+
+    Raises:
+      OSError, ValueError: one is missing or unknown, or --out cannot be written.
+    """
     from jaxreg.evaluation.protocol import load_source, parse_suite
     from jaxreg.methods import find_method
 
@@ -67,17 +72,18 @@ def run(
     options: flags.FlagValues,
     results: list[dict[str, Any]],
 ) -> list[str]:
-    """Measure every method on every suite; both files are written anew after each.
+    """Measure every method on every suite, and rewrite both files after each.
 
     Args:
-      suites: by name, as are their sources and the methods.
-      sources: see `jaxreg.evaluation.protocol.load_source`.
-      methods: see `jaxreg.methods.find_method`.
-      options: of the command.
-      results: gets the figures of each suite and method as they come.
+      suites: suites by name, see `jaxreg.evaluation.protocol.parse_suite`.
+      sources: by name of the suite, see `jaxreg.evaluation.protocol.load_source`.
+      methods: by name, see `jaxreg.methods.find_method`.
+      options: the command's flags.
+      results: the figures of each suite and method are appended to it at once, so that they are
+        there after an interruption.
 
     Returns:
-      Why each of the others could not be measured.
+      The reasons why suites or methods could not be measured.
     """
     from tqdm import tqdm
 
@@ -94,7 +100,7 @@ def run(
             bar.set_description(f"{suite_name}: making pairs")
             try:
                 data = build_suite(suite, options.pairs, options.seed, sources[suite_name])
-            except ValueError as error:  # too few images for it, or too small ones
+            except ValueError as error:  # its images are too few or too small
                 failures.append(describe(error))
                 continue
             for name, estimator in methods.items():
@@ -104,7 +110,7 @@ def run(
                     result = figures(rows)
                     if not options.no_timing:
                         result["time"] = measure_time(estimator, data)
-                except Exception as error:  # a method may be anybody's code
+                except Exception as error:  # methods may be anyone's code
                     reason = f"{type(error).__name__}: {describe(error)}"
                     failures.append(f"{name} on {suite_name}: {reason}")
                     continue
@@ -116,7 +122,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    """Run the command; returns 0, 2 if it cannot do all it is asked for, or 130 if interrupted."""
     return run_command("jaxreg.evaluate", _flags(), argv, __doc__, _evaluate)
 
 

@@ -1,9 +1,9 @@
-"""Write a trained network into a single file, which `jaxreg.load` takes.
+"""Write a trained network into a single file, which `jaxreg.load` reads.
 
     python -m jaxreg.export --workdir=runs/compact32 --out=compact32.safetensors
 
-The file holds the weights that the network is used with and the configuration of its training; of
-the optimiser, nothing. The networks of the package (jaxreg/weights) are such files.
+The file holds the weights that the network is used with and the configuration of its training, but
+not the optimiser's state. The networks of the package (jaxreg/weights) are such files.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from jaxreg.command_line import end_by_exit, run_command
 
 
 def _flags() -> flags.FlagValues:
-    """A set of flags of its own, so that others' flags may have the same names."""
+    """A flag set separate from absl's global one, so that names cannot clash with others'."""
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Of the training run.", flag_values=values)
-    flags.DEFINE_string("out", None, "The file, *.safetensors.", flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "float16"], "Of its numbers.", flag_values=values
-    )
+    flags.DEFINE_string("workdir", None, "Folder of the training run.", flag_values=values)
+    flags.DEFINE_string("out", None, "The file to write, *.safetensors.", flag_values=values)
+    dtypes, dtype = ["float32", "float16"], "Data type of the weights in the file."
+    flags.DEFINE_enum("dtype", dtypes[0], dtypes, dtype, flag_values=values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 where it cannot do what was asked for."""
+    """Run the command; returns the exit status: 0, or 2 if it cannot do what it is asked for."""
     return run_command("jaxreg.export", _flags(), argv, __doc__, _export)
 
 

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import tifffile
 
 import jaxreg
 from jaxreg import RigidTransform
@@ -59,3 +60,18 @@ def save_pair(folder, dtype=np.uint8, suffix=".png", **shape):
 
 def run(*arguments):
     return main(["align", *map(str, arguments)])
+
+
+def save_movie(path, seed=0, dtype=np.uint16, **how):
+    """Four pages, of which the third shows nothing and cannot be registered."""
+    pages = np.stack([scene(channels=1, dtype=dtype, seed=seed + k) for k in range(4)])
+    pages[2] = 50
+    tifffile.imwrite(path, pages, **({"photometric": "minisblack"} | how))
+    return pages
+
+
+def steady(pages):
+    """What the stand-in's answer makes of the pages of `save_movie`."""
+    moved = np.stack([warp_pixels(page, TRUTH, back=True) for page in pages])
+    moved[2] = 0
+    return moved

@@ -115,7 +115,7 @@ def test_two_runs_do_not_write_one_table(tmp_path):
     with Table(path, "direct", ""), pytest.raises(ValueError, match="is being written by another"):
         Table(path, "direct", "")
     with Table(path, "direct", "") as table:
-        assert not table.rows
+        assert not table.success_of
 
 
 def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path, capsys, calls):
@@ -249,7 +249,7 @@ def test_a_row_comes_after_its_picture(tmp_path, calls, monkeypatch, capsys):
     whole = Table.add
 
     def stop(self, rows):
-        if len(self.rows) >= 2:
+        if len(self.success_of) >= 2:
             raise KeyboardInterrupt
         whole(self, rows)
 

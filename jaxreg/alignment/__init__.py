@@ -1,3 +1,5 @@
-"""What `python -m jaxreg.align` is made of: files, working sizes, pictures, folders of pairs."""
+"""The parts of `python -m jaxreg.align`: image files, pairs, tables of answers, output pictures."""
 
-STYLES = ("checkerboard", "red-cyan")  # of an overlay
+# Styles of an overlay. Here, so that the command can define its flags before it imports OpenCV,
+# which `jaxreg.alignment.pictures` needs: a broken OpenCV is then an error in one line.
+STYLES = ("checkerboard", "red-cyan")

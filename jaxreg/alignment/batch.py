@@ -1,4 +1,4 @@
-"""Registering files: one pair, or a stream of them in batches of equal shape."""
+"""Register image files: one pair, or a stream of pairs in batches of equal shape."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from jaxreg.command_line import describe
 from jaxreg.direct.settings import DirectOptions
 from jaxreg.geometry import RigidTransform
 
-_READERS = 4  # threads that read files while the device works
-_AHEAD = 32  # pairs read before they are asked for, at most
-_BATCH_PIXELS = 2**20  # of the fixed images of one call
-_WAITING_PIXELS = 2**23  # of those read ahead, and of those that wait for more of their shape
+_READERS = 4  # threads that read files while the device computes
+_AHEAD = 32  # largest number of pairs read ahead
+_BATCH_PIXELS = 2**20  # largest total of the fixed images of one call
+# Largest total of the fixed images read ahead, and of those waiting for others of their shape.
+_WAITING_PIXELS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +44,19 @@ class Settings:
     """How pairs are registered.
 
     Attributes:
-      method: of `jaxreg.methods`.
-      working_size: longer side that is registered at most.
+      method: name of a method, see `jaxreg.methods`.
+      working_size: longest side at which images are registered, in pixels.
       max_shift: largest translation searched along an axis, as a share of the shorter side.
-      max_rotation: largest rotation searched, in degrees.
+      max_rotation: largest rotation searched either way, in degrees.
       crop: whether pairs of different size are cropped to the size they share.
-      batch_size: pairs a call at most.
-      initial: ``(tx, ty, theta)`` of all pairs, known beforehand, in pixels of the files and
-        degrees, to be improved in place of a search; or None.
-      fixed_mask: file that tells which pixels of all fixed images count (`read_mask`), or None.
-      moving_mask: likewise of the moving images.
+      batch_size: largest number of pairs in a call.
+      initial: known alignment ``(tx, ty, theta)`` of all pairs, in pixels of the files and degrees,
+        which is refined instead of searching; or None.
+      fixed_mask: image file of the mask for all fixed images (`read_mask`), or None.
+      moving_mask: image file of the mask for all moving images, or None.
+
+    Raises:
+      OSError, ValueError: a mask cannot be read, or no pair could be registered with these.
     """
 
     method: str = "direct"
@@ -66,7 +70,6 @@ class Settings:
     moving_mask: str | None = None
 
     def __post_init__(self):
-        # Refuse what no pair could be registered with.
         chosen = DirectOptions(self.max_shift, max_rotation=self.max_rotation)
         known, bounded = self.initial is not None, chosen != DirectOptions()
         if self.method != "direct" and (self.masks or bounded or known):
@@ -83,7 +86,7 @@ class Settings:
             _mask(file)
 
     def __str__(self) -> str:
-        """What the answers depend on besides the method, as flags."""
+        """The settings on which answers depend besides the method, as flags."""
         crop = "crop" if self.crop else "nocrop"
         turn = "" if self.max_rotation == 180.0 else f" --max_rotation={self.max_rotation:.6g}"
         shift = f"--max_shift={self.max_shift:.6g}"
@@ -97,18 +100,18 @@ class Settings:
 
     @property
     def masks(self) -> dict[str, str]:
-        """Their files, of those there are, by keywords of `jaxreg.register`."""
+        """Files of the masks that are given, by keywords of `jaxreg.register`."""
         files = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
         return {name: file for name, file in files.items() if file is not None}
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keywords of `jaxreg.register`."""
+        """Keywords of `jaxreg.register`, without masks and ``initial``."""
         searched = {"max_shift": self.max_shift, "max_rotation": self.max_rotation}
         return {"method": self.method} | (searched if self.method == "direct" else {})
 
     def known(self, scale: Any) -> dict[str, RigidTransform]:
-        """The keyword ``initial`` of `jaxreg.register`, if any, of pairs with these scales."""
+        """The keyword ``initial`` of `jaxreg.register`, if set; ``scale`` as in `WorkingPair`."""
         if self.initial is None:
             return {}
         tx, ty, theta = self.initial
@@ -118,15 +121,18 @@ class Settings:
 def load_pair(
     job: Job, settings: Settings, read_fixed: Callable[[str], Picture] = read_picture
 ) -> tuple[Picture, Picture, WorkingPair]:
-    """Both files of a pair, cropped where asked for, and what is to be registered.
+    """Read a pair's files and prepare them.
 
     Args:
       job: the pair.
       settings: how it is registered.
-      read_fixed: how the fixed image is read; nothing is written into it.
+      read_fixed: reads the fixed image; its result is not modified, so it may be cached.
+
+    Returns:
+      The fixed and the moving picture, cropped if the settings say so, and the pair to register.
 
     Raises:
-      OSError, ValueError: a file cannot be read, or the two cannot be registered.
+      OSError, ValueError: a file cannot be read, or the pair cannot be registered.
     """
     fixed, moving = read_fixed(job.fixed), read_picture(job.moving)
     pictures = {"fixed_mask": fixed, "moving_mask": moving}
@@ -144,18 +150,18 @@ def load_pair(
 
 
 def _mask(file: str) -> np.ndarray:
-    """The mask in a file, decoded once for all pairs."""
+    """Read a mask, decoded once for all pairs."""
     return _mask_of_state(file, os.stat(split_page(file)[0]).st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
 def _mask_of_state(file: str, changed: int) -> np.ndarray:
-    del changed  # a file that is written anew is read anew
+    del changed  # only a key of the cache: a changed file is read again
     return read_mask(file)
 
 
 def _mask_of(picture: Picture, name: str, file: str) -> np.ndarray:
-    """The mask in a file; ValueError if it is not of the picture's size."""
+    """Read a mask; ValueError if it is not of the picture's size."""
     mask = _mask(file)
     if mask.shape != picture.pixels.shape[:2]:
         size = "{}x{}".format(*mask.shape[::-1])
@@ -172,13 +178,13 @@ def align_pair(pair: WorkingPair, settings: Settings) -> Answer:
 
 
 def align_jobs(jobs: Iterable[Job], settings: Settings) -> Iterator[list[dict[str, str]]]:
-    """Rows of a table for a stream of pairs; those done together come together.
+    """Register a stream of pairs; yields the table's rows of one batch after the other.
 
-    A pair that cannot be read or registered has a row that says why; nothing is raised for it.
-    Rows do not come in the order of the pairs where shapes are mixed; where all have one, they do.
+    A pair that cannot be read or registered gets a row that says why, and raises nothing. The rows
+    are in the order of the pairs if all images have one shape.
     """
     waiting: dict[tuple[int, ...], list[tuple[Job, WorkingPair]]] = {}
-    failed: list[dict[str, str]] = []  # rows held back until those before them are there
+    failed: list[dict[str, str]] = []  # held back until the rows before them are done
     order: dict[Job, int] = {}
 
     def with_failed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -210,8 +216,8 @@ def _full(shape: tuple[int, ...], settings: Settings) -> int:
 
 
 def _read_ahead(jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, WorkingPair | str]]:
-    """Every job with its pair, or with the reason why there is none."""
-    # One image that many are registered with is decoded once; others cost the memory of one.
+    """Yield every job with its pair, or with the reason why it cannot be loaded."""
+    # A fixed image that all pairs share is decoded once; the cache holds only one image.
     read_fixed = functools.lru_cache(maxsize=1)(read_picture)
 
     def load(job: Job) -> WorkingPair | str:
@@ -239,7 +245,7 @@ def _read_ahead(jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, 
 def _align_group(
     group: Sequence[tuple[Job, WorkingPair]], settings: Settings
 ) -> list[dict[str, str]]:
-    """Rows of pairs of one shape."""
+    """Register pairs of one shape; returns their rows."""
     pairs = [pair for _, pair in group]
     fixed, moving = (np.stack([getattr(p, name) for p in pairs]) for name in ("fixed", "moving"))
     masks = {name: np.stack([pair.masks[name] for pair in pairs]) for name in settings.masks}
@@ -249,9 +255,9 @@ def _align_group(
     except ValueError as error:
         if len(group) == 1:
             return [failed_row(group[0][0], describe(error), settings)]
-        # One unfit pair must not cost the others their answer.
+        # Register them one by one: a pair that is refused must not cost the others their answer.
         return [row for item in group for row in _align_group([item], settings)]
-    batch = jax.tree.map(np.asarray, batch)  # off the device at once
+    batch = jax.tree.map(np.asarray, batch)  # copied from the device in one go
     return [
         _row(job, pair, scale_back(batch[index], pair.scale), settings)
         for index, (job, pair) in enumerate(group)
@@ -274,7 +280,7 @@ def _row(job: Job, pair: WorkingPair, answer: Answer, settings: Settings) -> dic
 
 
 def failed_row(job: Job, reason: str, settings: Settings) -> dict[str, str]:
-    """The row of a pair that could not be registered at all."""
+    """Make the row of a pair that could not be registered."""
     row = dict.fromkeys(COLUMNS, "")
     row |= {"fixed": job.fixed, "moving": job.moving}
     row |= {"method": settings.method, "settings": str(settings)}

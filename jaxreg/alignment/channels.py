@@ -1,4 +1,4 @@
-"""Which pages of a TIFF show the same frame: the channels of a movie, as ImageJ and OME tell."""
+"""Find the channels and frames of a TIFF's pages from the metadata of ImageJ or OME."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _T = TypeVar("_T")
 
 
 def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
-    """Names of a TIFF's pages, ``(frames, channels)``; of one frame the channels are frames.
+    """Arrange the names of a TIFF's pages as ``(frames, channels)``.
 
-    Slices in depth are frames, too, where there is no time.
+    Slices in depth count as frames if there is only one time. Channels of a single frame count as
+    frames, too.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, cut short, tells of channels that its pages do not fit, or has
-        slices at each of several times; or the path is that of a page.
+      ValueError: the file is no TIFF, is cut short, has metadata of channels that its pages do not
+        fit, or has several slices at each of several times; or ``stack`` names a page.
     """
     names = np.array(page_names(stack), object)
     one_channel = names.reshape(-1, 1)
-    axes, numbers = told_by_tags(stack, _numbers) or ("", np.zeros(0, int))
+    axes, numbers = read_metadata(stack, _numbers) or ("", np.zeros(0, int))
     fits = sorted(numbers.ravel()) == list(range(len(names)))
-    count = told_by_tags(stack, _channels) or 1
+    count = read_metadata(stack, _channels) or 1
     if count > 1 and not (fits and "C" in axes):
         raise ValueError(
             f"{stack} tells of {count} channels, which its {len(names)} pages do not fit, as of "
@@ -51,17 +52,17 @@ def frames_of(stack: str | os.PathLike[str]) -> np.ndarray:
 
 
 def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = None) -> list[Job]:
-    """One fixed image, by default the first page, with every page of a TIFF, that one included.
+    """Pair one fixed image with every page of a TIFF, or with every page of one channel.
 
     Args:
       stack: the TIFF.
-      fixed: another image than its first page.
-      channel: by which a movie of several is registered, counted from 0.
+      fixed: the fixed image; by default the first of these pages, which is also a moving image.
+      channel: the channel that is registered, counted from 0; needed if there are several.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: as for `frames_of`; or it is empty, has no such channel or does not tell, or has
-        several and none is chosen.
+      ValueError: as for `frames_of`; or there is no page, no such channel, no metadata of channels,
+        or no channel is given for a file of several.
     """
     frames = frames_of(one_line_name(stack))
     if not frames.size:
@@ -71,7 +72,7 @@ def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = No
         raise ValueError(
             f"{stack} has {count} channels; say by which one it is registered, such as --channel=0"
         )
-    if channel is not None and count == 1 and told_by_tags(stack, _channels) != 1:
+    if channel is not None and count == 1 and read_metadata(stack, _channels) != 1:
         raise ValueError(
             f"--channel={channel}: {stack} does not say which of its pages are frames of one "
             "channel, as ImageJ and OME do; leave it out for all pages, or list some in --pairs"
@@ -83,35 +84,35 @@ def jobs_of_stack(stack: str, fixed: str | None = None, channel: int | None = No
     return [Job(reference, page) for page in pages]
 
 
-def told_by_tags(
+def read_metadata(
     path: str | os.PathLike[str], read: Callable[[tifffile.TiffFile], _T]
 ) -> _T | None:
-    """What is read of a TIFF's tags; None if it cannot be, as of one that OpenCV alone can read."""
+    """Apply ``read`` to a TIFF; None if tifffile cannot read its tags, though OpenCV may."""
     try:
         with tifffile.TiffFile(path) as tiff:
             return read(tiff)
-    except Exception:  # damaged tags make tifffile raise nearly any
+    except Exception:  # damaged tags make tifffile raise almost any exception
         return None
 
 
 def _numbers(tiff: tifffile.TiffFile) -> tuple[str, np.ndarray]:
-    """Axes of the pages, such as ``TC``, and their numbers along these; -1 where one lacks."""
+    """Axes of the pages, such as ``TC``, and an array of page numbers over them, -1 if missing."""
     series = tiff.series[0]
     before = series.axes.index("Y")
-    kept = [k for k in range(before) if series.axes[k] != "S"]  # samples are in a page
+    kept = [k for k in range(before) if series.axes[k] != "S"]  # samples are within a page
     shape = [series.shape[k] for k in kept]
     numbers = np.array([-1 if page is None else page.index for page in series.pages])
-    if series.dataoffset is not None and numbers.size == 1:  # the others are like the first
+    if series.dataoffset is not None and numbers.size == 1:  # only the first page has a header
         numbers = np.arange(np.prod(shape, dtype=int))
     return "".join(series.axes[k] for k in kept), numbers.reshape(shape)
 
 
 def _channels(tiff: tifffile.TiffFile) -> int | None:
-    """How many channels ImageJ or OME tells of; None if neither does, or of several files."""
-    samples = tiff.pages.first.samplesperpixel  # are in a page, too, but counted with them
+    """Number of channels in ImageJ's or OME's metadata; None without any, or of several files."""
+    samples = tiff.pages.first.samplesperpixel  # the metadata counts samples as channels
     if text := tiff.ome_metadata:
         if len(set(re.findall(r'FileName="([^"]*)"', text))) > 1:
             return None
         return max(max(map(int, re.findall(r'SizeC="(\d+)"', text))) // samples, 1)
-    told = tiff.imagej_metadata
-    return None if told is None else max(told.get("channels", 1) // samples, 1)
+    imagej = tiff.imagej_metadata
+    return None if imagej is None else max(imagej.get("channels", 1) // samples, 1)

@@ -1,4 +1,4 @@
-"""Image files in and out: orientation and bit depth kept, nothing ever half-written."""
+"""Read and write image files: bit depth is kept, EXIF orientation applied, files written whole."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ import cv2
 import numpy as np
 
 from jaxreg.alignment.pages import count_pages, read_page, split_page
-from jaxreg.alignment.tiff import MOST_BYTES, faithful, has_inks, is_tiff, layout, leave_colours
+from jaxreg.alignment.tiff import (
+    MAX_BYTES,
+    apply_tiff_semantics,
+    disable_alpha_premultiply,
+    is_cmyk,
+    is_tiff,
+    layout,
+)
 from jaxreg.atomic import check_replaceable, replacing
 
-# What is read at most. A longer side would be registered at less than a thirty-second of its size,
-# and OpenCV warps no more than twice it; more pixels would take gigabytes as float32.
+# Limits of what is read. A longer side would be registered at less than 1/32 of its size, and
+# OpenCV warps at most twice that side; more pixels would take gigabytes as float32.
 LARGEST_SIDE = 16384
 LARGEST_AREA = 2**27
-_ORIENTED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR  # obeys EXIF orientation, drops alpha
+_ORIENTED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR  # applies EXIF orientation, drops alpha
 _FIT = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-# Formats without loss: pixels of more than 8 bits go into no other.
+# Lossless formats, the only ones for pixels of more than 8 bits.
 _EXACT = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # but for those inside a scan
-_JPEG_SEGMENT = re.compile(rb"[\xc0-\xcf\xda-\xef\xfe]")  # markers that a length follows
-_GREY_WITH_ALPHA = 4  # PNG's type of colours, in byte 25
-_FEW_COLOURS = (".gif", ".pbm")  # would lose the shades that warping makes
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # without those inside a scan
+_JPEG_SEGMENT = re.compile(rb"[\xc0-\xcf\xda-\xef\xfe]")  # markers that are followed by a length
+_GREY_WITH_ALPHA = 4  # PNG's colour type, in byte 25
+_FEW_COLOURS = (".gif", ".pbm")  # cannot store the shades that warping makes
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image file's content.
+    """The content of an image file.
 
     Attributes:
       pixels: ``(H, W)`` or RGB ``(H, W, 3)``; integers of 8 to 32 bits, float32 or float64, as in
         the file.
-      transparent: whether the file had an alpha channel, which is dropped.
+      transparent: whether the file has an alpha channel, which ``pixels`` lacks.
     """
 
     pixels: np.ndarray
@@ -43,20 +50,20 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
+        """Width and height in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
-    """Read an image file of any format OpenCV knows; its EXIF orientation is obeyed.
+    """Read an image file of any format OpenCV knows, and apply its EXIF orientation.
 
     Args:
-      path: the file, or the name of a page of one (see `jaxreg.alignment.pages`).
+      path: a file, or the name of a page of a TIFF (see `jaxreg.alignment.pages`).
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is not a whole image, or several, too large, or of an unfit dtype; the file is
-        named.
+      ValueError: the file is damaged, holds several pictures, is too large or has pixels of an
+        unsupported dtype; the message names it.
     """
     file, page = split_page(path)
     data = _whole_file(file) if page is None else read_page(file, page)
@@ -67,23 +74,43 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     try:
         if page is None:
             _check_single(file, data)
-            if data.size > MOST_BYTES:
-                raise ValueError(f"{path} has over 2 GB, more than is read")
-        if is_tiff(data):
-            leave_colours(data)
-        pixels = cv2.imdecode(data, _ORIENTED)
-        # A second look tells whether there was an alpha channel; JPEG has none.
-        whole = pixels if _is_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        pixels, transparent = _decode(data)
     except cv2.error as error:
         raise ValueError(f"{path} cannot be decoded: {error.err or error}") from error
     if pixels is None:
         stored = layout(data) if is_tiff(data) else ""
         if stored and page is None:
-            read_page(file, 0)  # tells where it is cut short
+            read_page(file, 0)  # raises if the page is cut short
         hint = f": a TIFF of {stored}; save it as grey or RGB, uncompressed" if stored else ""
         raise ValueError(f"{path} is not a readable image{hint}")
     if is_tiff(data):
-        pixels = faithful(path, data, pixels)
+        pixels = apply_tiff_semantics(path, data, pixels)
+    _check_supported(path, pixels)
+    if pixels.ndim == 3 and _is_png(data) and data[25] == _GREY_WITH_ALPHA:
+        pixels = np.ascontiguousarray(pixels[..., 0])  # decoded as three equal channels
+    return Picture(_reversed_channels(pixels), transparent)
+
+
+def _whole_file(path: str) -> np.ndarray:
+    """The bytes of a file; of one too large to decode, which may have many pages, a memory map."""
+    if os.path.getsize(path) > MAX_BYTES:
+        return np.memmap(path, np.uint8, mode="r")
+    return np.fromfile(path, np.uint8)
+
+
+def _decode(data: np.ndarray) -> tuple[np.ndarray | None, bool]:
+    """Decode pixels, None if that fails, and find out whether there is an alpha channel."""
+    if is_tiff(data):
+        disable_alpha_premultiply(data)
+    pixels = cv2.imdecode(data, _ORIENTED)
+    # Decoded again with all channels, to see whether alpha is one; JPEG has none.
+    whole = pixels if _is_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    transparent = whole is not None and whole.ndim == 3 and whole.shape[2] in (2, 4)
+    return pixels, transparent and not (is_tiff(data) and is_cmyk(data))
+
+
+def _check_supported(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Raise ValueError unless pixels are of a supported dtype and size."""
     if pixels.dtype.name not in _FIT:
         raise ValueError(
             f"{path} has {pixels.dtype} pixels; integers of 8 to 32 bits and floats of 32 and 64 "
@@ -95,30 +122,17 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
             f"{path} is {width}x{height}, over the limit of {LARGEST_SIDE} pixels a side and "
             f"{LARGEST_AREA / 1e6:.0f} megapixels; downsample it first"
         )
-    if pixels.ndim == 3 and _is_png(data) and data[25] == _GREY_WITH_ALPHA:
-        pixels = np.ascontiguousarray(pixels[..., 0])  # thrice the same
-    transparent = whole is not None and whole.ndim == 3 and whole.shape[2] in (2, 4)
-    if is_tiff(data) and has_inks(data):
-        transparent = False
-    return Picture(_reversed_channels(pixels), transparent)
-
-
-def _whole_file(path: str) -> np.ndarray:
-    """The bytes of a file; one of many pages, which is not read as it is, may be large."""
-    if os.path.getsize(path) > MOST_BYTES:
-        return np.memmap(path, np.uint8, mode="r")
-    return np.fromfile(path, np.uint8)
 
 
 def check_finite(
     pixels: np.ndarray, path: str | os.PathLike[str], mask: np.ndarray | None = None
 ) -> None:
-    """Raise ValueError where pixels that count are NaN or infinite.
+    """Raise ValueError if pixels that count are NaN or infinite.
 
     Args:
       pixels: ``(H, W)`` or ``(H, W, C)``.
-      path: where they come from.
-      mask: ``(H, W)`` bool, which of them count; all by default.
+      path: their file, for the message.
+      mask: ``(H, W)`` bool, True where a pixel counts; by default all count.
     """
     if pixels.dtype.kind != "f":
         return
@@ -128,24 +142,27 @@ def check_finite(
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Which pixels count by an image file, ``(H, W)`` bool: those above half of the brightest.
+    """Read an image file as a mask: pixels brighter than half the brightest one count.
 
     Args:
       path: as for `read_picture`.
 
+    Returns:
+      ``(H, W)`` bool, True where a pixel counts.
+
     Raises:
-      OSError, ValueError: as for `read_picture`; or it is black all over.
+      OSError, ValueError: as for `read_picture`; or no pixel counts.
     """
     pixels = read_picture(path).pixels
     check_finite(pixels, path)
     grey = pixels if pixels.ndim == 2 else pixels.max(-1)
     if grey.max() <= 0:
         raise ValueError(f"{path} is black all over: as a mask it leaves no pixel that counts")
-    return grey > grey.max() / 2  # whatever is white, and what JPEG makes of black
+    return grey > grey.max() / 2  # white may be any value, and JPEG changes black a little
 
 
 def _check_single(path: str, data: np.ndarray) -> None:
-    """Raise ValueError if a file holds several pictures: it would not be told which is meant."""
+    """Raise ValueError if a file holds several pictures, or is too large to decode."""
     pages = count_pages(path, data)
     if pages > 1 and is_tiff(data):
         raise ValueError(
@@ -156,10 +173,12 @@ def _check_single(path: str, data: np.ndarray) -> None:
             f"{path} has {pages} frames; split it into files of one each, which "
             "--fixed=REFERENCE --moving_dir=FOLDER registers"
         )
+    if data.size > MAX_BYTES:
+        raise ValueError(f"{path} has over 2 GB, more than is read")
 
 
 def _reversed_channels(pixels: np.ndarray) -> np.ndarray:
-    """OpenCV keeps blue first; its own conversion refuses float64."""
+    """Convert between RGB and OpenCV's BGR, whose own conversion refuses float64."""
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -174,7 +193,7 @@ def _is_png(data: np.ndarray) -> bool:
 def _is_cut_short(data: np.ndarray) -> bool:
     """Whether a JPEG or PNG lacks its end.
 
-    Decoders fill what is missing with grey, or complain past our reach.
+    Decoders fill what is missing with grey, or report it where we cannot see it.
     """
     if _is_jpeg(data):
         return not _has_end(data)
@@ -182,7 +201,7 @@ def _is_cut_short(data: np.ndarray) -> bool:
 
 
 def _has_end(data: np.ndarray) -> bool:
-    """Whether a JPEG goes on to its end marker; there may be more behind, as a phone's film."""
+    """Whether a JPEG reaches its end marker; more data may follow it, such as a phone's video."""
     place = 2
     while found := _JPEG_MARKER.search(data.data, place):
         if not _JPEG_SEGMENT.match(found[1]):
@@ -192,7 +211,7 @@ def _has_end(data: np.ndarray) -> bool:
 
 
 def keeps(suffix: str, pixels: np.ndarray) -> bool:
-    """Whether files of a suffix keep pixels of this dtype and number of channels.
+    """Whether the format of a suffix stores pixels of this dtype and number of channels.
 
     >>> keeps(".png", np.zeros((8, 8), np.uint16)), keeps(".png", np.zeros((8, 8), np.float32))
     (True, False)
@@ -202,7 +221,7 @@ def keeps(suffix: str, pixels: np.ndarray) -> bool:
         return False
     if pixels.dtype != np.uint8 and suffix not in _EXACT:
         return False
-    # OpenCV is asked, for it makes other pixels 8-bit in silence.
+    # Tried out, since OpenCV silently converts pixels that a format cannot store to 8 bits.
     like = np.zeros((32, 32, *pixels.shape[2:]), pixels.dtype)
     try:
         done, data = cv2.imencode(suffix, like)
@@ -213,15 +232,15 @@ def keeps(suffix: str, pixels: np.ndarray) -> bool:
 
 
 def _is_format(suffix: str) -> bool:
-    """Whether OpenCV writes files of a suffix; it crashes on names that are not UTF-8."""
+    """Whether OpenCV writes files of a suffix; it would crash on one that is not UTF-8."""
     return suffix.isascii() and len(suffix) > 1 and cv2.haveImageWriter(f"x{suffix}")
 
 
 def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = None) -> None:
-    """Raise ValueError unless an image of this dtype and these channels can be written to ``path``.
+    """Raise ValueError unless pixels of this dtype and these channels can be written to ``path``.
 
-    Asked before the work, so that nothing is registered in vain. With no pixels only the folder
-    and the suffix are looked at.
+    Called before the images are registered, so that no work is lost. Without pixels only the folder
+    and the suffix are checked.
     """
     path = Path(path)
     check_replaceable(path)
@@ -236,7 +255,7 @@ def check_writable(path: str | os.PathLike[str], pixels: np.ndarray | None = Non
 
 
 def check_folder(folder: Path, path: str | os.PathLike[str]) -> None:
-    """Raise ValueError unless ``path`` can be made in ``folder``."""
+    """Raise ValueError unless ``path`` can be created in ``folder``."""
     if not folder.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
@@ -244,15 +263,15 @@ def check_folder(folder: Path, path: str | os.PathLike[str]) -> None:
 
 
 def write_picture(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
-    """Write an image whole or not at all; its format is that of the suffix.
+    """Write an image whole or not at all, in the format of its suffix.
 
     Args:
-      path: the file; an existing one is replaced at once, never seen half-written.
+      path: the file; an existing one is replaced in one step (`jaxreg.atomic.replacing`).
       pixels: ``(H, W)`` or RGB ``(H, W, 3)``.
 
     Raises:
       OSError: the file cannot be written.
-      ValueError: no format of this suffix keeps such pixels.
+      ValueError: the format of this suffix cannot store such pixels.
     """
     path = Path(path)
     check_writable(path, pixels)

@@ -1,4 +1,4 @@
-"""Folders of pictures beside the table of many pairs: MOVING brought onto FIXED, overlays."""
+"""Write a folder of pictures for a table of pairs: moving images aligned to fixed, or overlays."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _WRITERS = 4  # threads that decode, warp and encode
 
 
 class MovedPictures:
-    """The pictures of pairs whose answer can be trusted, each named after its moving one.
+    """A folder of aligned moving images, one for each pair whose answer can be trusted.
 
-    See `own_name`. A name without its suffix stands for one pair, as another suffix is taken where
-    that of the moving file could not keep its pixels: .png, or .tif for what PNG cannot keep.
+    Each is named after its moving image (`own_name`). Where the format of that file cannot store
+    the pixels without loss, the suffix is .png, or .tif if PNG cannot either. Names of two pairs
+    must therefore differ in more than the suffix.
     """
 
     flag = "out_moving"
@@ -37,17 +38,17 @@ class MovedPictures:
         table: str,
         masks: Iterable[str],
     ):
-        """Check that nothing will be overwritten; nothing is made yet.
+        """Check that nothing will be overwritten; create nothing.
 
         Args:
-          folder: may be missing, its own folder may not.
+          folder: the folder of the pictures; its parent must exist.
           jobs: all pairs.
-          table: the file of their answers.
-          masks: files, too.
+          table: path of the table of answers.
+          masks: paths of the masks.
 
         Raises:
-          ValueError: the folder cannot be written to, two pairs would write one file, or a picture
-            would take the place of an image to register, of a mask or of the table.
+          ValueError: the folder cannot be written to, two pairs would write the same file, or a
+            picture would overwrite an image to register, a mask or the table.
         """
         self.folder = Path(folder)
         there = self.folder.exists()
@@ -72,7 +73,7 @@ class MovedPictures:
     def _check_inputs(self, jobs: Sequence[Job], table: str, masks: Iterable[str]) -> None:
         there = set(os.listdir(self.folder)) if self.folder.exists() else set()
         targets = [path for job in jobs for path in self._candidates(job.moving)]
-        folder, own = os.path.split(os.path.realpath(table))  # which need not exist yet
+        folder, own = os.path.split(os.path.realpath(table))  # the table need not exist yet
         if folder == os.path.realpath(self.folder) and own in {path.name for path in targets}:
             raise ValueError(f"--out={table} would be overwritten by a picture of --{self.flag}")
         present = [path for path in targets if path.name in there]
@@ -88,34 +89,37 @@ class MovedPictures:
                 )
 
     def _candidates(self, moving: str) -> list[Path]:
-        """Where the picture of a moving file may be."""
+        """Paths at which the picture of a moving file may be."""
         own = self.folder / own_name(moving)
         return [own, own.with_suffix(".png"), own.with_suffix(".tif")]
 
     def has(self, job: Job) -> bool:
-        """Whether there is a picture of a pair."""
+        """Whether the picture of a pair exists."""
         return any(path.exists() for path in self._candidates(job.moving))
 
     def shows(self, row: Mapping[str, str]) -> bool:
-        """Whether a row of the table is to have a picture."""
+        """Whether a row of the table should have a picture."""
         return is_success(row)
 
     def write(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Write the pictures of a table's rows; where one is to have none, remove an earlier one.
+        """Write the pictures of rows that should have one; remove old pictures of the other rows.
 
         Raises:
-          OSError, ValueError: a file cannot be read again, or its picture not be written.
+          OSError, ValueError: an image cannot be read again, or its picture cannot be written.
         """
         self.folder.mkdir(exist_ok=True)
         with concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool:
             try:
                 for _ in pool.map(self._write_one, rows):
-                    pass  # but for its error
+                    pass  # only to raise its error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _write_one(self, row: Mapping[str, str]) -> None:
-        """One row's picture; its image is read again, as a batch of them could fill the memory."""
+        """Write or remove one row's picture.
+
+        The image is read again, since a batch of images could fill the memory.
+        """
         if not self.shows(row):
             self._remove(job_of(row))
             return
@@ -123,32 +127,32 @@ class MovedPictures:
         write_picture(self._target(row["moving"], pixels), pixels)
 
     def _picture(self, row: Mapping[str, str]) -> np.ndarray:
-        return moved_back(row)
+        return aligned_moving(row)
 
     def _target(self, moving: str, pixels: np.ndarray) -> Path:
-        """Where the picture of a moving file goes."""
+        """Path to which the picture of a moving file is written."""
         candidates = self._candidates(moving)
         fit = (path for path in candidates if keeps(path.suffix, pixels))
         return next(fit, candidates[0])
 
     def _remove(self, job: Job) -> None:
-        """Remove the picture that would be overwritten by one of this pair, and nothing else."""
+        """Remove only the picture that writing this pair's picture would overwrite."""
         if not self.has(job):
             return
         try:
             path = self._target(job.moving, read_picture(job.moving).pixels)
-        except (OSError, ValueError):  # of pixels unknown
+        except (OSError, ValueError):  # the dtype of its pixels is unknown
             path = self._candidates(job.moving)[0]
         path.unlink(missing_ok=True)
 
 
 class OverlayPictures(MovedPictures):
-    """Pictures of both images, before and after, of all pairs that could be registered at all."""
+    """A folder of overlays before and after alignment, one for each pair that has an answer."""
 
     flag = "overlay"
 
     def __init__(self, style: str, *given: Any):
-        """As for `MovedPictures`; ``style`` is that of `overlay`."""
+        """Take the arguments of `MovedPictures`, after the ``style`` of `overlay`."""
         super().__init__(*given)
         self._style = style
 
@@ -156,7 +160,7 @@ class OverlayPictures(MovedPictures):
         return [(self.folder / own_name(moving)).with_suffix(".png")]
 
     def shows(self, row: Mapping[str, str]) -> bool:
-        """Whether a row has an answer, be it a wrong one."""
+        """Whether a row has an answer, trusted or not."""
         return bool(row["tx"])
 
     def _picture(self, row: Mapping[str, str]) -> np.ndarray:
@@ -168,15 +172,23 @@ def _answer(row: Mapping[str, str]) -> RigidTransform:
     return RigidTransform(*(float(row[name]) for name in ("tx", "ty", "theta")))
 
 
-def moved_back(row: Mapping[str, str]) -> np.ndarray:
-    """A row's moving image brought onto its fixed one; ValueError as for `read_again`."""
+def aligned_moving(row: Mapping[str, str]) -> np.ndarray:
+    """Align a row's moving image to its fixed one; errors as for `read_again`."""
     return warp_pixels(read_again(row, "moving"), _answer(row), back=True)
 
 
 def read_again(row: Mapping[str, str], name: str) -> np.ndarray:
-    """Pixels of a row's image as it was registered; ValueError if its size has changed."""
+    """Read a row's image again, cropped as it was to be registered.
+
+    Args:
+      row: a row of the table.
+      name: its column, ``"fixed"`` or ``"moving"``.
+
+    Raises:
+      OSError, ValueError: the image cannot be read, or its size has changed.
+    """
     picture = read_picture(row[name])
-    if not row["width"]:  # it was not registered at all
+    if not row["width"]:  # the pair could not be registered
         return picture.pixels
     size = int(float(row["width"])), int(float(row["height"]))  # pandas saves 48 as 48.0
     larger = all(now >= then for now, then in zip(picture.size, size, strict=True))
@@ -186,6 +198,6 @@ def read_again(row: Mapping[str, str], name: str) -> np.ndarray:
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """The file itself, whatever its names."""
+    """Identify a file by its device and inode, whichever name it is given by."""
     status = os.stat(path)
     return status.st_dev, status.st_ino

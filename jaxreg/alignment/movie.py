@@ -1,4 +1,4 @@
-"""One TIFF beside the table of many pairs: every MOVING brought onto FIXED, a corrected movie."""
+"""Write a corrected movie for a table of pairs: one TIFF of all moving images aligned to fixed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from jaxreg.alignment.channels import told_by_tags
+from jaxreg.alignment.channels import read_metadata
 from jaxreg.alignment.files import check_writable, read_picture
-from jaxreg.alignment.moved import MovedPictures, moved_back, read_again
+from jaxreg.alignment.moved import MovedPictures, aligned_moving, read_again
 from jaxreg.alignment.pages import is_one_of, page_names, split_page
 from jaxreg.alignment.table import Job, is_success
 from jaxreg.atomic import replacing
 
 _SUFFIXES = (".tif", ".tiff")
-_LARGEST = 2**32 - 2**25  # bytes of pixels that a TIFF of 32-bit offsets takes
+_LARGEST = 2**32 - 2**25  # most bytes of pixels for a TIFF of 32-bit offsets
 
 
 def is_movie(path: str | os.PathLike[str]) -> bool:
-    """Whether the moved pictures of many pairs are to be pages of this file, and not a folder.
+    """Whether a value of --out_moving means one TIFF, not a folder of pictures.
 
     >>> is_movie("steady.tif"), is_movie("steady")
     (True, False)
@@ -34,7 +34,7 @@ def is_movie(path: str | os.PathLike[str]) -> bool:
 
 
 class MovedMovie:
-    """The pictures of all pairs, in their order, black where the answer cannot be trusted."""
+    """A TIFF of the aligned moving images of all pairs, black if the answer cannot be trusted."""
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class MovedMovie:
         table: str,
         masks: Iterable[str],
     ):
-        """Check that nothing will be overwritten; nothing is made yet.
+        """Check that nothing will be overwritten; create nothing.
 
         Args:
           path: the TIFF.
           jobs: all pairs.
-          table: the file of their answers.
-          masks: files, too.
+          table: path of the table of answers.
+          masks: paths of the masks.
 
         Raises:
-          ValueError: it cannot be written, or it is one of the files that are read.
+          ValueError: the TIFF cannot be written, or is one of the other files.
         """
         self.path = Path(path)
         check_writable(self.path)
@@ -63,73 +63,73 @@ class MovedMovie:
             )
 
     def write(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Write the whole movie from the rows of a table, a page at a time.
+        """Write the movie from the rows of a table, one page for each.
 
         Raises:
-          OSError, ValueError: a file cannot be read again, or the movie not be written.
+          OSError, ValueError: an image cannot be read again, or the movie cannot be written.
         """
         frames = (_frame(row) for row in rows)
         first = next(frames)
         pixels = max(float(row["width"] or 0) * float(row["height"] or 0) for row in rows)
         large = len(rows) * max(pixels * first[0, 0].nbytes, first.nbytes) > _LARGEST
-        how = _scale(rows)
+        tags = _kept_tags(rows)
         with replacing(self.path) as file, tifffile.TiffWriter(file, bigtiff=large) as tiff:
             for frame in itertools.chain([first], frames):
                 photometric = "rgb" if frame.ndim == 3 else "minisblack"
-                tiff.write(frame, photometric=photometric, metadata=None, **how)
-                how.pop("description", None)  # of all pages, in the first one
+                tiff.write(frame, photometric=photometric, metadata=None, **tags)
+                tags.pop("description", None)  # belongs in the first page only
 
 
 def folder_or_movie(
     path: str | os.PathLike[str], jobs: Sequence[Job], table: str, masks: Iterable[str] = ()
 ) -> MovedPictures | MovedMovie:
-    """Where the moved pictures of many pairs go; arguments and errors as theirs."""
+    """Choose by the path how aligned images are written; arguments and errors as of the classes."""
     kind = MovedMovie if is_movie(path) else MovedPictures
     return kind(path, jobs, table, masks)
 
 
 def _frame(row: Mapping[str, str]) -> np.ndarray:
-    """A pair's page."""
+    """Make the page of a pair."""
     if is_success(row):
-        return moved_back(row)
+        return aligned_moving(row)
     try:
         return np.zeros_like(read_again(row, "moving"))
-    except (OSError, ValueError):  # it may be why there is no answer
+    except (OSError, ValueError):  # this may be why the pair has no answer
         return np.zeros_like(read_picture(row["fixed"]).pixels)
 
 
-def _scale(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """What the first moving file, if a TIFF, says of the size of its pixels, as of a page to write.
+def _kept_tags(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Arguments for tifffile's `write` that keep the resolution of the first moving file, a TIFF.
 
-    ImageJ's and OME's text, which tells the axes too, is that of all pages of a file.
+    The text of ImageJ or OME, which also states the axes, is kept if the rows are all its pages.
     """
     moving = [row["moving"] for row in rows]
     name = split_page(moving[0])[0]
     if Path(name).suffix.lower() not in _SUFFIXES:
         return {}
-    how = told_by_tags(name, _resolution) or {}
+    tags = read_metadata(name, _resolution) or {}
     sizes = {(float(row["width"]), float(row["height"])) for row in rows if row["width"]}
-    text = told_by_tags(name, lambda tiff: _text(tiff, sizes))
+    text = read_metadata(name, lambda tiff: _text(tiff, sizes))
     if text and moving == page_names(name):
-        how["description"] = re.sub(' UUID="[^"]*"', "", text, count=1).encode()
-    return how
+        tags["description"] = re.sub(' UUID="[^"]*"', "", text, count=1).encode()
+    return tags
 
 
 def _resolution(tiff: tifffile.TiffFile) -> dict[str, Any]:
-    """Pixels a unit, across and down, as of a page to write; raises where a tag makes no sense."""
+    """Pixels a unit across and down, as arguments of `write`; raises if a tag makes no sense."""
     tags = tiff.pages.first.tags
     scale = [Fraction(*tags.valueof(tag)) for tag in (282, 283)]
     if min(scale) <= 0:
-        raise ValueError(f"pixels of no size, {scale}")
+        raise ValueError(f"the resolution must be positive, got {scale}")
     unit = tifffile.RESUNIT(tags.valueof(296, default=tifffile.RESUNIT.INCH))
     return {"resolution": [s.as_integer_ratio() for s in scale], "resolutionunit": unit}
 
 
 def _text(tiff: tifffile.TiffFile, sizes: Set[tuple[float, float]]) -> str:
-    """ImageJ's text, or OME's of this file and no others, if pages of these sizes fit it."""
+    """The text of ImageJ, or of OME if it describes only this file and pages of these sizes."""
     page = tiff.pages.first
     text = page.tags.valueof(270)
-    if text.startswith("ImageJ="):  # says nothing of the size
+    if text.startswith("ImageJ="):  # does not state the size of pages
         return text
     ome = text.rstrip().endswith("OME>") and "FileName=" not in text
     return text if ome and sizes <= {(page.imagewidth, page.imagelength)} else ""

@@ -1,7 +1,7 @@
-"""Files of several pictures: pages of a TIFF, each of which has a name, and frames of an animation.
+"""Files of several pictures: named pages of a TIFF, and frames of an animation.
 
-``movie.tif[3]`` is the fourth page of movie.tif, smaller copies of others (previews, levels of a
-pyramid) not counted; unless there is a file of just that name.
+``movie.tif[3]`` names the fourth page of movie.tif, unless a file of exactly that name exists.
+Smaller copies of other pages (previews, levels of a pyramid) are not counted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from jaxreg.alignment.tiff import DAMAGE, KIND, REDUCED, Tiff, alone, is_tiff, repeats
+from jaxreg.alignment.tiff import (
+    NEW_SUBFILE_TYPE,
+    REDUCED_IMAGE,
+    TIFF_ERRORS,
+    Tiff,
+    contiguous_page_offsets,
+    extract_page,
+    is_tiff,
+)
 
 
 def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
-    """The file that a name means, and the page of it if it means one.
+    """Split a name into the file and the page number, None if it names a whole file.
 
     >>> split_page("movie.tif[3]"), split_page("movie.tif")
     (('movie.tif', 3), ('movie.tif', None))
@@ -33,17 +41,17 @@ def split_page(path: str | os.PathLike[str]) -> tuple[str, int | None]:
 
 
 def is_one_of(path: str | os.PathLike[str], names: Iterable[str]) -> bool:
-    """Whether a path is that of a file which one of these names means, and which is there."""
+    """Whether ``path`` exists and is the same file as one of these names, or one of its pages."""
     files = {split_page(name)[0] for name in names} if os.path.exists(path) else set()
     return any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
 
 
 def page_names(path: str | os.PathLike[str]) -> list[str]:
-    """Names of all pages of a TIFF.
+    """List the names of all pages of a TIFF.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, or cut short; or the path is that of a page.
+      ValueError: the file is no TIFF or is cut short, or ``path`` names a page.
     """
     name, page = split_page(path)
     if page is not None:
@@ -58,7 +66,7 @@ def page_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def own_name(path: str | os.PathLike[str]) -> str:
-    """What a picture of its own of this name is called: a page's number joins the stem.
+    """Name the file for a picture made from this one: a page's number is appended to the stem.
 
     >>> own_name("a/movie.tif[3]"), own_name("a/b.png")
     ('movie_0003.tif', 'b.png')
@@ -69,22 +77,25 @@ def own_name(path: str | os.PathLike[str]) -> str:
 
 
 def read_page(path: str, page: int) -> np.ndarray:
-    """The bytes of a TIFF of this page alone, uint8; of a large file little more is ever read.
+    """Read one page as the bytes of a TIFF of its own, uint8.
+
+    Little more than the page is read, however large the file is.
 
     Raises:
       OSError: the file cannot be opened.
-      ValueError: it is no TIFF, cut short there, or has no such page, or one too large.
+      ValueError: the file is no TIFF or has no such page, or the page is cut short or too large.
     """
     places = _pages_of_file(path).places
     if page >= len(places):
         raise ValueError(f"{path} has {len(places)} pages, counted from 0; there is no page {page}")
-    return alone(f"{path}[{page}]", np.memmap(path, np.uint8, mode="r"), *places[page])
+    data = np.memmap(path, np.uint8, mode="r")
+    return extract_page(f"{path}[{page}]", data, *places[page])
 
 
 def count_pages(path: str, data: np.ndarray) -> int:
-    """Pages or frames of an image file, smaller copies left out; 0 if it is not a readable one.
+    """Count the pages or frames of an image file without smaller copies; 0 if it is unreadable.
 
-    Headers alone are looked at, nothing is decoded.
+    No pixels are decoded, except of a file whose name is not UTF-8.
 
     Args:
       path: the file.
@@ -94,18 +105,18 @@ def count_pages(path: str, data: np.ndarray) -> int:
         return len(_full_pages(data).places)
     try:
         path.encode()
-    except UnicodeEncodeError:  # OpenCV's count crashes on a name that is not UTF-8
+    except UnicodeEncodeError:  # cv2.imcount crashes on a name that is not UTF-8
         return len(cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1])
     return cv2.imcount(path)
 
 
 class _Pages(NamedTuple):
-    """A TIFF's pages but for smaller copies.
+    """A TIFF's pages without smaller copies.
 
     Attributes:
-      places: where each begins, and by how many bytes its pixels lie further on than it says; of a
-        file that is cut short, of those before the cut.
-      whole: whether that is all of them.
+      places: position of each page's header in bytes, and what to add to its pixels' offsets; of a
+        file that is cut short, the pages before the cut.
+      whole: False if the file is cut short.
     """
 
     places: list[tuple[int, int]]
@@ -124,16 +135,19 @@ def _full_pages(data: np.ndarray) -> _Pages:
             if not found or not _is_smaller_copy(tiff, entries):
                 found.append(page)
             page = following
-    except DAMAGE:
+    except TIFF_ERRORS:
         return _Pages([(page, 0) for page in found], False)
     if len(found) == 1:
-        return _Pages([(found[0], shift) for shift in repeats(data, found[0])], True)
+        return _Pages([(found[0], shift) for shift in contiguous_page_offsets(data, *found)], True)
     return _Pages([(page, 0) for page in found], True)
 
 
 def _is_smaller_copy(tiff: Tiff, entries: range) -> bool:
-    """Whether a page of these entries says that it is a preview, or a pyramid's level."""
-    return any(tag == KIND and value & REDUCED for tag, value, _ in tiff.values(entries))
+    """Whether a page with these entries is marked as a preview or a level of a pyramid."""
+    return any(
+        tag == NEW_SUBFILE_TYPE and value & REDUCED_IMAGE
+        for tag, value, _ in tiff.first_integers(entries)
+    )
 
 
 def _pages_of_file(path: str) -> _Pages:
@@ -143,7 +157,7 @@ def _pages_of_file(path: str) -> _Pages:
 
 @functools.lru_cache(maxsize=8)
 def _pages_of_state(path: str, changed: int, size: int) -> _Pages:
-    """`_full_pages` of a file as it was at some time: each page asks for them."""
+    """`_full_pages` of a file in this state; cached, since every page that is read needs them."""
     del changed
     data = np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
     if not is_tiff(data):

@@ -1,4 +1,4 @@
-"""The aligned image, and a picture to judge a registration by eye."""
+"""Warp pictures of any size and dtype, and draw overlays to judge a registration by eye."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _LARGEST_PANEL = 1024  # longer side of one panel of an overlay, in pixels
 _SMALLEST_PANEL = 256  # smaller panels are magnified by a whole factor
 _TILES = 8  # of the checkerboard, along the shorter side
 _GAP, _CAPTION = 8, 28
-_STRETCHED = (0.1, 99.9)  # percent of deep pixels that become black and white
+_STRETCHED = (0.1, 99.9)  # percentiles of pixels beyond 8 bits that become black and white
 
 
 def warp_pixels(pixels: np.ndarray, transform: RigidTransform, back: bool = False) -> np.ndarray:
-    """`jaxreg.warping.warp` by bilinear interpolation, for pictures of any size.
+    """Warp a picture of any size as `jaxreg.warping.warp` does, by bilinear interpolation.
 
     Args:
       pixels: ``(H, W)`` or ``(H, W, C)``, integers of 8 to 32 bits, float32 or float64.
       transform: from fixed to moving, in pixels of this picture.
-      back: whether the inverse is meant: the moving image comes to look like the fixed one.
+      back: apply the inverse, which makes the moving image look like the fixed one.
 
     Returns:
-      The shape and dtype of ``pixels``, zeros where nothing of it falls, NaN beside NaN.
+      An array like ``pixels`` in shape and dtype, 0 outside of the picture, NaN next to NaN.
     """
     # In double precision: float32 would round the offsets of a large photograph.
     height, width = pixels.shape[:2]
@@ -37,34 +37,34 @@ def warp_pixels(pixels: np.ndarray, transform: RigidTransform, back: bool = Fals
     dx = cx + tx - cos * cx + sin * cy
     dy = cy + ty - sin * cx - cos * cy
     matrix = np.array([[cos, -sin, dx], [sin, cos, dy]])
-    # OpenCV 5 rounds coordinates to 1/32 px but for these and float32, as which the others lose
-    # less; OpenCV 4 rounds them for all.
+    # OpenCV 5 rounds coordinates to 1/32 px except for uint8, uint16 and float32, so the other
+    # dtypes lose less as float32; OpenCV 4 rounds them for all.
     known = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
     flags = cv2.INTER_LINEAR | (cv2.WARP_INVERSE_MAP if back else 0)
     warped = cv2.warpAffine(known, matrix, (width, height), flags=flags)
     if warped.dtype == pixels.dtype or pixels.dtype.kind == "f":
         return warped.astype(pixels.dtype)
-    limits = np.iinfo(pixels.dtype)  # float32 rounds the largest of 32 bits past it
+    limits = np.iinfo(pixels.dtype)  # float32 rounds the largest 32-bit integer up, beyond it
     return np.clip(np.rint(warped.astype(np.float64)), limits.min, limits.max).astype(pixels.dtype)
 
 
 def overlay(
     fixed: np.ndarray, moving: np.ndarray, transform: RigidTransform, style: str
 ) -> np.ndarray:
-    """Fixed over moving, before and after alignment, side by side.
+    """Draw fixed over moving before and after alignment, side by side.
 
     Args:
       fixed: ``(H, W)`` or RGB ``(H, W, 3)``.
       moving: the same size; may differ in channels and dtype.
       transform: from fixed to moving.
-      style: ``"checkerboard"``, tiles of fixed and moving in turn; or ``"red-cyan"``, fixed in
+      style: ``"checkerboard"``, alternating tiles of fixed and moving; or ``"red-cyan"``, fixed in
         red and moving in cyan, grey where they agree.
 
     Returns:
       RGB uint8: two panels with captions, magnified if small and shrunk if large.
 
     Raises:
-      ValueError: there is no such style.
+      ValueError: the style is unknown.
     """
     if style not in STYLES:
         raise ValueError(f"overlay style must be one of {', '.join(STYLES)}, got {style!r}")
@@ -78,12 +78,13 @@ def overlay(
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
-    """RGB uint8; deeper pixels are stretched to their range, for the eye.
+    """Convert to RGB uint8 for viewing; all but 8-bit pixels are stretched to their range.
 
-    A thousandth of them at either end is clipped: a single hot pixel would leave the rest black.
+    A thousandth of the pixels is clipped at either end: with one hot pixel, all others would be
+    black.
     """
     if image.dtype != np.uint8:
-        known = image[np.isfinite(image)]  # a mask may have covered the others
+        known = image[np.isfinite(image)]  # NaN is possible where a mask covers it
         low, high = map(float, np.percentile(known, _STRETCHED))
         if low == high:
             low, high = float(known.min()), float(known.max())

@@ -1,4 +1,4 @@
-"""What the command tells about one pair."""
+"""Report the registration of one pair, as JSON or as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from jaxreg.alignment.table import Job
 from jaxreg.alignment.working import Answer, WorkingPair
 
-_SHOWN = {  # the pictures, by the flag that asks for them
+_SHOWN = {  # what each picture shows, by its flag
     "out": "fixed, warped to look like moving",
     "out_moving": "moving, warped to look like fixed",
     "overlay": "before and after",
@@ -23,14 +23,14 @@ def report_of(
     method: str,
     written: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """All there is to tell about one pair, fit for JSON.
+    """Collect all results of one pair in types that JSON knows; None stands for NaN and infinity.
 
     Args:
       job: the files.
-      pair: what was registered.
-      answer: what came out.
-      method: by which method.
-      written: the pictures by the flag that asked for them.
+      pair: the images that were registered.
+      answer: the registration in pixels of the files.
+      method: name of the method.
+      written: paths of the pictures by their flags, None if not asked for.
     """
 
     def plain(value: Any) -> Any:
@@ -52,7 +52,7 @@ def report_of(
 
 
 def text_of(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """Format `report_of` for reading."""
     units = {"tx": "px", "ty": "px", "theta": "degrees"}
     errors = report["standard_errors"] or [None] * 3
     lines = []

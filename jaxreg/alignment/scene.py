@@ -1,4 +1,4 @@
-"""A mask for the files of a run: what of them shows the scene."""
+"""Write a mask of the pixels that show the scene in the images of a run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from jaxreg.alignment.pages import is_one_of
 from jaxreg.alignment.table import Job
 from jaxreg.sensor import scene_mask
 
-_MOST = 8  # images that are looked at
-_LARGEST = 2**22  # px: as many as take most of a minute, and 1.5 GB
+_MOST = 8  # moving images that are examined
+_LARGEST = 2**22  # pixels of an image, which take most of a minute and 1.5 GB
 
 
 def write_scene_mask(path: str, jobs: Sequence[Job]) -> None:
-    """Write the `scene_mask` of the images of some pairs, white where a pixel counts.
+    """Write the `scene_mask` of the pairs' images as a picture, white where a pixel counts.
 
     Args:
-      path: of a picture.
-      jobs: the pairs; the first fixed image and a few of the moving ones are looked at, evenly.
+      path: file of the mask.
+      jobs: the pairs; the first fixed image and up to eight evenly spaced moving ones are
+        examined.
 
     Raises:
-      OSError, ValueError: a file cannot be read or written, they are of different size or too
-        large, or path is one of them.
+      OSError, ValueError: a file cannot be read or written, the images differ in size or are too
+        large or too few, or ``path`` is one of them.
     """
     if is_one_of(path, itertools.chain(*jobs)):
         raise ValueError(f"--scene_mask={path} is one of the images to register")
