@@ -27,7 +27,7 @@ from jaxreg.models.lstm import LSTMConfig, as_vectors
 from jaxreg.models.network import network_structure
 from jaxreg.registration import register, register_batch
 from jaxreg.scenes import draw_tiles
-from jaxreg.training.batches import Images
+from jaxreg.training.batches import TrainingImages
 from jaxreg.training.configs import CONFIGS, TrainConfig
 from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.state import abstract_state, create_state, make_optimizer
@@ -368,7 +368,7 @@ def _training_case(name: str, config: TrainConfig, precision: str) -> Case:
                 seconds, program_memory(compiled.program))  # fmt: skip
 
 
-def _training_images(config: TrainConfig) -> Images:
+def _training_images(config: TrainConfig) -> TrainingImages:
     """Random pictures: a step costs the same whatever they show."""
     size = config.image_size
     shape = (_TRAINING_IMAGES, size, size, 3)
@@ -376,7 +376,7 @@ def _training_images(config: TrainConfig) -> Images:
     tiles = None
     if config.scene_pairs:
         tiles = draw_tiles(photographs("train"), 100, size, config.max_shift, 0)
-    return Images(pictures, tiles)
+    return TrainingImages(pictures, tiles)
 
 
 GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {

@@ -209,7 +209,7 @@ def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "pairs_seen": trained.step * config.batch_size,
         "pairs_planned": named.steps * named.batch_size,
-        "seconds": trained.seconds,
+        "seconds": trained.training_seconds,
         "images": images,
         "init_from": nameless(config.init_from),
         "init_planned": named.init_from,
