@@ -3,7 +3,7 @@
     python -m jaxreg.evaluate --suites=cifar10,scene32+noise10 --methods=direct,fft,runs/lstm
 
 prints a table, and writes all figures to --out (JSON) and every pair's answer to a CSV file of the
-same name. Suites: see jaxreg.evaluation.protocol. Methods: see jaxreg.methods.
+same name. Suites: see jaxreg.evaluation.suites. Methods: see jaxreg.methods.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def _flags() -> flags.FlagValues:
 
 def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
     """Suites, their sources and the methods, by name; ValueError or OSError if one is missing."""
-    from jaxreg.evaluation.protocol import load_source, parse_suite
+    from jaxreg.evaluation.protocol import load_source
+    from jaxreg.evaluation.suites import parse_suite
     from jaxreg.methods import find_method
 
     for name in ("suites", "methods"):

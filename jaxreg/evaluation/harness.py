@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from jaxreg.compute.batching import pairs_that_fit, runs_on_cpu
-from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
+from jaxreg.evaluation.protocol import SuiteData
+from jaxreg.evaluation.suites import GROSS_DEGREES, parse_suite
 from jaxreg.result import Estimator, Registration
 
 PARAMETERS = ("tx", "ty", "theta")
