@@ -1,1 +1,1 @@
-"""What jaxreg is compared with: plug-ins of its harness, found by entry points."""
+"""Methods to compare jaxreg with: plug-ins of its harness, found by entry points."""

@@ -1,16 +1,15 @@
 """Feature baselines: SIFT, SURF, ORB and AKAZE, matched, filtered by RANSAC and fitted rigidly.
 
-Each method detects keypoints in both grey images, keeps the nearest of two neighbours that passes
-the ratio test, finds the consensus with RANSAC and fits a rotation and a shift, without a scale, to
-the inliers. Where keypoints, matches or inliers do not suffice there is no answer: ``found`` is
-False.
+Each method detects keypoints in both grey images, matches nearest neighbours that pass the ratio
+test, finds the consensus by RANSAC, and fits a rotation and a shift, without a scale, to the
+inliers. If there are too few keypoints, matches or inliers there is no answer: ``found`` is False.
 
-`sift`, `surf`, `orb` and `akaze` are the paper's: native size and the library's own defaults. The
-``_x4`` variants enlarge both images four times first and lower the thresholds, which lets
-them find keypoints in images of 32x32.
+`sift`, `surf`, `orb` and `akaze` are the paper's methods, at native size and with the library's
+defaults. The ``_x4`` variants first enlarge both images four times and have lower thresholds, which
+lets them find keypoints in images of 32x32.
 
-OpenCV's wheels leave SURF out (a build flag from the days of its patent). Where it is missing
-mahotas' SURF takes its place.
+OpenCV's wheels lack SURF (a build flag from the time of its patent). If it is missing, mahotas'
+SURF is used instead.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class FeatureMethod:
-    """One row of the comparison; calling it makes it an estimator.
+    """A feature method with its settings; calling it registers a batch, as an estimator.
 
     Attributes:
       detector: builds the detector; called once.
       norm: distance of two descriptors, ``cv2.NORM_L2`` or ``cv2.NORM_HAMMING``.
-      enlarge: how many times larger the images are made (cubic) before detection.
+      enlarge: factor by which the images are enlarged (cubic) before detection.
       ratio: a match is kept if its distance is below this share of the second best's.
       threshold: largest distance of an inlier from its prediction, in pixels of the given images.
-      least: how many inliers make an answer. Two points always agree with some rigid transform up
-        to scale, so that the third is the first evidence.
+      least: number of inliers that an answer needs. Two points always agree with some rigid
+        transform up to scale, so the third is the first evidence.
     """
 
     detector: Callable[[], Detector]
@@ -54,7 +53,7 @@ class FeatureMethod:
     least: int = 3
 
     def keypoints(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``(K, 2)`` points ``(x, y)`` in pixels of ``image`` (H, W, C), and K descriptors."""
+        """Detect ``(K, 2)`` points ``(x, y)`` in an image ``(H, W, C)``, with K descriptors."""
         grey = to_grey(image)
         if self.enlarge > 1:
             grey = cv2.resize(
@@ -62,11 +61,11 @@ class FeatureMethod:
             )
         grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
         points, descriptors = _built(self.detector)(grey)
-        # Pixel centres: an enlarged image's first pixel lies 3/8 px outside the first centre.
+        # Enlarged 4 times, the first pixel's centre lies 3/8 px outside that of the original.
         return (points + 0.5) / self.enlarge - 0.5, descriptors
 
     def register(self, fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
-        """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None where there is no answer."""
+        """Register one pair ``(H, W, C)``: ``(tx, ty, theta)``, or None if there is no answer."""
         fixed_points, fixed_descriptors = self.keypoints(fixed)
         moving_points, moving_descriptors = self.keypoints(moving)
         pairs = match(fixed_descriptors, moving_descriptors, self.norm, self.ratio)
@@ -84,7 +83,7 @@ class FeatureMethod:
 
 
 def count_keypoints(method: FeatureMethod, images: np.ndarray) -> np.ndarray:
-    """``(N,)`` numbers of keypoints in N images ``(N, H, W, C)``, as in Tables 3 and 6.
+    """Count the keypoints in N images ``(N, H, W, C)``, as in Tables 3 and 6.
 
     >>> count_keypoints(orb, np.zeros((2, 32, 32, 3), np.uint8)).tolist()
     [0, 0]
@@ -93,17 +92,17 @@ def count_keypoints(method: FeatureMethod, images: np.ndarray) -> np.ndarray:
 
 
 def match(fixed: np.ndarray, moving: np.ndarray, norm: int, ratio: float) -> np.ndarray:
-    """Matches by k nearest neighbours (k = 2) and Lowe's ratio test.
+    """Match descriptors by their two nearest neighbours and Lowe's ratio test.
 
     Args:
       fixed: ``(K, D)`` descriptors.
       moving: ``(L, D)`` descriptors.
-      norm: their distance.
+      norm: distance of descriptors, see `FeatureMethod`.
       ratio: see `FeatureMethod`.
 
     Returns:
-      ``(M, 2)`` indices into the two. With fewer than two candidates there is no second best, so
-      no match.
+      ``(M, 2)`` indices into the two. With fewer than two candidates there is no second best, and
+      so no match.
     """
     if len(fixed) == 0 or len(moving) < 2:
         return np.zeros((0, 2), int)
@@ -118,15 +117,15 @@ def match(fixed: np.ndarray, moving: np.ndarray, norm: int, ratio: float) -> np.
 def consensus(
     fixed: np.ndarray, moving: np.ndarray, shape: Shape, threshold: float, least: int
 ) -> np.ndarray | None:
-    """The rigid transform that most matches agree on; the same call gives the same answer.
+    """Find the rigid transform that most matches agree on; deterministic.
 
-    RANSAC searches similarities (its minimal samples have two points). The rigid fit to its inliers
-    chooses the inliers anew, as a fitted scale would have bent the choice.
+    RANSAC searches similarities (its minimal samples have two points). Inliers are then chosen
+    again by the rigid fit, because the fitted scale has influenced the first choice.
 
     Args:
-      fixed: ``(M, 2)`` points ``(x, y)``.
-      moving: where they are in the moving image.
-      shape: of the images, starting with ``(H, W)``.
+      fixed: ``(M, 2)`` points ``(x, y)`` in the fixed image.
+      moving: ``(M, 2)`` the matching points in the moving image.
+      shape: shape of the images, starting with ``(H, W)``.
       threshold: see `FeatureMethod`.
       least: see `FeatureMethod`.
 
@@ -154,13 +153,16 @@ def consensus(
 
 
 def fit_rigid(fixed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least-squares rotation R and shift s of ``moving = R fixed + s``.
+    """Fit the rotation R and the shift s of ``moving = R fixed + s`` by least squares.
 
     In the plane Kabsch's problem (doi:10.1107/S0567739476001873) has a closed form.
 
     Args:
       fixed: ``(M, 2)`` points.
       moving: ``(M, 2)`` points.
+
+    Returns:
+      R ``(2, 2)`` and s ``(2,)``.
     """
     a, b = fixed - fixed.mean(0), moving - moving.mean(0)
     angle = np.arctan2(
@@ -176,12 +178,16 @@ def _built(build: Callable[[], Detector]) -> Detector:
 
 
 def _opencv(create: str, *, pyramid: float = 0.0, **options) -> Detector:
-    """A detector of OpenCV; ``pyramid`` is the scale factor of one that needs correcting.
+    """Make a detector of OpenCV.
 
-    Its versions differ in which detectors are in the main module (AKAZE until 4, SIFT since 4.4).
+    OpenCV's versions differ in which detectors the main module has (AKAZE until 4, SIFT since 4.4).
 
-    ORB gives the points of a smaller level multiplied by its scale, which forgets that pixel
-    centres lie half a pixel inside: the points are off by ``(scale - 1) / 2``.
+    Args:
+      create: name of the function that creates it.
+      pyramid: scale factor between its pyramid's levels, if its points need correction: ORB
+        multiplies the points of a level by its scale without regard to the half pixel between a
+        pixel's centre and its corner, so they are off by ``(scale - 1) / 2``.
+      **options: keyword arguments of ``create``.
     """
     owner = cv2 if hasattr(cv2, create) else cv2.xfeatures2d
     feature = getattr(owner, create)(**options)
@@ -204,7 +210,7 @@ def _sift() -> Detector:
 
 
 def _sift_x4() -> Detector:
-    # Without the precise upscale OpenCV's points are half a pixel off.
+    # Without the precise upscaling OpenCV's points are half a pixel off.
     return _opencv(
         "SIFT_create",
         contrastThreshold=0.002,
@@ -247,13 +253,13 @@ def _surf_x4() -> Detector:
 def detect_mahotas_surf(
     grey: np.ndarray, *, rim: int = 0, **options
 ) -> tuple[np.ndarray, np.ndarray]:
-    """SURF of the mahotas library: a `Detector`.
+    """Detect keypoints by mahotas' SURF; a `Detector`.
 
     Args:
       grey: ``(H, W)`` uint8.
-      rim: pixels by which the image is continued first, by its mirror image; mahotas drops points
-        whose descriptor would reach outside.
-      **options: of ``mahotas.features.surf``.
+      rim: pixels by which the image is first extended on all sides, by reflection; mahotas drops
+        points whose descriptors would reach outside.
+      **options: keyword arguments of ``mahotas.features.surf``.
     """
     found = mahotas_surf.surf(np.pad(grey, rim, mode="symmetric"), **options)
     points = found[:, 1::-1].astype(np.float64) - rim

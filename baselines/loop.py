@@ -1,4 +1,4 @@
-"""From a method that registers one pair with NumPy arrays to an estimator of batches."""
+"""Turn methods that register one pair of NumPy arrays into estimators of batches."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from jaxreg.images import are_traced
 from jaxreg.result import Registration
 from jaxreg.similarity import judge
 
-# (tx, ty, theta) of a pair of images (H, W, C), or None where there is no answer.
+# From a pair of images (H, W, C) to (tx, ty, theta), or None if there is no answer.
 PairMethod = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 
 _judge = jax.jit(judge)
 
 
 def register_each(method: PairMethod, fixed: jax.Array, moving: jax.Array) -> Registration:
-    """Register the pairs of a batch ``(N, H, W, C)`` one after the other, and judge the answers.
+    """Register the pairs of a batch ``(N, H, W, C)`` one by one, and judge the answers.
 
-    An answer with numbers that are not finite counts as none.
+    An answer that is not finite counts as none.
 
     Raises:
-      ValueError: the images are no batches of one shape, or are being traced.
+      ValueError: the images are not batches of one shape, or are being traced.
     """
     if are_traced(fixed, moving):
         raise ValueError(
@@ -50,7 +50,7 @@ def register_each(method: PairMethod, fixed: jax.Array, moving: jax.Array) -> Re
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
-    """``(H, W)`` float32 of an image ``(H, W, C)`` with one or three channels."""
+    """Convert an image ``(H, W, C)`` with one or three channels to grey, ``(H, W)`` float32."""
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
         raise ValueError(f"an image must be (H, W, 1) or (H, W, 3), got shape {image.shape}")
@@ -58,10 +58,9 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 
 def from_matrix(matrix: np.ndarray, shape: Shape) -> np.ndarray:
-    """``(tx, ty, theta)`` about the image centre of a rigid matrix on pixels ``(x, y, 1)``.
+    """Convert a rigid matrix on pixels ``(x, y, 1)`` to ``(tx, ty, theta)`` about the centre.
 
-    In float64 and NumPy, as the libraries compared here work; `RigidTransform.from_matrix` is the
-    same.
+    `RigidTransform.from_matrix` in NumPy and float64, which the libraries compared here use.
 
     >>> from_matrix(np.array([[1.0, 0.0, 3.0], [0.0, 1.0, -2.0]]), (32, 32)).tolist()
     [3.0, -2.0, 0.0]
@@ -72,7 +71,7 @@ def from_matrix(matrix: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def to_matrix(parameters: np.ndarray, shape: Shape) -> np.ndarray:
-    """The ``(3, 3)`` matrix on pixels ``(x, y, 1)`` of ``(tx, ty, theta)``.
+    """Convert ``(tx, ty, theta)`` to the ``(3, 3)`` matrix on pixels ``(x, y, 1)``.
 
     >>> to_matrix(np.array([3.0, -2.0, 0.0]), (32, 32))[:2, 2].tolist()
     [3.0, -2.0]
@@ -90,5 +89,5 @@ def to_matrix(parameters: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def wrap(theta: float) -> float:
-    """The same angle in [-180, 180) degrees."""
+    """Return the equivalent angle in [-180, 180) degrees."""
     return float((theta + 180.0) % 360.0 - 180.0)

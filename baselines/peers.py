@@ -1,9 +1,9 @@
-"""Other libraries that register images, each as strong as its own interface allows.
+"""Other libraries that register images, each used as well as its interface allows.
 
-All are local methods or miss half a turn by themselves, so that each is given a search over the
-whole circle, and the best of its answers is taken: SimpleITK's by its own criterion, the others' by
-the correlation of the overlap. All work on grey images. Where the moving image is black, as beyond
-the rim of one that was warped, the first three are told that nothing is seen.
+All are local methods or cannot tell an angle from one 180 degrees away. So each is given a search
+over all angles, and its best answer is taken: SimpleITK's by its own criterion, the others' by the
+correlation of the overlap. All work on grey images. The first three are given a mask without the
+pixels where the moving image is black, as warping leaves them.
 
 ===============  ==============================================================================
 `simpleitk`      Euler2D, mean squares; exhaustive start, then descent on a cubic B-spline
@@ -12,8 +12,8 @@ the rim of one that was warped, the first three are told that nothing is seen.
 `skimage_polar`  scikit-image's recipe: polar Fourier magnitudes, then phase correlation
 ===============  ==============================================================================
 
-SimpleITK and pystackreg come with ``pip install 'jaxreg[peers]'``. Without it the two cannot be
-imported from here, so that it is told when they are looked up, not in the middle of an evaluation.
+SimpleITK and pystackreg come with ``pip install 'jaxreg[peers]'``. Without it, importing either
+name from this module fails, so the error comes before an evaluation, not in the middle of it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import numpy as np
 from baselines.loop import from_matrix, register_each, to_grey, to_matrix, wrap
 from jaxreg.result import Registration
 
-# The least part of the moving image that an overlap must hold for its correlation to count.
+# Smallest share of the moving image in an overlap whose correlation counts.
 _LEAST_OVERLAP = 0.2
-_CANDIDATES = 3  # starts that are refined; pystackreg: twice as many
-_UPSAMPLE = 20  # of a pixel, the resolution of phase correlation
+_CANDIDATES = 3  # starts that are refined; pystackreg refines twice as many
+_UPSAMPLE = 20  # steps of phase correlation for each pixel
 
 
 def __getattr__(name: str) -> Any:
-    """`simpleitk` and `pystackreg`; ImportError says how to get the package that one lacks."""
+    """Return `simpleitk` or `pystackreg`; ImportError says how to install a missing package."""
     if name not in _WITH_PACKAGE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     estimator, package = _WITH_PACKAGE[name]
@@ -49,8 +49,8 @@ def _simpleitk(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with SimpleITK.
 
     The exhaustive optimiser tries 25 angles and 5 x 5 shifts up to 1/6 of the image on smoothed
-    images; its three best and distinct positions are refined on the images themselves, over the
-    pixels of the moving image that are not black, and the least mean square wins.
+    images. Its three best distinct positions are refined on the images themselves, over the
+    pixels of the moving image that are not black, and the least mean square decides.
     """
     sitk = _package("SimpleITK")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -60,10 +60,10 @@ def _simpleitk(fixed: jax.Array, moving: jax.Array) -> Registration:
 def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with OpenCV's ``findTransformECC``.
 
-    Phase correlation of copies rotated every 10 degrees proposes starts; the three that correlate
-    best are refined over the pixels of the moving image that are not black, at once and by way of
-    smoothed images. The moving image is turned back by whole quarters first, as ECC converges below
-    90 degrees only.
+    Phase correlation of copies rotated every 10 degrees proposes starts. The three that correlate
+    best are refined over the pixels of the moving image that are not black, both directly and by
+    way of smoothed images. The moving image is first rotated back by multiples of 90 degrees, as
+    ECC converges for angles below 90 degrees only.
     """
     return register_each(register_ecc, fixed, moving)
 
@@ -71,10 +71,11 @@ def ecc(fixed: jax.Array, moving: jax.Array) -> Registration:
 def _pystackreg(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with pystackreg's rigid body.
 
-    It takes no start, so that the moving image is moved back by the six best of those that phase
-    correlation proposes to `ecc` (its rim repeated, not blackened), and four times more by the best
-    answer so far. Nor does it take a mask: in these last the fixed image itself stands in for what
-    is not seen, which then pulls nowhere; from a start far off it would hold the answer there.
+    The library takes no start. So the moving image is moved back by each of the six best starts
+    that phase correlation proposes to `ecc` (with its border repeated, not black), and four times
+    more by the best answer so far. Nor does the library take a mask. In the last four calls the
+    pixels that the moving image does not show are taken from the fixed image, so that they have no
+    influence; with a start far away they would keep the answer there.
     """
     return register_each(
         functools.partial(register_pystackreg, _package("pystackreg")), fixed, moving
@@ -90,15 +91,15 @@ _WITH_PACKAGE = {
 def skimage_polar(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register a batch ``(N, H, W, C)`` with scikit-image's recipe.
 
-    The rotation between the polar pictures of the log magnitudes of both spectra, theta and theta +
-    180 degrees both tried; the shift by ``phase_cross_correlation``. As there is no scale to find
-    the radius is linear, not logarithmic.
+    The angle is the shift between the polar pictures of the log magnitudes of both spectra; theta
+    and theta + 180 degrees are both tried. ``phase_cross_correlation`` finds the shift. The radius
+    is linear, not logarithmic, as there is no scale to find.
     """
     return register_each(register_skimage_polar, fixed, moving)
 
 
 def register_simpleitk(sitk: Any, fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
-    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if SimpleITK gives up."""
+    """Register one pair ``(H, W, C)``: ``(tx, ty, theta)``, or None if SimpleITK fails."""
     images = [sitk.GetImageFromArray(to_grey(image)) for image in (fixed, moving)]
     centre = [(fixed.shape[1] - 1) / 2, (fixed.shape[0] - 1) / 2]
     best, least = None, np.inf
@@ -114,7 +115,7 @@ def register_simpleitk(sitk: Any, fixed: np.ndarray, moving: np.ndarray) -> np.n
         method.SetOptimizerScalesFromPhysicalShift()
         try:
             method.Execute(*images)
-        except RuntimeError:  # no overlap left, say
+        except RuntimeError:  # such as for lack of overlap
             continue
         if method.GetMetricValue() < least:
             theta, tx, ty = transform.GetParameters()
@@ -123,7 +124,7 @@ def register_simpleitk(sitk: Any, fixed: np.ndarray, moving: np.ndarray) -> np.n
 
 
 def _itk_starts(sitk: Any, images: list, centre: list[float], size: int) -> list[tuple[float, ...]]:
-    """The best, mutually distant positions (rad, px, px) of an exhaustive search."""
+    """Search exhaustively for the best positions (rad, px, px) that are far from each other."""
     angle_steps, shift_steps = 12, 2  # on either side of zero
     turn, shift = np.pi / angle_steps, size / 12
     shrink = max(1, round(size / 32))
@@ -163,23 +164,23 @@ def _itk_method(sitk: Any, centre: list[float], start: tuple, interpolator: int)
 
 
 def register_ecc(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
-    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None if ECC converges from no start."""
+    """Register one pair ``(H, W, C)``: ``(tx, ty, theta)``, or None if ECC never converges."""
     f, m = to_grey(fixed), to_grey(moving)
     answers = [
         _refine_by_ecc(f, m, start, blurs)
         for start in _rotation_search(f, m)[:_CANDIDATES]
-        for blurs in ((1,), (5, 1))  # smoothing reaches further, and loses some that are near
+        for blurs in ((1,), (5, 1))  # smoothing helps far starts, and loses some near ones
     ]
     found = [answer for answer in answers if answer is not None]
-    # ECC's own values are of different overlaps, of which a small one easily agrees.
+    # ECC's own values are not comparable: a small overlap easily agrees.
     return max(found, key=lambda answer: overlap_correlation(f, m, answer), default=None)
 
 
 def _refine_by_ecc(
     fixed: np.ndarray, moving: np.ndarray, start: np.ndarray, blurs: tuple[int, ...]
 ) -> np.ndarray | None:
-    """What ECC makes of a start on images smoothed by each width in turn; None if it diverges."""
-    step = 1 if fixed.shape[0] == fixed.shape[1] else 2  # only half a turn leaves an oblong shape
+    """Refine a start by ECC on images smoothed by each width in turn; None if it diverges."""
+    step = 1 if fixed.shape[0] == fixed.shape[1] else 2  # 90 degrees would swap height and width
     quarters = step * int(np.rint(start[2] / (90 * step)))
     turned = np.ascontiguousarray(np.rot90(moving, quarters))
     back = to_matrix(np.array([0.0, 0.0, -90.0 * quarters]), fixed.shape)
@@ -197,15 +198,15 @@ def _refine_by_ecc(
 
 
 def _seen(moving: np.ndarray) -> np.ndarray:
-    """``(H, W)`` uint8: 1 but for black and its neighbours, which were blended with it."""
+    """``(H, W)`` uint8 mask: 0 at black pixels and their neighbours, which are mixed with black."""
     return cv2.erode((moving > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
 
 
 def _rotation_search(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
-    """``(tx, ty, theta)`` by ``cv2.phaseCorrelate`` for every angle, the best correlated first."""
+    """``(tx, ty, theta)`` by ``cv2.phaseCorrelate`` for each angle, sorted by correlation."""
     size = fixed.shape[::-1]
     window = cv2.createHanningWindow(size, cv2.CV_32F)
-    # phaseCorrelate multiplies its inputs by the window in place: it gets copies.
+    # phaseCorrelate multiplies its inputs by the window in place, so it is given copies.
     level = moving - moving.mean()
     found = []
     for theta in np.arange(-180.0, 180.0, 10.0):
@@ -217,7 +218,7 @@ def _rotation_search(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
 
 
 def register_pystackreg(package: Any, fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
-    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None for an image without texture."""
+    """Register one pair ``(H, W, C)``: ``(tx, ty, theta)``, or None for a flat image."""
     f, m = to_grey(fixed), to_grey(moving)
     if f.std() == 0 or m.std() == 0:
         return None
@@ -244,7 +245,7 @@ def register_pystackreg(package: Any, fixed: np.ndarray, moving: np.ndarray) -> 
 
 
 def register_skimage_polar(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
-    """``(tx, ty, theta)`` of one pair ``(H, W, C)``, or None for an image without texture."""
+    """Register one pair ``(H, W, C)``: ``(tx, ty, theta)``, or None for a flat image."""
     from skimage.filters import window
     from skimage.registration import phase_cross_correlation
 
@@ -258,7 +259,7 @@ def register_skimage_polar(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray 
     for theta in (-shift[0], 180.0 - shift[0]):
         turn = to_matrix(np.array([0.0, 0.0, theta]), f.shape)[:2]
         copy = cv2.warpAffine(f, turn, f.shape[::-1])
-        for normalization in ("phase", None):  # sharp, or safe on smooth images
+        for normalization in ("phase", None):  # precise, or robust on smooth images
             (ty, tx), _, _ = phase_cross_correlation(
                 (m - m.mean()) * hann,
                 (copy - copy.mean()) * hann,
@@ -270,11 +271,11 @@ def register_skimage_polar(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray 
 
 
 def _polar_magnitude(image: np.ndarray, hann: np.ndarray) -> np.ndarray:
-    """The log magnitude of the spectrum, one row a degree over half a turn, one column a radius.
+    """Compute the log magnitude of the spectrum: a row for each of 180 degrees, columns are radii.
 
-    The other half of a real image's spectrum repeats it. The spectrum is taken at twice the longer
-    side, so that its few bins interpolate well and are as wide as high, and each radius loses its
-    mean, which knows no angle.
+    The other half of a real image's spectrum is the same. The spectrum is padded to twice the
+    longer side, so that its bins are square and fine enough to interpolate. The mean over the
+    angles is subtracted from each radius.
     """
     from skimage.filters import difference_of_gaussians
     from skimage.transform import warp_polar
@@ -282,14 +283,14 @@ def _polar_magnitude(image: np.ndarray, hann: np.ndarray) -> np.ndarray:
     size = 2 * max(image.shape)
     band = difference_of_gaussians(image, 0.5, 8.0) * hann
     magnitude = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(band, (size, size)))))
-    # The default centre of warp_polar is the middle of the array, half a bin from the zeroth one.
+    # The default centre of warp_polar is the middle of the array, half a bin off frequency zero.
     centre, shape = (size // 2, size // 2), (360, size // 2)
     polar = warp_polar(magnitude, center=centre, radius=shape[1], output_shape=shape)[:180, 2:]
     return polar - polar.mean(axis=0)
 
 
 def overlap_correlation(fixed: np.ndarray, moving: np.ndarray, parameters: np.ndarray) -> float:
-    """Normalised cross-correlation of grey images over their overlap; -1 where that is small."""
+    """Correlate grey images over their overlap (normalised); -1 if the overlap is small."""
     matrix, size = to_matrix(parameters, fixed.shape)[:2], fixed.shape[::-1]
     inside = cv2.warpAffine(np.ones_like(fixed), matrix, size) > 0.999
     if inside.sum() < _LEAST_OVERLAP * inside.size:

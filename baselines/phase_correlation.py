@@ -1,17 +1,16 @@
 """The paper's classic FFT approach: phase correlation against every whole degree.
 
-The fixed image is rotated by each of 360 whole degrees about its centre (bilinear, zeros outside),
-and the shift from each rotated copy to the moving image is read off the peak of their phase
-correlation (Kuglin and Hines, 1975). The highest peak of all wins. A transform of
-`jaxreg.geometry` rotates first and shifts afterwards, so that angle and shift of that peak are
-``theta`` and ``(tx, ty)`` as they are.
+The fixed image is rotated by each of 360 whole degrees about its centre (bilinear, zeros outside).
+The peak of the phase correlation of each rotated copy and the moving image gives a shift (Kuglin
+and Hines, 1975), and the highest peak of all decides. A transform of `jaxreg.geometry` rotates
+first and shifts afterwards, so angle and shift of that peak are ``theta`` and ``(tx, ty)``.
 
-The paper leaves some choices open. With these its numbers come out nearly: 0.50 px and 0.39 degrees
-on random 32x32 images (the paper: 0.50, 0.36), 1.33 px and 9.4 degrees on CIFAR-10 (1.45, 8.0;
-`experiments/results`, 3,840 pairs, seed 0). The fixed image is the one that turns (with the moving
-one, the error on CIFAR-10 is 2.1 px), both are reduced to grey (three channels are better), the
-mean stays in, there is neither window nor padding, and the criterion is
-the height of the phase-correlation peak. Everything that improves on it is an argument.
+The paper leaves some choices open. The following reproduce its numbers nearly: 0.50 px and 0.39
+degrees on random 32x32 images (the paper: 0.50, 0.36), 1.33 px and 9.4 degrees on CIFAR-10 (1.45,
+8.0; `experiments/results`, 3,840 pairs, seed 0). The fixed image is rotated (with the moving one,
+the error on CIFAR-10 is 2.1 px), both images are converted to grey (three channels are better), the
+mean is kept, there is no window and no padding, and the criterion is the height of the
+phase-correlation peak. All improvements on this are arguments.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.data.photos import LUMA
 from jaxreg.geometry import RigidTransform, Shape, wrap_degrees
 from jaxreg.result import Registration
 from jaxreg.similarity import judge, masked_ncc
@@ -31,14 +31,13 @@ from jaxreg.warping import overlap, warp
 Channels = Literal["grey", "all"]
 Peak = Literal["phase", "ncc"]
 
-# Weights of red, green and blue in grey: ITU-R BT.601, what cv2.cvtColor and PIL use.
-GREY = (0.299, 0.587, 0.114)
-# Cross-power below this share of the largest counts as empty: its phase is rounding.
+# Cross-power below this share of the largest counts as zero: its phase is rounding.
 _EMPTY = 1e-12
-# Rotated copies are large: so many of their pixels at a time is what `fft` works on.
+# Pixels of rotated copies, of several pairs, that `fft` computes at once on an accelerator.
 _PIXELS_AT_ONCE = 2**24
-_MOST_PIXELS = 2**27  # of one pair's copies, of which there are some 25 bytes a pixel
-# The least part of the moving image that an overlap must hold for its correlation to count.
+# Largest number of pixels of one pair's rotated copies; each takes some 25 bytes of memory.
+_MOST_PIXELS = 2**27
+# Smallest share of the moving image in an overlap whose correlation counts.
 _LEAST_OVERLAP = 0.25
 
 
@@ -59,26 +58,26 @@ def phase_correlation(
     Args:
       fixed: ``(H, W, C)``.
       moving: the same shape.
-      angles: how many angles, evenly over [-180, 180) degrees.
+      angles: number of angles, evenly over [-180, 180) degrees.
       channels: ``"grey"`` correlates the grey images; ``"all"`` sums the correlations of the
         channels.
       remove_mean: subtract each channel's mean first, so that the black corners of a rotated
-        copy lie on the mean and no longer outline the picture.
+        copy equal the mean and do not outline the picture.
       window: multiply both images by a Hann window first.
-      padding: pixels of zeros around both images before anything is rotated. It keeps the corners
-        of the rotated copies and resolves shifts beyond half the image.
-      peak: how the winner is chosen among the angles: ``"phase"`` by the height of its
-        phase-correlation peak, ``"ncc"`` by the normalised cross-correlation of the overlap once
-        the copy is shifted by that peak.
-      subpixel: refine shift and angle by parabolas through the peak and its neighbours; without
-        it the shift is in whole pixels, the angle in whole steps.
+      padding: pixels of zeros added around both images before the rotation. They preserve the
+        corners of the rotated copies and resolve shifts beyond half the image.
+      peak: criterion by which the angle is chosen: ``"phase"``, the height of its phase-correlation
+        peak, or ``"ncc"``, the normalised cross-correlation of the overlap after the copy is
+        shifted by that peak.
+      subpixel: refine shift and angle by parabolas through the peak and its neighbours. Otherwise
+        the shift is in whole pixels and the angle in whole steps.
 
     Returns:
       The transform from fixed to moving: the shift in ``[-size / 2, size / 2)`` of the padded
-      image, theta in [-180, 180).
+      image, theta in [-180, 180) degrees.
 
     Raises:
-      ValueError: shapes that do not fit, too many pixels, or an unknown option.
+      ValueError: the shapes differ, there are too many pixels, or an option is unknown.
     """
     _check(fixed.shape, moving.shape, angles, padding, channels, peak)
     a, b = (_prepare(image, channels, remove_mean, window, padding) for image in (fixed, moving))
@@ -96,7 +95,7 @@ def phase_correlation(
             copies, theta, *shift, b, padding
         )
     best = value.argmax()
-    # Of the winner alone: where a maximum lies takes CPUs far longer than how high it is.
+    # For the best angle only: CPUs take far longer to find the place of a maximum than its height.
     cell = heights[best].argmax()
     tx, ty = (v.astype(jnp.float32) for v in _signed_shift(cell, b.shape))
     if not subpixel:
@@ -123,8 +122,8 @@ def fft(
     Args:
       fixed: ``(N, H, W, C)`` float32, intensities in 0..255.
       moving: the same shape.
-      pairs_at_once: how many pairs are swept together; bounds the memory. Default: one on a CPU,
-        whose caches it suits; elsewhere what fits about half a GiB.
+      pairs_at_once: pairs that are computed together; limits the memory. Default: one on a CPU,
+        which suits its caches; elsewhere what fits into about half a GiB.
       **options: keyword arguments of `phase_correlation`.
 
     >>> import numpy as np
@@ -182,7 +181,7 @@ def _prepare(
 ) -> jax.Array:
     image = jnp.asarray(image, jnp.float32)
     if channels == "grey" and image.shape[-1] == 3:
-        image = jnp.sum(image * jnp.asarray(GREY, jnp.float32), axis=-1, keepdims=True)
+        image = jnp.sum(image * jnp.asarray(LUMA, jnp.float32), axis=-1, keepdims=True)
     if remove_mean:
         image = image - image.mean((0, 1))
     if window:
@@ -192,19 +191,23 @@ def _prepare(
 
 
 def _half_circle(image: jax.Array, theta: jax.Array) -> jax.Array:
-    """``(A, H, W, C)`` copies of an image at the first half of the angles, all if they are odd."""
+    """Rotate an image by the first half of the angles, or by all if their number is odd.
+
+    Returns:
+      ``(A, H, W, C)`` copies.
+    """
     theta = theta[: len(theta) // 2] if len(theta) % 2 == 0 else theta
     return jax.vmap(lambda t: warp(image, RigidTransform(0.0, 0.0, t)))(theta)
 
 
 def _spectra(copies: jax.Array, angles: int) -> jax.Array:
-    """``(angles, C, H, W // 2 + 1)`` Fourier transforms of the copies at all angles.
+    """Compute the ``(angles, C, H, W // 2 + 1)`` Fourier transforms of the copies at all angles.
 
-    A turn by half the circle moves pixels onto pixels: it conjugates the spectrum of a real image,
-    but for the phase of its centre.
+    A rotation by 180 degrees maps pixels onto pixels: it conjugates the spectrum of a real image,
+    except for the phase of its centre.
     """
     height, width = copies.shape[1:3]
-    # The transformed axes go last: the FFT library would otherwise transpose the stack itself.
+    # The transformed axes are last, or the FFT library would transpose the stack itself.
     spectra = jnp.fft.rfft2(jnp.moveaxis(copies, -1, 1))
     if len(copies) == angles:
         return spectra
@@ -214,9 +217,9 @@ def _spectra(copies: jax.Array, angles: int) -> jax.Array:
 
 
 def _phase_surfaces(spectra: jax.Array, moving: jax.Array) -> jax.Array:
-    """``(A, H, W)`` phase correlations of copies, by their spectra, with ``(H, W, C)`` moving.
+    """Compute ``(A, H, W)`` phase correlations of copies, given their spectra, with moving.
 
-    A peak at ``[y, x]`` says that moving is the copy rolled down by y and right by x.
+    A peak at ``[y, x]`` means that moving ``(H, W, C)`` is the copy rolled by y down and x right.
     """
     power = jnp.fft.rfft2(jnp.moveaxis(moving, -1, 0)) * spectra.conj()
     size = jnp.abs(power)
@@ -226,7 +229,7 @@ def _phase_surfaces(spectra: jax.Array, moving: jax.Array) -> jax.Array:
 
 
 def _signed_shift(cell: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
-    """The shift ``(x, y)`` in [-size / 2, size / 2) that a cell of a surface stands for."""
+    """Convert a flat index of a surface to the shift ``(x, y)`` in [-size / 2, size / 2)."""
     height, width = shape[:2]
     y, x = jnp.divmod(cell, width)
     return jnp.where(2 * x >= width, x - width, x), jnp.where(2 * y >= height, y - height, y)
@@ -235,7 +238,7 @@ def _signed_shift(cell: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
 def _shifted_ncc(
     copy: jax.Array, theta: jax.Array, tx: jax.Array, ty: jax.Array, moving: jax.Array, padding: int
 ) -> jax.Array:
-    """Correlation of moving and the shifted copy, over what both of them show of the pictures."""
+    """Correlate moving and the shifted copy over the pixels where both show the picture."""
     height, width = moving.shape[:2]
     shifted = jnp.roll(copy, jnp.stack([ty, tx]), axis=(0, 1))
     y, x = jnp.arange(height) - ty, jnp.arange(width) - tx
@@ -248,12 +251,13 @@ def _shifted_ncc(
 
 
 def _parabola(before: jax.Array, peak: jax.Array, after: jax.Array) -> jax.Array:
-    """Where, in [-0.5, 0.5], the parabola through three equally spaced values peaks."""
+    """The place, in [-0.5, 0.5], of the maximum of the parabola through three values."""
     bend = before - 2.0 * peak + after
     return jnp.where(bend < 0.0, jnp.clip(0.5 * (before - after) / bend, -0.5, 0.5), 0.0)
 
 
 def _parabola_shift(surface: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The offsets ``x, y`` of a surface's maximum from the cell of its largest value."""
     height, width = surface.shape
     y, x = jnp.divmod(cell, width)
     dx = _parabola(surface[y, x - 1], surface[y, x], surface[y, (x + 1) % width])

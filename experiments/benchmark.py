@@ -1,13 +1,13 @@
-"""How fast everything is, and how far from the floor of this machine.
+"""Time everything, and compare it with the least time that this machine needs (the floor).
 
     python -m experiments.benchmark                       # CPU or GPU, found by itself
     python -m experiments.benchmark --groups=direct,sweep
     python -m experiments.benchmark --only_render         # the report again, from the record
     python -m experiments.benchmark --quick               # a dry run at tiny settings
 
-Functions are timed in turn, group by group, and the probes of the machine with each group. Writes
-experiments/results/benchmark_PLATFORM.json, .md and .png; groups that are not run stay as they are
-recorded. For other libraries see experiments.peers.
+The functions of a group are timed in turn, together with the probes of the machine. Writes
+experiments/results/benchmark_PLATFORM.json, .md and .png; the records of groups that are not run
+are kept. For other libraries see experiments.peers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _flags() -> flags.FlagValues:
     return v
 
 
-# A dry run: every group, next to no work.
+# A dry run: every group, with little work.
 _QUICK: dict[str, Any] = {
     "sizes": (32,),
     "batches": (2,),
@@ -68,10 +68,10 @@ _ON_GPU: dict[str, Any] = {
 
 
 def _settings(options: flags.FlagValues) -> Any:
-    """`experiments.cases.Settings` from the flags; ValueError for what is not possible."""
+    """Make `experiments.cases.BenchmarkSettings` from the flags; ValueError if one is invalid."""
     import jax
 
-    from experiments.cases import Settings
+    from experiments.cases import BenchmarkSettings
     from jaxreg.training.configs import CONFIGS
 
     values: dict[str, Any] = {} if jax.default_backend() == "cpu" else dict(_ON_GPU)
@@ -86,7 +86,7 @@ def _settings(options: flags.FlagValues) -> Any:
         unknown = [name for name in options.training if name not in CONFIGS]
         if unknown:
             raise ValueError(f"--training={unknown[0]}: there are {', '.join(CONFIGS)}")
-    return Settings(**values)
+    return BenchmarkSettings(**values)
 
 
 def _numbers(name: str, texts: Sequence[str], least: int) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ def _numbers(name: str, texts: Sequence[str], least: int) -> tuple[int, ...]:
 
 
 def _imports(_: Any) -> Iterator[Any]:
-    """How long a fresh Python takes to import things."""
+    """Imports of packages in a fresh Python process."""
     from experiments.cases import Case
     from experiments.floor import Work
 
@@ -110,14 +110,14 @@ def _imports(_: Any) -> Iterator[Any]:
 
 
 def groups() -> dict[str, Callable[[Any], Iterator[Any]]]:
-    """Everything that can be timed, by name."""
+    """Return all groups of cases by name; each makes its cases from the settings."""
     from experiments.cases import GROUPS
 
     return {**GROUPS, "imports": _imports}
 
 
 def run_group(name: str, settings: Any, probes: Sequence[Any], command: str) -> dict[str, Any]:
-    """Time a group's functions and the probes in turn; the record of the group."""
+    """Time a group's functions and the probes in turn, and return the group's record."""
     import jax
     from tqdm import tqdm
 
@@ -156,7 +156,7 @@ def run_group(name: str, settings: Any, probes: Sequence[Any], command: str) -> 
 
 
 def _row(case: Any, seconds: Any) -> dict[str, Any]:
-    """One row of the record, but its floor."""
+    """One row of the record, without its floor."""
     return {
         "method": case.method,
         "precision": case.precision,
@@ -173,7 +173,7 @@ def _row(case: Any, seconds: Any) -> dict[str, Any]:
 
 
 def set_floors(record: dict[str, Any]) -> None:
-    """Give every row its floor, from the best rates that any group saw: no row gets an easy one."""
+    """Set every row's floor, from the best rates that were measured with any group."""
     from experiments.floor import Rates, Work
 
     seen = [group["rates"] for group in record["groups"].values()]
@@ -193,18 +193,18 @@ def set_floors(record: dict[str, Any]) -> None:
 
 
 def _recorded(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What is recorded of this machine; nothing of another one.
+    """Return the record, with the groups of this machine only.
 
     Raises:
-      ValueError: groups other than ``names``, which are timed now, are of another machine.
+      ValueError: groups of another machine are not among ``names``, which are timed now.
     """
     from jaxreg.evaluation.report import provenance
 
     record = _read(path) if path.exists() else {"groups": {}}
     here = provenance()["hardware"]
-    groups = record["groups"]
-    own = {name: g for name, g in groups.items() if g["provenance"]["hardware"] == here}
-    lost = [name for name in groups if name not in own and name not in names]
+    recorded = record["groups"]
+    own = {name: g for name, g in recorded.items() if g["provenance"]["hardware"] == here}
+    lost = [name for name in recorded if name not in own and name not in names]
     if lost:
         raise ValueError(
             f"{', '.join(lost)} in {path} were recorded on another machine: run all groups, or "
@@ -219,7 +219,7 @@ def _run(options: flags.FlagValues, path: Path, command: str) -> None:
     from experiments.probes import make_probes
     from jaxreg.atomic import write_text
 
-    # Compile times are those of a first start.
+    # Compile times shall be those of a first start.
     jax.config.update("jax_enable_compilation_cache", False)
     known = list(groups())
     names = options.groups or known

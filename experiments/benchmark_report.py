@@ -1,4 +1,4 @@
-"""The benchmark's record as Markdown and as a picture."""
+"""Render the benchmark's record as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def _rows(record: Mapping[str, Any]) -> list[Row]:
 
 
 def report(record: Mapping[str, Any], plot: str) -> str:
-    """The Markdown of a record.
+    """Render a record as Markdown.
 
     Args:
-      record: what `experiments.benchmark` wrote.
+      record: a record of `experiments.benchmark`.
       plot: file name of the picture.
     """
     parts = ["# Benchmark", _caption(record), f"![throughput and distance from the floor]({plot})"]
@@ -101,7 +101,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it.
+    """Format a time in s, ms or µs.
 
     >>> seconds(0.0007), seconds(2.4), seconds(3.2e-6)
     ('0.7 ms', '2.4 s', '3.2 µs')
@@ -113,7 +113,7 @@ def seconds(value: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with a prefix.
+    """Format a number with a unit and its prefix.
 
     >>> quantity(867.6e6, "B"), quantity(12, "")
     ('868 MB', '12')
@@ -125,7 +125,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Ratios between rows: ``what``, of the ``median`` and of the ``quiet`` times."""
+    """Compute ratios between rows: ``what``, and that of the ``median`` and ``quiet`` times."""
 
     def find(method: str, size: int | None = None, batch: int = 1) -> Row | None:
         fits = (r for r in rows if r["method"] == method and r["batch"] == batch)
@@ -185,7 +185,7 @@ def _origin(group: Mapping[str, Any]) -> str:
 
 
 def _machine(record: Mapping[str, Any]) -> str:
-    """The rates that the floors of each group rest on."""
+    """A table of the rates that were measured with each group."""
     lines = []
     for name, group in record["groups"].items():
         r = group["rates"]
@@ -204,7 +204,7 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
-    """Throughput against batch size, and how far from the floor single pairs are."""
+    """Plot throughput against batch size, and the times of single pairs over the floor."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     curves: dict[str, list[Row]] = {}

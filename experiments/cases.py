@@ -1,4 +1,4 @@
-"""What the benchmark times: the library's methods, and the naive version of each beside them."""
+"""The benchmark's cases: the library's methods, and naive versions to compare them with."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from jaxreg.models.lstm import LSTMConfig, as_vectors
 from jaxreg.models.network import network_structure
 from jaxreg.registration import register, register_batch
 from jaxreg.scenes import draw_tiles
-from jaxreg.training.batches import Images
+from jaxreg.training.batches import TrainingImages
 from jaxreg.training.configs import CONFIGS, TrainConfig
 from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.state import abstract_state, create_state, make_optimizer
 from jaxreg.training.step import compile_dispatch, train_step
 
-# How products of float32 are computed: its name here, and jax's name for it. The first is what jax
-# does when it is not told; on an NVIDIA GPU that is TF32.
+# Precisions of float32 matrix products: the name here -> JAX's name. The first is JAX's default on
+# the platform; on an NVIDIA GPU that is TF32.
 _PRECISIONS: dict[str, dict[str, str | None]] = {
     "cpu": {"float32": None},
     "gpu": {"TF32": None, "float32": "highest", "bfloat16": "bfloat16"},
     "tpu": {"bfloat16": None, "float32": "highest"},
 }
 _TRAINING_IMAGES = 2000
-_MOST_SWEPT = 64  # more pairs at once only take longer
+_MOST_SWEPT = 64  # largest batch of the sweep; larger ones only take longer
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How much to time.
+class BenchmarkSettings:
+    """The amount of work of the benchmark.
 
     Attributes:
-      sizes: of the images.
-      batches: pairs at once, where throughput is measured.
-      counts: pairs in a call, where it is seen how cost grows with their number.
+      sizes: heights and widths of the images.
+      batches: numbers of pairs in a call, to measure throughput.
+      counts: numbers of pairs in a call, to measure the growth of the cost.
       hidden: units of the LSTM.
       training: configurations whose steps are timed.
-      training_batches: pairs in a step; 0 for the configuration's own number.
+      training_batches: numbers of pairs in a step; 0 for the configuration's own.
       checks: pairs on which the sweep and the naive loop are compared.
-      pairs: different pairs that are taken in turn.
+      pairs: number of different pairs, which are used in turn.
       rounds: turns of each function.
       turn: seconds of each turn.
     """
@@ -78,15 +78,16 @@ class Case:
     """One row of the benchmark.
 
     Attributes:
-      method: what is called.
+      method: name of the function.
       size: height and width of the images.
       batch: pairs in a call.
-      call: one call, which waits for its results.
-      work: the least that a call has to do.
-      precision: of matrix products.
-      compile_seconds: from Python to a compiled program; None where nothing is compiled.
-      memory: bytes at the peak: arguments, results and temporaries of a compiled program.
-      note: what else is known.
+      call: makes one call and waits for its results.
+      work: the least work of a call.
+      precision: precision of matrix products, see `precisions`.
+      compile_seconds: time to trace and compile; None if nothing is compiled.
+      memory: bytes of arguments, results and temporaries of a compiled program, or growth of the
+        host's memory; None if unknown.
+      note: remarks for the reader.
     """
 
     method: str
@@ -101,26 +102,26 @@ class Case:
 
 
 def precisions() -> dict[str, str | None]:
-    """Names of the precisions that this device has, the default one first."""
+    """Return the precisions of this platform, the default one first, with JAX's names."""
     return _PRECISIONS.get(jax.default_backend(), _PRECISIONS["cpu"])
 
 
 def at_precision(name: str) -> contextlib.AbstractContextManager:
-    """A context in which products are traced at a precision of `precisions`."""
+    """Return a context in which matrix products are traced at a precision of `precisions`."""
     value = precisions()[name]
     return contextlib.nullcontext() if value is None else jax.default_matmul_precision(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled function, what it cost to compile and what memory it takes."""
+    """A compiled function, the seconds of its compilation and the bytes of its memory."""
 
     run: Callable[..., Any]
     seconds: float
     memory: int | None
 
     def on(self, *arguments: Any) -> Callable[[], Any]:
-        """A call with arguments on the device, waited for."""
+        """Put arguments on the device; return a function that calls with them and waits."""
         arguments = jax.block_until_ready(jax.device_put(arguments))
         return lambda: jax.block_until_ready(self.run(*arguments))
 
@@ -131,16 +132,16 @@ def compile_for(
     precision: str = "",
     options: dict[str, bool | str] | None = None,
 ) -> Program:
-    """Compile a function for arguments (or their shapes) and see how long that takes."""
+    """Compile a function for arguments (or their shapes), and time the compilation."""
     with at_precision(precision) if precision else contextlib.nullcontext():
         start = time.perf_counter()
-        # A new function each time, or else its trace would be found in a cache.
+        # A new function each time, so that no cache holds its trace.
         compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile(options)
         return Program(compiled, time.perf_counter() - start, program_memory(compiled))
 
 
 def program_memory(compiled: jax.stages.Compiled) -> int | None:
-    """Bytes of a compiled program's arguments, results and temporaries."""
+    """Return the bytes of a compiled program's arguments, results and temporaries, if known."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -150,26 +151,26 @@ def program_memory(compiled: jax.stages.Compiled) -> int | None:
 
 @functools.cache
 def image_pairs(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed and moving images of different views of photographs, without black corners."""
+    """Make fixed and moving images: pairs of views of photographs, without black corners."""
     data = build_suite(f"scene{size}" if size in (32, 96) else f"scene@{size}", count)
     return data.fixed, data.moving
 
 
-def batch_of(settings: Settings, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many pairs, the same again where there are not so many."""
+def batch_of(settings: BenchmarkSettings, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``batch`` pairs; they repeat if there are fewer different ones."""
     fixed, moving = image_pairs(size, settings.pairs)
     index = np.arange(batch) % len(fixed)
     return fixed[index], moving[index]
 
 
 def _pair_by_pair(
-    settings: Settings, size: int, call: Callable[[np.ndarray, np.ndarray], Any]
+    settings: BenchmarkSettings, size: int, call: Callable[[np.ndarray, np.ndarray], Any]
 ) -> PairByPair:
     return PairByPair(call, *image_pairs(size, settings.pairs))
 
 
-def direct(settings: Settings) -> Iterator[Case]:
-    """`register` and `register_batch`; NumPy images in, parameters out."""
+def direct(settings: BenchmarkSettings) -> Iterator[Case]:
+    """`register` and `register_batch`, from NumPy images to parameters."""
     default = next(iter(precisions()))
     for size in settings.sizes:
         one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
@@ -202,8 +203,8 @@ def _registered(fixed: np.ndarray, moving: np.ndarray, precision: str) -> np.nda
         return np.asarray(register_batch(fixed, moving).transform.as_array())
 
 
-def growth(settings: Settings) -> Iterator[Case]:
-    """`register_batch` of ever more pairs: time should grow with them, memory should not."""
+def growth(settings: BenchmarkSettings) -> Iterator[Case]:
+    """`register_batch` of more and more pairs: the time should grow with them, not the memory."""
     size, default = settings.sizes[0], next(iter(precisions()))
     one = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
     work = work_of(align, one, one)
@@ -218,7 +219,7 @@ def growth(settings: Settings) -> Iterator[Case]:
         )
 
 
-def sweep(settings: Settings) -> Iterator[Case]:
+def sweep(settings: BenchmarkSettings) -> Iterator[Case]:
     """The 360-angle sweep of phase correlations, and the naive loop."""
     default = next(iter(precisions()))
     for size in settings.sizes:
@@ -240,35 +241,24 @@ def _swept(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     return np.asarray(fft(jnp.asarray(fixed), jnp.asarray(moving)).transform.as_array())
 
 
-def _same_answers(settings: Settings, size: int) -> str:
+def _same_answers(settings: BenchmarkSettings, size: int) -> str:
     fixed, moving = batch_of(settings, size, min(settings.checks, settings.pairs))
     loop = np.stack([naive.sweep(f, m) for f, m in zip(fixed, moving, strict=True)])
     same = (_swept(fixed, moving) == loop).all(axis=1)
     return f"the sweep's answers on {same.sum()} of {len(same)} pairs"
 
 
-def lstm(settings: Settings) -> Iterator[Case]:
+def lstm(settings: BenchmarkSettings) -> Iterator[Case]:
     """The LSTM in its two-step form, as scanned cells, and one read of its weights."""
     network = LSTMConfig(settings.hidden).build(nnx.Rngs(0))
     network.eval()
     graph, weights = nnx.split(network)
-    scanned_graph, scanned_weights = nnx.split(naive.ScannedLSTM(network))
+    scanned = nnx.split(naive.ScannedLSTM(network))
     del network
-    read = size_in_bytes(weights)
-    default = next(iter(precisions()))
-    summed = compile_for(lambda w: sum(jnp.sum(x) for x in jax.tree.leaves(w)), weights)
-    note = "the sum of all weights, as the compiler does it"
-    yield Case("LSTM, sum of weights", 32, 1, summed.on(weights), Work(read / 4, read), default,
-               summed.seconds, summed.memory, note)  # fmt: skip
+    yield _weights_read(weights)
 
     def two_step(state: Any, fixed: jax.Array, moving: jax.Array) -> jax.Array:
         return nnx.merge(graph, state)(fixed, moving).as_array()
-
-    def steps(state: Any, first: jax.Array, second: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state).lstm(first, second)
-
-    def scanned(state: Any, fixed: jax.Array, moving: jax.Array) -> jax.Array:
-        return nnx.merge(scanned_graph, state)(as_vectors(fixed), as_vectors(moving))
 
     for batch in sorted({1, *settings.batches}):
         images = batch_of(settings, 32, batch)
@@ -276,14 +266,42 @@ def lstm(settings: Settings) -> Iterator[Case]:
         for precision in precisions():
             yield _network_case("LSTM", two_step, (weights, *images), work, precision)
     pair = batch_of(settings, 32, 1)
+    yield from _other_lstms(pair, work_of(two_step, weights, *pair), (graph, weights), scanned)
+
+
+def _weights_read(weights: Any) -> Case:
+    """One read of all weights, by their sum."""
+    read = size_in_bytes(weights)
+    summed = compile_for(lambda w: sum(jnp.sum(x) for x in jax.tree.leaves(w)), weights)
+    note = "the sum of all weights, as the compiler does it"
+    return Case("LSTM, sum of weights", 32, 1, summed.on(weights), Work(read / 4, read),
+                next(iter(precisions())), summed.seconds, summed.memory, note)  # fmt: skip
+
+
+def _other_lstms(
+    pair: tuple[np.ndarray, np.ndarray], work: Work, network: tuple, scanned: tuple
+) -> Iterator[Case]:
+    """One pair by scanned cells, and on accelerators with weights in bfloat16.
+
+    Args:
+      pair: fixed and moving images, a batch of one.
+      work: the work of the two-step form on it.
+      network: graph and state of the LSTM network.
+      scanned: graph and state of its scanned form.
+    """
+    (graph, weights), (scanned_graph, scanned_weights) = network, scanned
+
+    def steps(state: Any, first: jax.Array, second: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state).lstm(first, second)
+
+    def scan(state: Any, fixed: jax.Array, moving: jax.Array) -> jax.Array:
+        return nnx.merge(scanned_graph, state)(as_vectors(fixed), as_vectors(moving))
+
     vectors = [as_vectors(jnp.asarray(image)) for image in pair]
-    work = work_of(two_step, weights, *pair)
     reference = jax.jit(steps)(weights, *vectors)
-    other = jax.jit(scanned)(scanned_weights, *pair)
-    note = f"flax's scanned cell; {_difference(other, reference)}"
-    yield _network_case(
-        "LSTM, scanned", scanned, (scanned_weights, *pair), work, default, note=note
-    )
+    note = f"flax's scanned cell; {_difference(jax.jit(scan)(scanned_weights, *pair), reference)}"
+    arguments, default = (scanned_weights, *pair), next(iter(precisions()))
+    yield _network_case("LSTM, scanned", scan, arguments, work, default, note=note)
     if jax.default_backend() != "cpu":
         half, *half_vectors = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (weights, *vectors))
         note = f"weights in bfloat16; {_difference(jax.jit(steps)(half, *half_vectors), reference)}"
@@ -311,8 +329,8 @@ def _network_case(
     return Case(method, size, batch, call, work, precision, program.seconds, program.memory, note)
 
 
-def compact(settings: Settings) -> Iterator[Case]:
-    """The compact network: transforms, covariances and certainties; weights as they are drawn."""
+def compact(settings: BenchmarkSettings) -> Iterator[Case]:
+    """The compact network with random weights: transforms, covariances and certainties."""
     for size in settings.sizes:
         network = CompactConfig(size).build(nnx.Rngs(0))
         network.eval()
@@ -329,8 +347,8 @@ def compact(settings: Settings) -> Iterator[Case]:
                 yield _network_case("compact", predict, arguments, work, precision, size)
 
 
-def training(settings: Settings) -> Iterator[Case]:
-    """Steps of training: pairs drawn, loss, gradient, optimiser."""
+def training(settings: BenchmarkSettings) -> Iterator[Case]:
+    """Training steps: drawing pairs, loss, gradient and optimiser."""
     for name in settings.training:
         for batch in settings.training_batches:
             config = CONFIGS[name]
@@ -351,13 +369,13 @@ def _training_case(name: str, config: TrainConfig, precision: str) -> Case:
         mesh=mesh,
     )
     shapes = abstract_state(config, mesh)
-    # The state is read and written once, whatever the batch; the images drawn are next to nothing.
+    # The state is read and written once for any batch; the drawn images are few bytes beside it.
     work = Work(work_of(step, shapes, images).operations, 2.0 * size_in_bytes(shapes))
     start = time.perf_counter()
     with at_precision(precision):
         compiled = compile_dispatch(config, mesh, shapes, images)
     seconds = time.perf_counter() - start
-    # Made at the first call and handed on from call to call, as the program takes it over.
+    # The state is made at the first call. Each call donates it, and keeps the new one for the next.
     states: list[Any] = []
 
     def call() -> None:
@@ -368,18 +386,18 @@ def _training_case(name: str, config: TrainConfig, precision: str) -> Case:
                 seconds, program_memory(compiled.program))  # fmt: skip
 
 
-def _training_images(config: TrainConfig) -> Images:
-    """Random pictures: a step costs the same whatever they show."""
+def _training_images(config: TrainConfig) -> TrainingImages:
+    """Make random pictures: the cost of a step does not depend on their contents."""
     size = config.image_size
     shape = (_TRAINING_IMAGES, size, size, 3)
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     tiles = None
     if config.scene_pairs:
         tiles = draw_tiles(photographs("train"), 100, size, config.max_shift, 0)
-    return Images(pictures, tiles)
+    return TrainingImages(pictures, tiles)
 
 
-GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
+GROUPS: dict[str, Callable[[BenchmarkSettings], Iterator[Case]]] = {
     "direct": direct,
     "growth": growth,
     "sweep": sweep,

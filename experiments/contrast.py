@@ -1,14 +1,15 @@
-"""How many keypoints feature methods find in images of lower contrast, and how often they fail.
+"""Count the keypoints and failures of feature methods in images of lower contrast.
 
-In the same image sets and at its defaults, SIFT finds 8 to 30 times the keypoints that the paper's
-Tables 3 and 6 count; at 96x96, where they find any, AKAZE and ORB find 37 to 161 times as many and
-SURF 1.1 to 1.3 times. This measures one possible reason, a lack of contrast. No one gain gives all
-of the paper's counts: most are met between .15 and .3, AKAZE's on random96 between .5 and 1::
+On the same image sets and with its defaults, SIFT finds 8 to 30 times as many keypoints as the
+paper's Tables 3 and 6 count. At 96x96, where they find any, AKAZE and ORB find 37 to 161 times as
+many, and SURF 1.1 to 1.3 times. This script tests one possible reason, a lack of contrast. No
+single gain gives all of the paper's counts: most are reached between .15 and .3, that of AKAZE on
+random96 between .5 and 1::
 
     python -m experiments.contrast --gains=1,0.25,0.2 --suites=cifar10,stl10
 
-Every image is multiplied by the gain before it is rounded to grey levels; the paper's counts are
-printed beside. Written to experiments/results/tables/keypoint_contrast.md.
+Every image is multiplied by the gain before it is rounded to grey levels. The table also has the
+paper's counts; it is written to experiments/results/tables/keypoint_contrast.md.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ METHODS = ("akaze", "orb", "sift")  # OpenCV's own; SURF may be another library'
 def measure(
     method: features.FeatureMethod, data: SuiteData, gain: float
 ) -> tuple[np.ndarray, float]:
-    """Keypoints of every original, and the share of pairs without an answer."""
+    """Return the keypoint counts of the originals, and the share of pairs without an answer."""
     fixed, moving = data.fixed * gain, data.moving * gain
     answers = [method.register(f, m) for f, m in zip(fixed, moving, strict=True)]
     return features.count_keypoints(method, fixed), float(np.mean([a is None for a in answers]))
 
 
 def table(suites: list[str], gains: list[float], pairs: int) -> str:
-    """Markdown: for each suite and gain the counts and failure rates of every method."""
+    """Make the Markdown table: counts and failure rates of every method, by suite and gain."""
     header = ["suite", "gain"]
     header += [f"{m.upper()} {what}" for m in METHODS for what in ("keypoints", "fails")]
     body = []
@@ -58,7 +59,7 @@ def table(suites: list[str], gains: list[float], pairs: int) -> str:
 
 
 def printed(suite: str) -> list[str]:
-    """The paper's counts and failure rates for a suite."""
+    """Return the paper's counts and failure rates for a suite."""
     counts = next(t for t in paper.KEYPOINT_TABLES if suite in t.suites)
     errors = next(t for t in paper.ERROR_TABLES if t.suite == suite)
     cells = []

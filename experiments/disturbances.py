@@ -1,4 +1,4 @@
-"""One table of what is recorded on scenes and disturbed suites: errors, and who knows of them."""
+"""Make the table of scenes and disturbed suites: errors, and how many of them are flagged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from experiments.records import load_record, recorded_systems
 from experiments.rendering import NOTHING, markdown_table, value
 from experiments.systems import find_system
 from jaxreg.evaluation.harness import PARAMETERS
-from jaxreg.evaluation.protocol import parse_suite
+from jaxreg.evaluation.suites import parse_suite
 
-# In the order of the table; other disturbed suites follow where they are recorded.
+# Suites in the order of the table; other disturbed suites follow if they are recorded.
 SUITES = (
     *("scene32", "scene96", "scene32+noise10"),
     *(f"cifar10+noise{s}" for s in (2, 5, 10, 20)),
@@ -32,7 +32,7 @@ _CAPTION = (
 
 
 def table(results: Path) -> str:
-    """The table as Markdown, a row for each suite and system that are recorded."""
+    """Make the Markdown table, with a row for each recorded suite and system."""
     header = ["suite", "method", "pairs", "px mean", "px median", "degrees mean", "degrees median"]
     header += ["no answer", "gross errors", "of those flagged", "good ones refused"]
     header += ["RMSE / Cramér-Rao", "error² / variance"]
@@ -55,7 +55,7 @@ def _line(results: Path, suite: str, name: str) -> list[str]:
     f = record.figures()
     errors = [value(f[q][n]) for q in ("translation", "rotation") for n in ("mean", "median")]
     if parse_suite(suite).unrelated:
-        errors = [NOTHING] * 4  # there is nothing to be near to
+        errors = [NOTHING] * 4  # there is no true transform
     rates = [_percent(f[n]) for n in ("no_answer", "gross", "flagged_gross", "rejected_good")]
     ratios = [_ratios(f[n]) for n in ("cramer_rao", "calibration")]
     return [suite, find_system(name).label, f"{f['pairs']:,}", *errors, *rates, *ratios]

@@ -1,15 +1,16 @@
-"""The paper's Figures 3 to 11, and three of our own, from recorded rows.
+"""Draw the paper's Figures 3 to 11, and three of our own, from recorded rows.
 
     python -m experiments.figures                     # whatever rows are recorded
     python -m experiments.figures --figure=4,7
     python -m experiments.figures --figure=direct,cdf,risk
 
-3: originals, transformed and aligned images of CIFAR-10 (needs the image set); 4 to 11: prediction
-against truth, a method and a suite each; `direct`: the same for the library's own method; `cdf`:
-the share of pairs below an error, all methods; `risk`: the share of wrong answers among the surest
-ones, of the methods that say how sure they are, on scenes. They go to experiments/results/figures.
-The rows come from `python -m experiments.tables --run=...`; a figure without rows is left out,
-which the command says, with exit status 2 where it was asked for.
+3: original, transformed and aligned images of CIFAR-10 (needs the image set); 4 to 11: prediction
+against truth, for one method and suite each; `direct`: the same for the library's own method;
+`cdf`: the share of pairs below an error, for all methods; `risk`: the share of wrong answers among
+the most confident ones on scenes, for methods that estimate their confidence. The figures are
+written to experiments/results/figures. The rows come from `python -m experiments.tables
+--run=...`. The command names the figures that lack rows; its exit status is 2 if --figure named
+them.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ SUITE_TITLES = {
 }
 _RISK_SUITES = ("scene32", "scene96")
 _RISK_SYSTEMS = ("compact", "compact-refine", "direct")
-_QUALITATIVE = ("lstm", "fft", "direct")  # the first is the paper's
-_EXAMPLES = 6
+_QUALITATIVE = ("lstm", "fft", "direct")  # the first one is in the paper's Fig. 3
+_EXAMPLES = 6  # pairs in Fig. 3
 
 
 class MissingError(LookupError):
-    """What a figure needs is not there; says how to get it."""
+    """The rows or images of a figure are missing; says how to get them."""
 
 
 def _record(results: Path, suite: str, system: str) -> Record:
@@ -53,7 +54,7 @@ def _record(results: Path, suite: str, system: str) -> Record:
 
 
 def scatter(results: Path, folder: Path, name: str, system: str, suite: str) -> Path:
-    """Prediction against truth of one system on one suite, Figs. 4 to 11."""
+    """Draw prediction against truth of one system on one suite, Figs. 4 to 11."""
     record = _record(results, suite, system)
     number = f"Fig. {name}. " if name.isdigit() else ""
     title = f"{number}{find_system(system).label} on {SUITE_TITLES[suite]}"
@@ -64,7 +65,7 @@ def scatter(results: Path, folder: Path, name: str, system: str, suite: str) -> 
 
 
 def qualitative(results: Path, folder: Path, system: str) -> Path:
-    """The first pairs of CIFAR-10 as images, Fig. 3."""
+    """Draw the first pairs of CIFAR-10, Fig. 3."""
     from jaxreg.evaluation.protocol import build_suite
 
     record = _record(results, "cifar10", system)
@@ -78,7 +79,7 @@ def qualitative(results: Path, folder: Path, system: str) -> Path:
 
 
 def error_cdf(results: Path, folder: Path, suite: str) -> Path:
-    """The share of pairs below each error, every recorded system of a suite."""
+    """Draw the share of pairs below each error, for every recorded system of a suite."""
     known = [system.name for system in (*PAPER_SYSTEMS, *FURTHER_SYSTEMS)]
     names = recorded_systems(results, suite)
     if not names:
@@ -89,7 +90,7 @@ def error_cdf(results: Path, folder: Path, suite: str) -> Path:
 
 
 def risk(results: Path, folder: Path, suite: str) -> Path:
-    """The share of wrong answers among the surest, of the systems that know."""
+    """Draw the share of wrong answers among the most confident, see `plots.risk`."""
     names = [name for name in _RISK_SYSTEMS if name in recorded_systems(results, suite)]
     if not names:
         raise MissingError(f"no rows on {suite}: {notes.RUN}=compact --suites={suite}")
@@ -101,7 +102,7 @@ def write_figures(results: Path, names: Sequence[str]) -> tuple[list[Path], list
     """Draw figures below ``results/figures``.
 
     Returns:
-      The files, and why each of the others could not be drawn.
+      The files, and for each figure that could not be drawn the reason.
     """
     folder = results / "figures"
     folder.mkdir(parents=True, exist_ok=True)

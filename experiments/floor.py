@@ -1,11 +1,11 @@
-"""The least time that work can take: its operations and bytes over the rates of this machine.
+"""Compute the least time of a function: its operations and bytes over the rates of this machine.
 
-Operations are counted from the traced program: every floating-point addition, multiplication,
-comparison or elementary function counts one, a matrix product or convolution two a term, a Fourier
-transform ``5 n log2 n`` (real: half of that). A loop counts as often as it is known to run, one of
-unknown length once, a branch as its cheapest side: all of them lower bounds. (XLA's own cost
-analysis counts each loop once, and knows no arithmetic in calls to libraries.) Bytes are those that
-no program can avoid: inputs and weights read once, results written once.
+Operations are counted from the traced program. Every floating-point addition, multiplication,
+comparison or elementary function counts 1, each term of a matrix product or convolution 2, and a
+Fourier transform ``5 n log2 n`` (a real one half of that). A loop counts as often as it is known to
+run, or once if its length is unknown, and a branch as its cheapest side. All of these are lower
+bounds. (XLA's own cost analysis counts each loop once, and no arithmetic in calls to libraries.)
+Bytes are those that no program can avoid: inputs and weights read once, results written once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-# These only move data; all others count one operation an element, rounding and sorting too.
+# These only move data; all others count one operation for each element, even rounding and sorting.
 _MOVES = frozenset(
     {
         *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "concatenate"),
@@ -30,16 +30,16 @@ _MOVES = frozenset(
         "optimization_barrier",
     }
 )
-_SPECTRUM = 5.0  # operations a point and octave of a complex Fourier transform
+_SPECTRUM = 5.0  # operations of a complex Fourier transform, over n log2 n
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What has to be done.
+    """The amount of work.
 
     Attributes:
-      operations: in floating point.
-      bytes: to and from memory.
+      operations: number of floating-point operations.
+      bytes: bytes read from and written to memory.
     """
 
     operations: float
@@ -51,13 +51,13 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What the machine does at best, measured.
+    """The best measured rates of the machine.
 
     Attributes:
-      copy: bytes a second of a large copy, read and written both counted.
+      copy: bytes a second of a large copy, counting both reads and writes.
       read: bytes a second of a large read.
       product: operations a second of a large matrix product, by precision.
-      call: seconds of an empty compiled call, device waited for.
+      call: seconds of an empty compiled call, including the wait for the device.
     """
 
     copy: float
@@ -66,7 +66,7 @@ class Rates:
     call: float
 
     def floor(self, work: Work, precision: str) -> tuple[float, str]:
-        """Least seconds, and what decides them: ``"arithmetic"`` or ``"memory"``.
+        """Return the least seconds, and what determines them: ``"arithmetic"`` or ``"memory"``.
 
         Raises:
           ValueError: the matrix product was not measured at that precision.
@@ -82,7 +82,7 @@ class Rates:
 
 
 def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
-    """Operations and unavoidable bytes of a function of arrays (or of their shapes).
+    """Count operations and unavoidable bytes of a function of arrays (or of their shapes).
 
     >>> x = jax.ShapeDtypeStruct((100, 100), jnp.float32)
     >>> work_of(lambda a, b: a @ b, x, x)
@@ -93,7 +93,7 @@ def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
 
 
 def size_in_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes, in a pytree."""
+    """Return the bytes of all arrays, or shapes, in a pytree."""
     leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
     return sum(math.prod(x.shape) * _item_size(x.dtype) for x in leaves)
 
@@ -103,7 +103,7 @@ def _item_size(dtype: Any) -> int:
 
 
 def count_operations(program: ClosedJaxpr | Jaxpr) -> float:
-    """Floating-point operations of a traced program; see the module's docstring.
+    """Count the floating-point operations of a traced program; see the module's docstring.
 
     >>> def ten_products(x):
     ...     return jax.lax.fori_loop(0, 10, lambda _, y: x @ y, x)
@@ -133,7 +133,7 @@ def _operations(equation: JaxprEqn) -> float:
 
 
 def _arithmetic(equation: JaxprEqn) -> float:
-    """Operations of a primitive that has no program inside."""
+    """Count the operations of a primitive that contains no program."""
     name, params = equation.primitive.name, equation.params
     ins = [v.aval for v in equation.invars]
     out: Any = equation.outvars[0].aval

@@ -1,6 +1,6 @@
-"""One ResNeXt-50 training step with XLA's native grouped convolution and with ours.
+"""Time a ResNeXt-50 training step with XLA's native grouped convolution and with ours.
 
-Both steps run in turn in one process, so that load from elsewhere falls on both alike::
+Both steps run in turn in one process, so that other load affects both equally::
 
     python -m experiments.grouped_convolution_benchmark --batch=16 --size=64 --rounds=2
 """
@@ -33,7 +33,7 @@ def _flags() -> flags.FlagValues:
 
 
 def training_step(network: resnext.ResNeXt, images: jax.Array) -> Callable[[], object]:
-    """A compiled step: loss, gradients, batch statistics and the updated weights."""
+    """Compile a step: loss, gradients, batch statistics and the updated weights."""
     graph = nnx.graphdef(network)
     params, stats = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
 
@@ -51,7 +51,7 @@ def training_step(network: resnext.ResNeXt, images: jax.Array) -> Callable[[], o
 
 
 def seconds(step: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Measure the wall-clock time of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The naive version of things: what a speed-up is measured against."""
+"""Naive implementations, with which speed is compared."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import scipy.ndimage
 from flax import nnx
 
-from baselines.phase_correlation import GREY
+from jaxreg.data.photos import LUMA
 from jaxreg.models.lstm import LSTMNetwork, TwoStepLSTMLayer
 
 
 def sweep(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """The paper's FFT approach as a Python loop: SciPy turns the image, NumPy transforms it.
+    """Register a pair by the paper's FFT approach in a Python loop, with SciPy and NumPy.
 
-    The same answers as `baselines.phase_correlation.fft` at its defaults.
+    Gives the same answers as `baselines.phase_correlation.fft` with its defaults.
 
     Args:
       fixed: ``(H, W, 3)``.
@@ -24,7 +24,7 @@ def sweep(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     Returns:
       ``(tx, ty, theta)``.
     """
-    a, b = (np.asarray(image, np.float64) @ np.asarray(GREY) for image in (fixed, moving))
+    a, b = (np.asarray(image, np.float64) @ np.asarray(LUMA) for image in (fixed, moving))
     best, highest = np.zeros(3), -np.inf
     for theta in range(-180, 180):
         surface = _phase_surface(_turned(a, theta), b)
@@ -36,7 +36,7 @@ def sweep(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
 
 
 def _turned(image: np.ndarray, theta: float) -> np.ndarray:
-    """The image turned about its centre, bilinear, zeros outside."""
+    """Rotate the image about its centre, bilinear, zeros outside."""
     cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
     back = np.array([[cos, -sin], [sin, cos]])  # on (row, column)
     centre = (np.array(image.shape) - 1) / 2
@@ -59,7 +59,7 @@ def _signed(cell: int | np.integer, size: int) -> int:
 class ScannedLSTM(nnx.Module):
     """The LSTM network's layers as flax's cells, each scanned over the two time steps.
 
-    Made from a network, with its weights: both give the same outputs.
+    It is made from a network and has its weights, so both give the same outputs.
     """
 
     def __init__(self, network: LSTMNetwork):
@@ -67,7 +67,7 @@ class ScannedLSTM(nnx.Module):
         self.kernel, self.bias = network.lstm.kernel, network.lstm.bias
 
     def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Two steps' inputs, each ``(N, inputs)``, to three outputs ``(N, 3)``."""
+        """Map the inputs of two steps, each ``(N, inputs)``, to three outputs ``(N, 3)``."""
         steps = jnp.stack([first, second], axis=1)
         for layer in self.layers:
             steps = layer(steps)

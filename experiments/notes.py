@@ -1,4 +1,4 @@
-"""What is said about numbers: captions, and notes on rows that are missing or under-trained."""
+"""Write captions, and notes on rows that are missing or under-trained."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 from experiments import paper
 from experiments.records import Keypoints, Record
 from experiments.systems import System
-from jaxreg.evaluation.protocol import PAIRS, parse_suite
+from jaxreg.evaluation.protocol import PAIRS
+from jaxreg.evaluation.suites import parse_suite
 
 RUN = "python -m experiments.tables --run"
-# Images in the genuine training sets: another number means that something stands in for them.
+# Images in the genuine sets: another number means that other images replace them.
 _TRAINING_IMAGES = {"cifar10": 50_000, "stl10": 5_000}
 _TEST_IMAGES = {"cifar10": 10_000, "stl10": 8_000}
 
 
 def row_note(system: System, suite: str, record: Record | None) -> str:
-    """What a reader must know of a row: that it is missing, smaller, or how it was trained."""
+    """Say what is special about a row: that it is missing or smaller, or how it was trained."""
     if record is None:
         command = f"`{RUN}={system.name} --suites={suite}`"
         return f"not trained yet; then {command}" if system.configs else f"not recorded: {command}"
@@ -27,7 +28,7 @@ def row_note(system: System, suite: str, record: Record | None) -> str:
 
 
 def training_note(training: Mapping[str, Any]) -> str:
-    """How far a network was trained, against the configuration that it is named after.
+    """Say how far a network was trained, compared with the configuration it is named after.
 
     >>> training_note({"pairs_seen": 2000, "pairs_planned": 4000000, "parameters": 7})
     '**under-trained**: 0.002 of 4 million pairs seen; 7 weights'
@@ -55,7 +56,7 @@ def _millions(pairs: int) -> str:
 
 
 def stand_ins(training: Mapping[str, Any]) -> list[str]:
-    """The sources of a training set that are not the genuine set of their name."""
+    """List the sources of a training set that are not the genuine set of their name."""
     found = []
     for source, count in training.get("images", {}).items():
         genuine = _TRAINING_IMAGES.get(source)
@@ -68,7 +69,7 @@ def stand_ins(training: Mapping[str, Any]) -> list[str]:
 
 
 def error_caption(table: paper.ErrorTable, records: Sequence[Record]) -> str:
-    """The caption of Tables 1, 2, 4 and 5."""
+    """Write the caption of Table 1, 2, 4 or 5."""
     suite = parse_suite(table.suite)
     pairs = sorted({len(record.rows.found) for record in records})
     counts = " or ".join(f"{n:,}" for n in pairs) or "no"
@@ -95,7 +96,7 @@ def error_caption(table: paper.ErrorTable, records: Sequence[Record]) -> str:
 
 
 def keypoint_caption(counts: Sequence[Keypoints]) -> str:
-    """The caption of Tables 3 and 6."""
+    """Write the caption of Table 3 or 6."""
     images = " or ".join(sorted({f"{len(c.fixed)}" for c in counts})) or "no"
     return (
         f"Ours: mean ± standard deviation over {images} images at native size with the library's "
@@ -105,13 +106,13 @@ def keypoint_caption(counts: Sequence[Keypoints]) -> str:
 
 
 def hardware(about: Mapping[str, Any]) -> str:
-    """The device in a few words."""
+    """Name the device in a few words."""
     h = about["hardware"]
     return f"{h['processor']}, {h['cores']} cores" if h["platform"] == "cpu" else h["device"]
 
 
 def load(time: Mapping[str, Any]) -> str:
-    """How busy the machine was when the time was measured, where it tells.
+    """Say how busy the machine was when the time was measured, if that is recorded.
 
     >>> load({"load_average": 4.21})
     ', load 4.2'
@@ -121,7 +122,7 @@ def load(time: Mapping[str, Any]) -> str:
 
 
 def origin(about: Mapping[str, Any]) -> list[str]:
-    """Pairs, seed, date, commit, hardware and versions of a record."""
+    """Return pairs, seed, date, commit, hardware and versions of a record."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     date = about["date"][:16].replace("T", " ")
     return [

@@ -24,7 +24,7 @@ class Errors:
       translation: pixels, Eq. 2.
       rotation: degrees, Eq. 4.
       seconds: to register one pair.
-      failure: the bracket after a feature method's name: how often keypoints did not suffice.
+      failure: the bracket after a feature method's name: the share of pairs with too few keypoints.
     """
 
     translation: Value | None = None
@@ -35,7 +35,7 @@ class Errors:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorTable:
-    """One of Tables 1, 2, 4 and 5: a suite, and a row for each system by its name."""
+    """Table 1, 2, 4 or 5: the errors on a suite, with a row for each system by name."""
 
     number: int
     title: str
@@ -45,7 +45,7 @@ class ErrorTable:
 
 @dataclasses.dataclass(frozen=True)
 class KeypointTable:
-    """Table 3 or 6: for each suite and feature method the number of keypoints."""
+    """Table 3 or 6: the number of keypoints for each suite and feature method."""
 
     number: int
     title: str

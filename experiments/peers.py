@@ -1,13 +1,13 @@
-"""Other libraries beside the direct method: accuracy and time, on the same pairs.
+"""Compare other libraries with the direct method: accuracy and time on the same pairs.
 
-    python -m experiments.peers                     # the table again, from the record
-    python -m experiments.peers --run               # everything anew: a quarter of an hour
+    python -m experiments.peers                     # the table, from the record
+    python -m experiments.peers --run               # measures everything: a quarter of an hour
     python -m experiments.peers --run --suites=scene32 --methods=direct,simpleitk,orb_x4
 
-All methods answer to the same pairs through the harness. Then their calls with one pair, NumPy
-images in and parameters out, are timed in turn in one process, on the first --rounds pairs. A run
-replaces what is recorded of its suites in experiments/results/peers.json; the table goes to
-peers.md beside it.
+All methods register the same pairs through the harness. Then their calls with one pair, from NumPy
+images to parameters, are timed in turn in one process, on the first --rounds pairs. A run replaces
+the records of its suites in experiments/results/peers.json; the table is written to peers.md beside
+it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ SUITES = ("cifar10", "scene32", "scene32+noise10", "scene96")
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """Another library.
+    """A method of another library.
 
     Attributes:
-      label: what the table calls it.
-      package: that must be installed, or empty.
-      pair: attribute of `baselines.peers` that registers one pair, if it is there.
-      module: to hand to it first: whether it takes its package as an argument.
+      label: name in the table.
+      package: package that must be installed, or empty.
+      pair: function of `baselines.peers` that registers one pair, or empty for feature methods.
+      module: whether that function takes the imported package as its first argument.
     """
 
     label: str
@@ -84,19 +84,19 @@ def _flags() -> flags.FlagValues:
 
 
 def missing_package(method: str) -> str:
-    """The package that a method lacks here, or an empty text."""
+    """Return the package that a method needs and is not installed, or an empty text."""
     package = PEERS[method].package if method in PEERS else ""
     try:
         there = not package or importlib.util.find_spec(package) is not None
-    except ValueError:  # a module that stands in for it has no spec
+    except ValueError:  # a module that replaces it has no spec
         there = package in sys.modules
     return "" if there else package
 
 
 def pair_call(method: str) -> PairCall:
-    """What is timed: one pair ``(H, W, 3)`` to ``(tx, ty, theta)``, as the library's users call it.
+    """Return the function that is timed, from one pair ``(H, W, 3)`` to ``(tx, ty, theta)``.
 
-    For the peers it is the library alone, without our judging of its answer.
+    For the peers it is the library alone, without our judgement of its answer.
     """
     from baselines import peers
     from baselines.features import FeatureMethod
@@ -123,7 +123,7 @@ def pair_call(method: str) -> PairCall:
 def measure(
     suite: str, estimators: Mapping[str, Estimator], options: flags.FlagValues, command: str
 ) -> dict[str, Any]:
-    """Accuracy and time of methods on a suite: what is recorded of it."""
+    """Measure accuracy and time of methods on a suite; returns the record."""
     from tqdm import tqdm
 
     from experiments.running import current_commit
@@ -164,8 +164,8 @@ def _package_versions(methods: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run(options: flags.FlagValues, path: Path, command: str) -> list[str]:
-    """Measure, and record after each suite; returns which methods were left out, and why."""
-    from jaxreg.evaluation.protocol import parse_suite
+    """Measure, and write the record after each suite; returns why methods are left out."""
+    from jaxreg.evaluation.suites import parse_suite
     from jaxreg.methods import find_method
 
     for suite in options.suites:
@@ -189,10 +189,10 @@ def run(options: flags.FlagValues, path: Path, command: str) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What is recorded.
+    """Read the record.
 
     Raises:
-      ValueError: nothing is.
+      ValueError: there is none.
     """
     if not path.exists():
         raise ValueError(f"nothing is recorded in {path}: python -m experiments.peers --run")
@@ -200,14 +200,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def label(method: str) -> str:
-    """What the table calls a method."""
+    """Return a method's name in the table."""
     if method == OURS:
         return "**jaxreg, direct**"
     return PEERS[method].label if method in PEERS else method
 
 
 def render(record: Mapping[str, Any]) -> str:
-    """The table of a record as Markdown: one row a suite and method."""
+    """Render a record as a Markdown table, with a row for each suite and method."""
     header = ["suite", "method", "px median", "px mean", "px 95%", "degrees median"]
     header += ["degrees mean", "degrees 95%", "no answer", "gross errors"]
     header += ["ms a pair, median (quiet)", "direct is faster by, medians (quiet)"]

@@ -1,4 +1,4 @@
-"""Pictures of recorded rows."""
+"""Draw pictures of recorded rows."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from matplotlib.figure import Figure
 
 from jaxreg.atomic import replacing
 from jaxreg.evaluation.harness import Rows, gross_errors, parameter_errors, risk_curve
-from jaxreg.evaluation.protocol import SuiteData, parse_suite
+from jaxreg.evaluation.protocol import SuiteData
+from jaxreg.evaluation.suites import parse_suite
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
 
 _GOOD, _GROSS = "#1f5fa8", "#c8411b"
 _COLOURS = (*colormaps["tab10"].colors, *colormaps["Dark2"].colors)  # type: ignore[attr-defined]
 _PARAMETERS = (("$t_x$", "px"), ("$t_y$", "px"), (r"$\theta$", "degrees"))
-# The smallest error that the curves tell from none.
+# Smaller errors are drawn here, the left end of the logarithmic axes (px or degrees).
 _LEAST = 1e-4
-# A prediction beyond so many times the largest shift is drawn at the rim.
+# Predicted shifts beyond this many times the largest true one are drawn at this limit.
 _RIM = 2.5
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, completely or not at all."""
     FigureCanvasAgg(figure)
     with replacing(path) as file:
-        # Without the version of matplotlib in it, the same rows give the same file for longer.
+        # Without matplotlib's version in it, the file changes less often for the same rows.
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
     return path
 
 
 def scatter(path: Path, rows: Rows, title: str, note: str = "") -> Path:
-    """Prediction against truth for tx, ty and theta; pairs without an answer are left out."""
+    """Draw prediction against truth for tx, ty and theta, without the unanswered pairs."""
     figure = Figure(figsize=(10.5, 4.0), layout="constrained")
     gross = gross_errors(rows)
     reach = parse_suite(rows.suite).max_shift
@@ -90,13 +91,13 @@ def _square(axes: Axes, limit: float, extent: float, index: int) -> None:
 
 
 def qualitative(path: Path, data: SuiteData, rows: Rows, label: str) -> Path:
-    """A row for each pair: original, transformed, original aligned by the estimate, difference.
+    """Draw each pair in a row: original, transformed, aligned by the estimate, difference.
 
     Args:
-      path: of the PNG file.
+      path: path of the PNG file.
       data: the first pairs of the suite.
       rows: answers to at least those pairs.
-      label: the method.
+      label: name of the method.
     """
     count = len(data.fixed)
     if not np.array_equal(data.truth, rows.truth[:count]):
@@ -129,12 +130,12 @@ def _numbers(parameters: np.ndarray) -> str:
 
 
 def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
-    """The share of all pairs whose error is below a value; no answer counts as an infinite error.
+    """Draw the share of all pairs with an error below a value; no answer counts as infinite error.
 
     Args:
-      path: of the PNG file.
-      rows: by label; those of a label that starts alike share a colour.
-      title: of the suite.
+      path: path of the PNG file.
+      rows: rows by label; labels that are equal up to the first comma or colon share a colour.
+      title: title of the suite.
     """
     figure = Figure(figsize=(10.5, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -169,12 +170,12 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
 
 
 def risk(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
-    """The share of wrong answers among the surest ones, against how many are kept.
+    """Draw the share of wrong answers among the most confident ones, against the share kept.
 
     Args:
-      path: of the PNG file.
-      rows: by label.
-      title: of the suite.
+      path: path of the PNG file.
+      rows: rows by label.
+      title: title of the suite.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()

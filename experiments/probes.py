@@ -1,6 +1,6 @@
-"""What the machine does at best: a large copy, a large read, a large matrix product, an empty call.
+"""Measure the machine's best rates: a large copy, read and matrix product, and an empty call.
 
-Each is tried in every way at hand, and the fastest counts: a floor must not be too low a bar.
+Each is measured in every available way, and the fastest counts, so that floors are not too high.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Kind = Literal["copy", "read", "product", "call"]
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One way to see what the machine does.
+    """One way to measure a rate of the machine.
 
     Attributes:
-      kind: what it measures.
-      name: how.
-      call: waits for its result.
+      kind: the rate that it measures.
+      name: the way in which it measures it.
+      call: makes one call and waits for its result.
       amount: bytes or operations of a call.
-      precision: of a product.
+      precision: precision of a matrix product.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class Probe:
 
 
 def make_probes(megabytes: int, side: int) -> list[Probe]:
-    """Probes on arrays of so many MB each, and on square matrices of that side."""
+    """Make probes on arrays of ``megabytes`` MB, and on matrices ``(side, side)``."""
     array = jnp.ones((megabytes, 2**18), jnp.float32)
     vector = jnp.ones(2**18, jnp.float32)
     size = float(array.nbytes)
@@ -72,7 +72,7 @@ def _compiled(function: Callable[..., jax.Array], *arguments: jax.Array) -> Call
 
 
 def _host_probes(array: np.ndarray) -> list[Probe]:
-    """NumPy on all cores."""
+    """Probes with NumPy on all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(cores)
     target = np.zeros_like(array)
@@ -94,7 +94,7 @@ def _host_probes(array: np.ndarray) -> list[Probe]:
 
 
 def rates(probes: Sequence[Probe], seconds: Sequence[Seconds]) -> Rates:
-    """The best rate of each kind, of the least disturbed calls."""
+    """Return the best rate of each kind, from the fastest call of each probe."""
 
     def best(kind: Kind, precision: str = "") -> float:
         return max(

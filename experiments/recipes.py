@@ -1,12 +1,12 @@
-"""What each part of the training recipe brings to the paper's LSTM, at equal compute.
+"""Measure what each part of the training recipe brings to the paper's LSTM, at equal compute.
 
-    python -m experiments.recipes                 # trains what is not there yet, then the table
+    python -m experiments.recipes                 # trains the missing rows, then makes the table
     python -m experiments.recipes --only=all,constant_rate
 
 A narrow LSTM of the paper's architecture is trained with the whole recipe of `lstm512_cifar10`, and
-with one part of it changed at a time; all see the same number of pairs (--pairs), which is what
-most of the computing goes with. Runs go to --runs, so that a stopped command goes on where it was.
-The table shows what is trained there; once it has every row it goes to
+with one part of it changed at a time. All see the same number of pairs (--pairs), which determines
+most of the compute. Runs are kept in --runs, so that an interrupted command can be continued. The
+table shows the finished runs; once it has every row it is written to
 experiments/results/tables/recipes.md.
 """
 
@@ -31,7 +31,7 @@ from jaxreg.training.configs import CONFIGS, TrainConfig, changed_fields
 from jaxreg.training.endings import ENDINGS, failed
 from jaxreg.training.loop import train
 
-# What is taken away from the whole recipe, as overrides of its fields.
+# Changes to the whole recipe, as overrides of its fields.
 WITHOUT: dict[str, tuple[str, ...]] = {
     "all": (),
     "constant_rate": ("--schedule=constant", "--warmup_steps=0"),
@@ -55,7 +55,7 @@ LABELS = {
 
 
 def recipe(name: str, pairs: int, hidden: int, data: Sequence[str], seed: int) -> TrainConfig:
-    """The configuration of one row; every one sees the same number of pairs.
+    """Make the configuration of one row; all see the same number of pairs.
 
     >>> recipe("batch_16", 16000, 128, ["random"], 0).steps
     1000
@@ -88,7 +88,7 @@ def _flags() -> flags.FlagValues:
 
 
 def table(rows: dict[str, dict[str, Any]], config: TrainConfig, pairs: int) -> str:
-    """The Markdown table of the summaries of trainings."""
+    """Make the Markdown table from the summaries of the trainings."""
     lines = [
         f"LSTM of the paper's architecture with {config.network.hidden:,} units "  # type: ignore[attr-defined]
         f"({nameless(', '.join(config.data))}; {pairs:,} pairs each, seed {config.seed}); "
@@ -114,7 +114,7 @@ def table(rows: dict[str, dict[str, Any]], config: TrainConfig, pairs: int) -> s
 
 
 def _trained(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of a finished training of this configuration, or None."""
+    """Read the summary of a finished training of this configuration; None if there is none."""
     path = folder / "summary.json"
     if not path.exists() or changed_fields(read_config(folder), config):
         return None
@@ -122,7 +122,7 @@ def _trained(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _rows(options: flags.FlagValues) -> dict[str, dict[str, Any]]:
-    """The summaries of all rows that are trained, once the chosen ones are."""
+    """Train the chosen rows, and return the summaries of all rows that are trained."""
     rows = {}
     for name in WITHOUT:
         config = recipe(name, options.pairs, options.hidden, options.data, options.seed)

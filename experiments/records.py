@@ -1,8 +1,8 @@
-"""Recorded rows on disk: what a method answered to every pair of a suite, and where it comes from.
+"""Write and read recorded rows: a method's answers to every pair of a suite, and their origin.
 
 ``rows/SUITE/SYSTEM.npz`` holds the answers and, as JSON, their provenance and timing;
-``rows/SUITE/pairs_COUNT_SEED.npz`` holds what all systems share: the truth of the pairs and, where
-noise alone disturbs them, the Cramér-Rao bound;
+``rows/SUITE/pairs_COUNT_SEED.npz`` holds what all systems share: the true transforms of the pairs
+and, if noise is their only disturbance, the Cramér-Rao bound;
 ``keypoints/SUITE/SYSTEM.npz`` holds counts of keypoints.
 """
 
@@ -25,7 +25,7 @@ _ANSWERS = ("estimate", "score", "success", "found", "variance")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Raw rows and what is known of them.
+    """Raw rows and their origin.
 
     Attributes:
       rows: the answers.
@@ -37,7 +37,7 @@ class Record:
     about: dict[str, Any]
 
     def figures(self) -> dict[str, Any]:
-        """Every number of a table's row; ``time`` is None where it was not measured."""
+        """Compute every number of a table's row; ``time`` is None if it was not measured."""
         return figures(self.rows) | {"time": self.about.get("time")}
 
 
@@ -46,9 +46,9 @@ class Keypoints:
     """Counts of keypoints.
 
     Attributes:
-      fixed: ``(N,)`` in the original images.
-      moving: ``(N,)`` in the transformed ones.
-      matches: ``(N,)`` matches between the two that pass the ratio test.
+      fixed: ``(N,)`` counts in the original images.
+      moving: ``(N,)`` counts in the transformed images.
+      matches: ``(N,)`` counts of matches between the two that pass the ratio test.
       about: provenance.
     """
 
@@ -59,7 +59,7 @@ class Keypoints:
 
 
 def save_record(results: Path, system: str, record: Record) -> Path:
-    """Write a system's rows; the pairs' truth is written once for all systems.
+    """Write a system's rows; the true transforms are written once for all systems.
 
     Raises:
       ValueError: other pairs are recorded under the same number and seed.
@@ -78,7 +78,7 @@ def save_record(results: Path, system: str, record: Record) -> Path:
     for name in _ANSWERS:
         if (values := getattr(rows, name)) is not None:
             answers[name] = values.astype(bool if name in ("success", "found") else np.float32)
-    # What stands where there is no answer means nothing, and zeros take no room.
+    # Values without an answer have no meaning, and zeros compress well.
     answers["estimate"] = np.where(rows.found[:, None], answers["estimate"], np.float32(0))
     _keep_truth(folder / pairs, truth)
     path = folder / f"{system}.npz"
@@ -99,7 +99,7 @@ def _keep_truth(path: Path, truth: dict[str, np.ndarray]) -> None:
 
 
 def load_record(results: Path, suite: str, system: str) -> Record | None:
-    """A system's rows, or None where none are recorded.
+    """Read a system's rows; None if none are recorded.
 
     Raises:
       ValueError: the rows do not belong to the pairs beside them.
@@ -127,7 +127,7 @@ def load_record(results: Path, suite: str, system: str) -> Record | None:
 
 
 def recorded_systems(results: Path, suite: str) -> list[str]:
-    """Names of the systems with rows on a suite, sorted."""
+    """List the systems with rows on a suite, sorted by name."""
     paths = (results / "rows" / suite).glob("*.npz")
     return sorted(path.stem for path in paths if not path.stem.startswith("pairs_"))
 
@@ -141,7 +141,7 @@ def save_keypoints(results: Path, suite: str, system: str, counts: Keypoints) ->
 
 
 def load_keypoints(results: Path, suite: str, system: str) -> Keypoints | None:
-    """The counts of one feature method on a suite's images, or None."""
+    """Read the counts of one feature method on a suite's images; None if there are none."""
     path = results / "keypoints" / suite / f"{system}.npz"
     if not path.exists():
         return None
@@ -154,7 +154,7 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any] | None = None) -> None:
-    """One compressed file, written whole or not at all."""
+    """Write one compressed file, completely or not at all."""
     if about is not None:
         arrays = arrays | {"about": np.array(json.dumps(about, allow_nan=False))}
     path.parent.mkdir(parents=True, exist_ok=True)

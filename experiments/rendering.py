@@ -1,4 +1,4 @@
-"""Tables as Markdown and CSV: the paper's number and ours side by side."""
+"""Render tables as Markdown and CSV, with the paper's numbers and ours side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOTHING = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """A table as Markdown, caption and all, and as CSV."""
+    """A table as Markdown, with its caption, and as CSV."""
 
     markdown: str
     csv: str
@@ -40,7 +40,7 @@ class Rendered:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One row of an error table: the paper's numbers, and ours where they are recorded."""
+    """One row of an error table: the paper's numbers, and ours if they are recorded."""
 
     system: System
     printed: paper.Errors | None
@@ -48,12 +48,12 @@ class Line:
 
     @property
     def figures(self) -> dict[str, Any] | None:
-        """Ours, see `Record.figures`."""
+        """Our numbers, see `Record.figures`, or None."""
         return None if self.record is None else self.record.figures()
 
 
 def error_lines(results: Path, table: paper.ErrorTable) -> list[Line]:
-    """The paper's rows in its order, then whatever else is recorded on the suite."""
+    """Return the paper's rows in its order, then all others that are recorded on the suite."""
     known = {system.name for system in (*PAPER_SYSTEMS, *FURTHER_SYSTEMS)}
     others = [name for name in recorded_systems(results, table.suite) if name not in known]
     lines = []
@@ -66,14 +66,14 @@ def error_lines(results: Path, table: paper.ErrorTable) -> list[Line]:
 
 
 def render(results: Path, table: paper.ErrorTable | paper.KeypointTable) -> Rendered:
-    """One table from recorded rows; what is not recorded says so."""
+    """Render a table from recorded rows; it says which rows are missing."""
     if isinstance(table, paper.KeypointTable):
         return _keypoint_table(results, table)
     return _error_table(table, error_lines(results, table))
 
 
 def value(mean: float | None, spread: float | None = None) -> str:
-    """A number as the paper prints it.
+    """Format a number as the paper does.
 
     >>> value(1.4542, 0.662)
     '1.4542 ± 0.6620'
@@ -87,14 +87,14 @@ def value(mean: float | None, spread: float | None = None) -> str:
     if mean == 0 and not spread:
         return "0" if spread is None else "0 ± 0"
     digits = 4
-    if 0 < abs(mean) < 10.0 ** (1 - digits):  # two digits that say something
+    if 0 < abs(mean) < 10.0 ** (1 - digits):  # show two significant digits
         digits = 1 - math.floor(math.log10(abs(mean)))
     text = f"{mean:.{digits}f}"
     return text if spread is None else f"{text} ± {spread:.{digits}f}"
 
 
 def rate(number: float) -> str:
-    """A failure rate as in the paper's brackets: 1 and 0 without decimals.
+    """Format a failure rate as in the paper's brackets: 1 and 0 without decimals.
 
     >>> rate(0.95052), rate(1.0), rate(0.0)
     ('0.9505', '1', '0')
@@ -109,7 +109,7 @@ def _printed(v: paper.Value | None, row: paper.Errors | None) -> str:
 
 
 def _model(line: Line, figures: Mapping[str, Any] | None) -> str:
-    """The label, and for feature methods both failure rates in brackets."""
+    """The label, and for feature methods the paper's and our failure rate in brackets."""
     base = line.system.name.removesuffix("_x4")
     fails = figures is not None and (base in FEATURES or figures["no_answer"] > 0)
     if base not in FEATURES and not fails:
@@ -238,7 +238,7 @@ def _flat_counts(
 
 
 def provenance_table(results: Path) -> str:
-    """Where every recorded row comes from, as Markdown."""
+    """Make the Markdown table of the origins of all recorded rows."""
     header = ["suite", "row", "method", "pairs", "seed", "date", "commit", "hardware", "versions"]
     body = []
     for folder in sorted((results / "rows").glob("*")):
@@ -261,7 +261,7 @@ def provenance_table(results: Path) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A pipe table; the first column left, the others as they fall."""
+    """Format a Markdown table with pipes."""
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

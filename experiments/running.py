@@ -1,4 +1,4 @@
-"""Recomputing recorded rows from scratch, through the harness."""
+"""Recompute recorded rows from scratch, through the harness."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from experiments.records import Keypoints, Record, load_record, save_keypoints, 
 from experiments.systems import System, method_of
 from experiments.timing import load_average
 from jaxreg.evaluation.harness import evaluate, measure_time
-from jaxreg.evaluation.protocol import SuiteData, build_suite, load_source, parse_suite
+from jaxreg.evaluation.protocol import SuiteData, build_suite, load_source
 from jaxreg.evaluation.report import provenance
+from jaxreg.evaluation.suites import parse_suite
 from jaxreg.methods import find_method
 from jaxreg.result import Estimator
 
 if TYPE_CHECKING:
     from jaxreg.models.trained import TrainedNetwork
 
-KEYPOINT_IMAGES = 432  # as many as the paper's Tables 3 and 6 average over
+KEYPOINT_IMAGES = 432  # the number over which the paper's Tables 3 and 6 average
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """How rows are recomputed.
+    """Settings for recomputing rows.
 
     Attributes:
-      results: the folder to record in.
-      pairs: of each suite.
-      seed: of images and transforms.
-      batch_size: pairs a call.
+      results: folder of the records.
+      pairs: number of pairs of each suite.
+      seed: seed of images and transforms.
+      batch_size: pairs in a call.
       timing: whether to measure the time too.
-      folders: of checkpoints, see `experiments.systems.method_of`.
-      commit: of the code, where the repository cannot tell; empty to ask it.
+      folders: folders of checkpoints, see `experiments.systems.method_of`.
+      commit: commit of the code, if there is no git repository; empty to ask git.
     """
 
     results: Path
@@ -53,17 +54,17 @@ class Job:
 
 
 def load_suite(job: Job, name: str) -> tuple[SuiteData, int]:
-    """The pairs of a suite, and from how many different images they are drawn."""
+    """Make the pairs of a suite; also returns the number of images they are drawn from."""
     suite = parse_suite(name)
     source = load_source(suite)
     return build_suite(suite, job.pairs, job.seed, source), len(source)
 
 
 def load_method(system: System, suite: str, job: Job) -> tuple[str, Estimator, dict | None]:
-    """A system's name in the harness, its estimator, and how it was trained.
+    """Return a system's name in the harness, its estimator, and how it was trained.
 
     Raises:
-      ValueError: there is no such method or no usable checkpoint.
+      ValueError: there is no such method, no usable checkpoint, or its images have another size.
     """
     method = method_of(system, suite, job.folders)
     if not system.configs and not os.path.isdir(method):
@@ -87,7 +88,7 @@ def run_system(
     job: Job,
     progress: Callable[[int], Any] | None = None,
 ) -> Path:
-    """Ask a system about every pair of a suite, time it, and record both."""
+    """Run a system on every pair of a suite, time it, and record both."""
     pairs, images = data
     method, estimator, training = load_method(system, suite, job)
     rows = evaluate(estimator, pairs, job.batch_size, nameless(method), progress)
@@ -103,7 +104,7 @@ def run_system(
 
 
 def time_system(system: System, suite: str, data: tuple[SuiteData, int], job: Job) -> Path:
-    """Measure the time anew and put it into rows that are recorded already."""
+    """Measure the time again and write it to existing rows."""
     record = load_record(job.results, suite, system.name)
     if record is None:
         raise ValueError(f"{system.name} on {suite} has no recorded rows to time")
@@ -130,7 +131,7 @@ def run_keypoints(system: System, suite: str, data: tuple[SuiteData, int], job: 
 
 
 def _time(estimator: Estimator, data: SuiteData, job: Job) -> dict[str, Any]:
-    """Seconds a pair and throughput, of which code, when, on what, and how busy that was."""
+    """Measure seconds a pair and throughput, with date, hardware, commit and load."""
     measured = measure_time(estimator, data)
     origin = _origin(job)
     where = {name: origin[name] for name in ("date", "hardware", "commit")}
@@ -143,7 +144,7 @@ def _origin(job: Job) -> dict[str, Any]:
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """A command as it is recorded: where its results go is this machine's business.
+    """Return a command as it is recorded, without this machine's folders and without --results.
 
     >>> command_line("experiments.peers", ["--run", "--results=/home/me/peers"])
     'python -m experiments.peers --run'
@@ -158,7 +159,7 @@ def command_line(module: str, arguments: Sequence[str]) -> str:
 
 
 def current_commit() -> str:
-    """The repository's commit; says so if modules in use differ from it."""
+    """Return the repository's commit, and the loaded modules that differ from it, if any."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(_ROOT), *arguments]
@@ -177,7 +178,7 @@ def current_commit() -> str:
 
 
 def nameless(text: str) -> str:
-    """The text without the folders of absolute paths: they are this machine's business.
+    """Remove the folders of absolute paths, which are particular to this machine, from a text.
 
     >>> nameless("--checkpoints=lstm_cifar10:/home/me/runs/lstm --pairs=384")
     '--checkpoints=lstm_cifar10:lstm --pairs=384'
@@ -186,7 +187,7 @@ def nameless(text: str) -> str:
 
 
 def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
-    """How far a network was trained, and on what."""
+    """Describe how far a network was trained, and on which images."""
     from jaxreg.data import load_images
     from jaxreg.models.fields import network_to_dict
     from jaxreg.training.configs import CONFIGS
@@ -199,7 +200,7 @@ def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
         try:
             images[nameless(source)] = len(load_images(source, "train", config.image_size))
         except (OSError, ValueError):
-            images[nameless(source)] = None  # recorded where the training set is not at hand
+            images[nameless(source)] = None  # the training set is not available here
     return {
         "configuration": config_name,
         "network": network,
@@ -209,7 +210,7 @@ def _training(trained: TrainedNetwork, config_name: str) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "pairs_seen": trained.step * config.batch_size,
         "pairs_planned": named.steps * named.batch_size,
-        "seconds": trained.seconds,
+        "seconds": trained.training_seconds,
         "images": images,
         "init_from": nameless(config.init_from),
         "init_planned": named.init_from,

@@ -1,4 +1,4 @@
-"""The systems that the tables compare, and the method of the harness behind each."""
+"""The systems that the tables compare, and the harness's method for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxreg.evaluation.protocol import parse_suite
+from jaxreg.evaluation.suites import parse_suite
 from jaxreg.network_files import shipped_names
 from jaxreg.training.configs import CONFIGS
 
@@ -20,10 +20,10 @@ class System:
     """A row of the tables.
 
     Attributes:
-      name: in flags and file names.
-      label: what the tables call it.
-      configs: of a trained network, the named training configuration for each image size.
-      method: of one that is no network, its name for `jaxreg.methods.find_method` if not ``name``.
+      name: name in flags and file names.
+      label: name in the tables.
+      configs: for trained networks, the named training configuration for each image size.
+      method: for others, the name for `jaxreg.methods.find_method` if it is not ``name``.
     """
 
     name: str
@@ -45,7 +45,7 @@ PAPER_SYSTEMS = (
     ),
     System("lstm", "LSTM", {32: "lstm_cifar10", 96: "lstm_stl10"}),
 )
-# What the paper lacks; a row is printed once it is recorded.
+# Systems that the paper does not have; their rows are printed once they are recorded.
 FURTHER_SYSTEMS = (
     System("akaze_x4", "AKAZE, enlarged 4x"),
     System("orb_x4", "ORB, enlarged 4x"),
@@ -62,7 +62,7 @@ FEATURES = ("akaze", "orb", "surf", "sift")
 
 
 def find_system(name: str) -> System:
-    """The system of a name; any other method of the harness is a system of its own name.
+    """Return the system of a name; any other method of the harness is a system by its own name.
 
     >>> find_system("lstm").configs[96]
     'lstm_stl10'
@@ -75,13 +75,13 @@ def find_system(name: str) -> System:
 
 
 def method_of(system: System, suite: str, folders: Mapping[str, str] | None = None) -> str:
-    """The name by which `jaxreg.evaluate` knows a system on a suite.
+    """Return the name of a system's method for `jaxreg.evaluate`.
 
     Args:
-      system: what to run.
-      suite: on what; a network is another one for each image size.
-      folders: checkpoint folders by configuration. Where it is not named: the network that comes
-        with the package under the configuration's name, else ``runs/CONFIGURATION``.
+      system: the system.
+      suite: name of the suite; there is a separate network for each image size.
+      folders: checkpoint folders by configuration. Other configurations take the network of that
+        name in the package, or else ``runs/CONFIGURATION``.
 
     Raises:
       ValueError: the system has no network for images of this size.
@@ -104,7 +104,7 @@ def method_of(system: System, suite: str, folders: Mapping[str, str] | None = No
 
 
 def parse_folders(items: list[str]) -> dict[str, str]:
-    """``CONFIGURATION:FOLDER`` texts as a dictionary.
+    """Convert ``CONFIGURATION:FOLDER`` texts to a dictionary.
 
     >>> parse_folders(["lstm_cifar10:/data/lstm"])
     {'lstm_cifar10': '/data/lstm'}

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 6, its numbers beside ours, and one of ours, from recorded rows.
+"""Make the paper's Tables 1 to 6, its numbers beside ours, and one of our own, from recorded rows.
 
     python -m experiments.tables                    # all tables, in seconds
     python -m experiments.tables --table=3
@@ -8,13 +8,12 @@
     python -m experiments.tables --run=keypoints
     python -m experiments.tables --run=direct,compact --suites=cifar10+noise10,scene32
 
-Without --run the tables are made anew from the rows in experiments/results/; with it, the named
-rows are recomputed first. A row is run by its name in the tables (akaze, orb, surf, sift, fft,
-resnext_fc, resnext_lstm, lstm, each feature method's _x4, direct, compact, lstm256, lstm512), by
-any other name that `python -m jaxreg.evaluate --methods=` takes, or `keypoints` for Tables 3 and 6.
-What is recorded on scenes and on disturbed suites is in the table `disturbances`.
-A network's row comes from the one that is part of the package (compact), else from the checkpoint
-folder runs/CONFIGURATION, unless --checkpoints says otherwise.
+Without --run the tables are made from the rows in experiments/results/; with it, the named rows are
+recomputed first. Rows have names: akaze, orb, surf, sift, fft, resnext_fc, resnext_lstm, lstm, each
+feature method's _x4, direct, compact, lstm256, lstm512, any other name that
+`python -m jaxreg.evaluate --methods=` takes, and `keypoints` for Tables 3 and 6. The table
+`disturbances` has the rows on scenes and on disturbed suites. A network comes with the package
+(compact) or from the checkpoint folder runs/CONFIGURATION, unless --checkpoints names another.
 """
 
 from __future__ import annotations
@@ -69,14 +68,14 @@ def _check(options: flags.FlagValues) -> None:
         raise ValueError("--no_timing and --only_timing exclude each other")
     parse_folders(options.checkpoints)
     if options.run:
-        from jaxreg.evaluation.protocol import parse_suite
+        from jaxreg.evaluation.suites import parse_suite
 
         for suite in options.suites:
             parse_suite(suite)
 
 
 def _run(options: flags.FlagValues) -> list[str]:
-    """Recompute the named rows; returns why some could not be."""
+    """Recompute the named rows; returns the reasons for those that fail."""
     from tqdm import tqdm
 
     from experiments import running
@@ -94,7 +93,7 @@ def _run(options: flags.FlagValues) -> list[str]:
     for suite in options.suites:
         try:
             data = running.load_suite(job, suite)
-        except (ValueError, OSError, ImportError) as error:  # its images are not at hand
+        except (ValueError, OSError, ImportError) as error:  # its images are not available
             failures.append(f"{suite}: {describe(error)}")
             continue
         for name in options.run:
@@ -112,17 +111,17 @@ def _run(options: flags.FlagValues) -> list[str]:
                     raise
                 except (ValueError, ImportError) as error:  # no checkpoint yet, or no package
                     failures.append(f"{name} on {suite}: {describe(error)}")
-                except Exception as error:  # a method may be anybody's code
+                except Exception as error:  # a method may be a user's code
                     reason = f"{type(error).__name__}: {describe(error)}"
                     failures.append(f"{name} on {suite}: {reason}")
     return failures
 
 
 def write_tables(results: Path, names: Sequence[str]) -> str:
-    """Make tables from recorded rows, as Markdown and CSV files below ``results/tables``.
+    """Make tables from recorded rows, as Markdown and CSV files in ``results/tables``.
 
     Returns:
-      Their Markdown.
+      The Markdown of all.
     """
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)

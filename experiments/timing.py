@@ -1,4 +1,4 @@
-"""Timing side by side: every function in turn, round after round, in one process."""
+"""Time functions side by side: each in turn, in several rounds, in one process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Times of one function's calls.
+    """Times of one function's calls, in seconds.
 
     Attributes:
-      median: over all turns of the median call in each; what a user sees. Pairs that turns take one
-        by one count alike, however many calls fit into a turn.
-      quiet: likewise of the fastest call in each; what it takes when little else disturbs it.
-      minimum: of all its calls; what the machine can do.
-      calls: how many were timed.
+      median: median over all turns of the median call in each; what a user sees. If each turn has
+        its own pair, all pairs count equally, however many calls fit into a turn.
+      quiet: median over all turns of the fastest call in each; the time without much other load.
+      minimum: the fastest of all calls; what the machine can do.
+      calls: number of timed calls.
     """
 
     median: float
@@ -32,14 +32,14 @@ class Seconds:
     calls: int
 
 
-Images = np.ndarray | Sequence[Any]  # on the host, or one by one on a device
+Images = np.ndarray | Sequence[Any]  # a stack on the host, or single images on a device
 
 
 class PairByPair:
-    """Calls with one pair of images, the next one in each turn of `interleave`.
+    """Calls a function with one pair of images, a new one in each turn of `interleave`.
 
-    As all functions have as many turns, all are timed on the same pairs: the first ones, as many as
-    there are rounds.
+    All functions have the same number of turns, so all are timed on the same pairs: the first
+    ones, one for each round.
     """
 
     def __init__(self, call: Callable[..., Any], fixed: Images, moving: Images):
@@ -63,19 +63,19 @@ def interleave(
     most: int = 50,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Seconds]:
-    """Time functions in turn, so that load from elsewhere falls on all alike.
+    """Time functions in turn, so that other load affects all equally.
 
-    In each round each function has a turn: a call that does not count and brings its data into
-    the caches, then timed calls until the turn is over, one at least. A function that takes longer
-    than a turn fills the caches itself: only its first call is left out, unless each of its turns
-    has a pair of its own (`PairByPair`), for then all must have seen what they are timed on. Every
-    other round goes backwards.
+    In each round each function has a turn: one call to fill the caches, which does not count, then
+    timed calls until the turn is over, at least one. A function that takes longer than a turn fills
+    the caches by itself: only its very first call does not count. But if each turn has a pair of
+    its own (`PairByPair`), the first call of every turn is left out, so that all functions have
+    seen the pair that they are timed on. Every second round is in reverse order.
 
     Args:
-      functions: what to time; each waits for its own results.
-      rounds: turns of each.
-      turn: seconds.
-      most: timed calls in a turn.
+      functions: the functions; each waits for its own results.
+      rounds: turns of each function.
+      turn: seconds of a turn.
+      most: largest number of timed calls in a turn.
       progress: called with 1 after each turn.
     """
     times: list[list[list[float]]] = [[] for _ in functions]
@@ -127,14 +127,14 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def load_average() -> float | None:
-    """How many processes wanted a core in the last minute; None where the system does not tell."""
+    """Return the mean number of active processes in the last minute; None if unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def host_memory(function: Callable[[], Any]) -> int | None:
-    """Bytes by which a call raises the highest resident memory of this process; None but on Linux.
+    """Return the bytes by which a call raises this process's peak memory; None except on Linux.
 
-    Memory that an allocator has kept from before is not seen.
+    Memory that an allocator has kept from before is not counted.
     """
     try:
         # "5" resets the high-water mark to what is resident now (proc_pid_clear_refs(5)).

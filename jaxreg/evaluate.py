@@ -3,7 +3,7 @@
     python -m jaxreg.evaluate --suites=cifar10,scene32+noise10 --methods=direct,fft,runs/lstm
 
 prints a table, and writes all figures to --out (JSON) and the answer of every pair to a CSV file of
-the same name. Suites: see jaxreg.evaluation.protocol. Methods: see jaxreg.methods.
+the same name. Suites: see jaxreg.evaluation.suites. Methods: see jaxreg.methods.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def _prepare(options: flags.FlagValues) -> tuple[dict, dict, dict]:
     Raises:
       OSError, ValueError: one is missing or unknown, or --out cannot be written.
     """
-    from jaxreg.evaluation.protocol import load_source, parse_suite
+    from jaxreg.evaluation.protocol import load_source
+    from jaxreg.evaluation.suites import parse_suite
     from jaxreg.methods import find_method
 
     for name in ("suites", "methods"):

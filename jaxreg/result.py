@@ -143,6 +143,6 @@ class Registration:
         return [words for doubt, words in _IN_WORDS.items() if doubt in doubts]
 
 
-# What the evaluation harness measures: a function from batches of fixed and moving images, float32
-# (N, H, W, C) with intensities in 0..255, to the Registration of each pair.
-Estimator = Callable[[jax.Array, jax.Array], Registration]
+# What the evaluation harness measures: a function from batches of fixed and moving images, NumPy or
+# JAX arrays, float32 (N, H, W, C) with intensities in 0..255, to the Registration of each pair.
+Estimator = Callable[[Any, Any], Registration]

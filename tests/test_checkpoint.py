@@ -17,8 +17,8 @@ from jaxreg.training.checkpoint import (
     CheckpointStore,
     DamagedCheckpointWarning,
     DamagedError,
-    alone_in,
     load_network,
+    lock_workdir,
     read_config,
     settle_config,
 )
@@ -153,7 +153,7 @@ def test_the_first_process_says_which_ones_are_whole(run, config, monkeypatch):
     """A network file system may show the others different files."""
     folder, states = run
     said = iter([DamagedError("as the first sees it"), None])
-    monkeypatch.setattr(checkpoint, "from_first", lambda _: next(said))
+    monkeypatch.setattr(checkpoint, "value_of_first_process", lambda _: next(said))
     with pytest.warns(DamagedCheckpointWarning, match=r"step 8: as the first.*using step 4"):
         (state, _), _ = restore(folder, config)
     assert_same_bits(state, states[4])
@@ -264,14 +264,14 @@ def test_checkpoints_without_a_configuration_are_refused(run, config):
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    with alone_in(tmp_path), pytest.raises(CheckpointError, match="another run"):
-        alone_in(tmp_path).__enter__()
+    with lock_workdir(tmp_path), pytest.raises(CheckpointError, match="another run"):
+        lock_workdir(tmp_path).__enter__()
 
     def flock(file, operation):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with alone_in(tmp_path), alone_in(tmp_path):
+    with lock_workdir(tmp_path), lock_workdir(tmp_path):
         pass
 
 

@@ -16,7 +16,7 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.models.compact import CompactConfig, shrink
 from jaxreg.models.fields import network_from_dict, network_to_dict
-from jaxreg.models.polish import blur, polish
+from jaxreg.models.gauss_newton import blur, gauss_newton_step
 from jaxreg.models.volume import (
     GRID,
     correlate,
@@ -138,10 +138,10 @@ def test_inverse_agrees_with_numpy():
     np.testing.assert_allclose(inverse(matrices), np.linalg.inv(matrices), rtol=1e-3, atol=1e-4)
 
 
-improve = jax.jit(polish)  # one, so that it is compiled once
+improve = jax.jit(gauss_newton_step)  # one, so that it is compiled once
 
 
-def test_polish_moves_an_estimate_to_the_truth():
+def test_gauss_newton_step_moves_an_estimate_to_the_truth():
     truth = RigidTransform(*(jnp.array(v) for v in ([3.2, -1.0], [-2.4, 0.3], [100.0, -37.0])))
     pairs = warp_pairs(pictures(2), truth, "cubic")
     start = RigidTransform(truth.tx + 0.6, truth.ty - 0.5, truth.theta + 3.0)
@@ -154,7 +154,7 @@ def test_polish_moves_an_estimate_to_the_truth():
     assert jnp.linalg.eigvalsh(precision).min() > 0
 
 
-def test_polish_stays_where_the_images_say_nothing():
+def test_gauss_newton_step_stays_where_the_images_say_nothing():
     flat = jnp.full((2, 32, 32, 3), 90.0)
     start = RigidTransform.from_array(jnp.float32([[1.0, 2.0, 30.0], [-3.0, 0.5, 200.0 - 360.0]]))
     estimate, _ = improve(flat, flat, start, jnp.stack([jnp.eye(3)] * 2), jnp.float32(1.0))

@@ -19,7 +19,8 @@ from jaxreg.evaluation.harness import (
     risk_coverage,
     risk_curve,
 )
-from jaxreg.evaluation.protocol import SuiteData, draw_parameters, parse_suite
+from jaxreg.evaluation.protocol import SuiteData, draw_parameters
+from jaxreg.evaluation.suites import parse_suite
 from jaxreg.geometry import RigidTransform
 from jaxreg.result import Registration
 

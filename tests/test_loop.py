@@ -13,7 +13,7 @@ import pytest
 from jaxreg.geometry import RigidTransform
 from jaxreg.metrics import rotation_error
 from jaxreg.training import loop, pictures
-from jaxreg.training.batches import Images, draw_batch, load_training_images
+from jaxreg.training.batches import TrainingImages, draw_batch, load_training_images
 from jaxreg.training.checkpoint import Best, CheckpointError, CheckpointStore, load_network
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
@@ -335,7 +335,7 @@ def test_pictures_that_no_pair_is_drawn_from_are_not_loaded(source):
     pairs = jax.eval_shape(lambda key: draw_batch(key, images, config), jax.random.key(0))
     assert pairs.fixed.shape == (8, 8, 8, 3)
     pictures = np.zeros((2000, 8, 8, 3), np.uint8)
-    assert str(Images(pictures, images.tiles)) == "2,000 images and 3 places of photographs"
+    assert str(TrainingImages(pictures, images.tiles)) == "2,000 images and 3 places of photographs"
 
 
 def test_a_constant_without_error_has_no_share():
@@ -355,7 +355,7 @@ def test_the_constant_predictor_is_the_best_constant():
 
 def test_images_are_an_argument_and_the_state_is_donated(source):
     config = tiny_config(source)
-    images = place(MESH, Images(np.zeros((5, 8, 8, 3), np.uint8)))
+    images = place(MESH, TrainingImages(np.zeros((5, 8, 8, 3), np.uint8)))
     state = create_state(config, MESH)
     program = compile_dispatch(config, MESH, state, images)
     new, report = program(state, images, place(MESH, np.int32(3)))

@@ -13,7 +13,8 @@ import jaxreg.data
 from jaxreg.disturbances import Disturbance
 from jaxreg.evaluation import protocol
 from jaxreg.evaluation.bound import cramer_rao
-from jaxreg.evaluation.protocol import SUITES, build_suite, conditions, draw_parameters, parse_suite
+from jaxreg.evaluation.protocol import build_suite, conditions, draw_parameters
+from jaxreg.evaluation.suites import SUITES, parse_suite
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
 from tests.tolerances import FISHER, FLOAT32_INTENSITY

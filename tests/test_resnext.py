@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxreg.models.pretrained import from_torch_layout, load_state_dict, torch_key, torch_shape
 from jaxreg.models.resnext import ResNeXt
-from jaxreg.models.siamese import ResNeXtConfig, prepare
+from jaxreg.models.siamese import ResNeXtConfig, enlarge_and_normalise
 from jaxreg.pairs import draw_pairs
 from tests.compilation_support import quickly_compiled
 from tests.golden.random_weights import (
@@ -111,8 +111,8 @@ def test_small_images_are_enlarged_as_opencv_does():
     small = pictures(2)
     large = [cv2.resize(p, (64, 64), interpolation=cv2.INTER_LINEAR) for p in small.astype("f4")]
     expected = (np.stack(large) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(prepare(jnp.asarray(small)), expected, atol=1e-4)
-    assert prepare(jnp.asarray(pictures(1, 96))).shape == (1, 96, 96, 3)
+    np.testing.assert_allclose(enlarge_and_normalise(jnp.asarray(small)), expected, atol=1e-4)
+    assert enlarge_and_normalise(jnp.asarray(pictures(1, 96))).shape == (1, 96, 96, 3)
 
 
 @pytest.mark.parametrize("head", ["fc", "lstm"])

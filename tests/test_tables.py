@@ -22,7 +22,8 @@ from experiments.records import (
 )
 from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system, method_of
 from jaxreg.evaluation.harness import Rows
-from jaxreg.evaluation.protocol import build_suite, draw_parameters, parse_suite
+from jaxreg.evaluation.protocol import build_suite, draw_parameters
+from jaxreg.evaluation.suites import parse_suite
 from jaxreg.methods import find_method
 from jaxreg.training.checkpoint import Best, CheckpointStore, settle_config
 from jaxreg.training.configs import CONFIGS

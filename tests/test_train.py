@@ -16,7 +16,7 @@ import pytest
 from jaxreg import train as command
 from jaxreg.models import NETWORKS
 from jaxreg.models.network import network_structure
-from jaxreg.training.batches import Images
+from jaxreg.training.batches import TrainingImages
 from jaxreg.training.checkpoint import CheckpointStore
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
@@ -55,7 +55,7 @@ def image_set(config):
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, config.image_size, config.image_size, 3), np.uint8)
     tiles = rng.integers(0, 256, (2, 400, 400, 3), np.uint8) if config.scene_pairs else None
-    return Images(pictures, tiles)
+    return TrainingImages(pictures, tiles)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

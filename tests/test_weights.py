@@ -17,7 +17,7 @@ from jaxreg.training import loop
 from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh
-from jaxreg.training.logs import COLUMNS, METRICS_FILE
+from jaxreg.training.logs import METRICS_COLUMNS, METRICS_FILE
 from jaxreg.training.state import create_state
 from tests.training_support import assert_same_bits, register_normed, tiny_config, write_images
 
@@ -37,8 +37,9 @@ def run(tmp_path):
     store = CheckpointStore(folder)
     store.save(create_state(config, data_mesh(1)), Best())
     store.close()
-    first = dict.fromkeys(COLUMNS, 0) | {"seconds": 2.5}
-    later = dict.fromkeys(COLUMNS, 1) | {"seconds": 9.5}  # the run was cut off before it saved
+    first = dict.fromkeys(METRICS_COLUMNS, 0) | {"seconds": 2.5}
+    # The run was cut off before it saved.
+    later = dict.fromkeys(METRICS_COLUMNS, 1) | {"seconds": 9.5}
     table = (first.keys(), first.values(), later.values())
     lines = (",".join(map(str, values)) for values in table)
     (folder / METRICS_FILE).write_text("\n".join(lines) + "\n")
@@ -62,7 +63,7 @@ def test_a_file_holds_all_of_a_trained_network(run, capsys):
     assert "weights after 0 steps" in capsys.readouterr().out
     assert_same_bits(network.arrays, original.arrays)
     assert (network.config, network.step) == (original.config, original.step)
-    assert network.seconds == original.seconds == 2.5
+    assert network.training_seconds == original.training_seconds == 2.5
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype(np.float32)
     answers = [n.estimate(images, images[::-1]).transform for n in (network, original)]
     assert_same_bits(*answers)
@@ -107,7 +108,7 @@ def test_shipped_networks_are_what_their_configuration_trains(name):
     network = jaxreg.load(name)
     assert network.config == CONFIGS[name]
     assert network.step == network.config.steps
-    assert network.seconds > 0
+    assert network.training_seconds > 0
 
 
 def test_trainings_start_from_what_load_takes(run):

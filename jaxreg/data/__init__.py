@@ -1,4 +1,4 @@
-"""Image sources: one interface, uint8 arrays in memory.
+"""Load images of many sources by one interface, as uint8 arrays in memory.
 
 Importing this package loads neither OpenCV nor tensorflow-datasets nor scikit-image.
 """

@@ -1,4 +1,4 @@
-"""A user's own images in a NumPy file."""
+"""Load a user's images from a NumPy file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 from jaxreg.data.square import to_square
 
-# Of a file without named splits, every tenth image is a test image.
+# In a file without named splits, every tenth image is a test image.
 TEST_EVERY = 10
 
 
 def load(path: str, split: str, size: int) -> np.ndarray:
-    """Images from a ``.npy`` or ``.npz`` file.
+    """Load images from a ``.npy`` or ``.npz`` file.
 
-    An ``.npz`` with arrays named "train" and "test" is split by these names. Of a ``.npy``, or an
+    An ``.npz`` with arrays named "train" and "test" is split by these names. In a ``.npy``, or an
     ``.npz`` with one array or one named "images", every tenth image (the 10th, 20th, ...) is "test"
     and the others "train".
 
@@ -31,6 +31,10 @@ def load(path: str, split: str, size: int) -> np.ndarray:
 
     Returns:
       ``(N, size, size, 3)`` uint8.
+
+    Raises:
+      ValueError: the split, the file or its arrays are not usable; says why.
+      FileNotFoundError: there is no such file.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: arrays has train and test, got {split!r}")
@@ -50,7 +54,7 @@ def load(path: str, split: str, size: int) -> np.ndarray:
 def _read(path: pathlib.Path, split: str) -> tuple[np.ndarray, bool]:
     if not path.is_file():
         raise FileNotFoundError(f"arrays:{path}: no such file")
-    with open(path, "rb") as file:  # NumPy would leave a damaged one open
+    with open(path, "rb") as file:  # NumPy would leave a damaged file open
         with _reading(path):
             stored = np.load(file, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -72,7 +76,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
 
 
 def _member(names: Sequence[str], split: str, path: pathlib.Path) -> str:
-    """Which array of a file to read."""
+    """The name of the array to read."""
     for name in (split, "images"):
         if name in names:
             return name

@@ -1,4 +1,4 @@
-"""Decoded image sets kept on disk, so that the second start is instant."""
+"""Keep decoded image sets on disk, so that the next start is fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxreg.atomic import replacing
 
 
 def user_folder() -> pathlib.Path:
-    """Where a program may keep what it can make again: ``$XDG_CACHE_HOME/jaxreg``."""
+    """Return the user's cache folder of jaxreg: ``$XDG_CACHE_HOME/jaxreg``."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(base).expanduser() / "jaxreg"
 
@@ -25,17 +25,17 @@ def cached(
     shape: tuple[int, ...],
     build: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """A uint8 array from the first folder that has it, else built and kept for the next time.
+    """Read a uint8 array from the first folder that has it, or build it and write it to one.
 
-    The file is ``<stem>-<fingerprint>.npy``: an array of another fingerprint is never taken. It is
-    written under another name and renamed when whole, and older ones of the same stem are
-    removed. A damaged file is built anew.
+    The file is ``<stem>-<fingerprint>.npy``, so an array of another fingerprint is never read. It
+    is written under a temporary name and renamed when complete, and older files of the same stem
+    are removed. A damaged file is replaced.
 
     Args:
-      folders: where to look, and to write: the first that can be written.
-      stem: what the array is, such as "train-32".
-      fingerprint: changes with whatever the array was made from.
-      shape: of the array; a file of another shape counts as damaged.
+      folders: folders to read from. The first one that is writable is written to.
+      stem: names the array, such as "train-32".
+      fingerprint: text that changes with anything the array is made from.
+      shape: shape of the array; a file of another shape counts as damaged.
       build: makes the array.
     """
     name = f"{stem}-{fingerprint}.npy"
@@ -75,7 +75,7 @@ def _read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write(folder: pathlib.Path, name: str, array: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if not folder.stat().st_mode & 0o222:  # root could write, against the owner's wish
+    if not folder.stat().st_mode & 0o222:  # root could write, but the owner does not want it
         raise PermissionError(f"{folder} is read-only")
     with replacing(folder / name) as file:
         np.save(file, array)

@@ -1,4 +1,4 @@
-"""A user's own image files."""
+"""Load a user's image files from a folder."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ SUFFIXES = frozenset(
         ".webp",
     }
 )
-# Part of the files that a folder without train/ and test/ gives to the test split.
+# Share of the files in the test split of a folder without train/ and test/.
 TEST_SHARE = 0.1
-# Skipped files named one by one; the others are counted.
-_MAX_NAMED = 20
+_MAX_NAMED = 20  # skipped files that are named in warnings; further ones are counted
 
 
 def load(path: str, split: str, size: int) -> np.ndarray:
-    """The images below a folder, however deep, in the order of their relative paths.
+    """Load the images below a folder, at any depth, in the order of their relative paths.
 
-    Where the folder holds ``train/`` and ``test/``, these are the splits. Else the tenth of the
-    files (at least one) with the smallest SHA-256 of their relative paths is "test", the others
-    "train": the same on every machine, and nearly the same when files are added.
+    If the folder holds ``train/`` and ``test/``, these are the splits. Otherwise the tenth of the
+    files (at least one) with the smallest SHA-256 of their relative paths is "test", and the others
+    are "train": the same on every machine, and nearly the same when files are added.
 
     Links are followed, and a folder to which several lead is read once. Orientation tags (EXIF) are
-    obeyed, transparency is dropped; of a file of several pages the first is read. A 16-bit file
-    counts as one of 8, 10, 12, 14 or 16 bits, the fewest that hold its values, of which the upper 8
-    are kept. Unreadable files, and those of other numbers, are named in warnings and skipped;
-    hidden ones are ignored.
+    applied, transparency is dropped, and only the first page of a file is read. A 16-bit file
+    counts as one of 8, 10, 12, 14 or 16 bits, the fewest that hold its values, and the upper 8 of
+    these are kept. Files that are unreadable or have other dtypes are named in warnings and
+    skipped; hidden files are ignored.
 
     Args:
       path: the folder.
@@ -57,6 +56,10 @@ def load(path: str, split: str, size: int) -> np.ndarray:
 
     Returns:
       ``(N, size, size, 3)`` uint8 RGB.
+
+    Raises:
+      ValueError: the split is unknown, or the folder has no usable image for it.
+      FileNotFoundError: there is no such folder.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: folder has train and test, got {split!r}")
@@ -82,13 +85,13 @@ def load(path: str, split: str, size: int) -> np.ndarray:
 
 
 def image_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """The files below a folder that are images by their suffix, sorted by relative path.
+    """List the files below a folder with an image's suffix, sorted by relative path.
 
-    Links to folders are followed once all that lies in the folder itself is known: each folder is
-    looked at once, and a link never takes the place of what it leads to.
+    Links to folders are followed after everything in the folder itself is listed. So each folder is
+    listed once, and by its own path if it lies below ``root``.
     """
     found, seen, starts = [], set(), [root]
-    for start in starts:  # grows by the links that are met
+    for start in starts:  # the list grows by the links that are found
         for folder, subfolders, names in os.walk(start):
             if os.path.realpath(folder) in seen:
                 subfolders.clear()
@@ -124,7 +127,7 @@ def _files_of_split(root: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def _read(file: pathlib.Path, size: int) -> np.ndarray | str:
-    """The square picture of a file, ``(size, size, 3)`` uint8, or why there is none."""
+    """Read a file as a square picture ``(size, size, 3)`` uint8, or say why it is skipped."""
     import cv2
 
     try:
@@ -144,7 +147,7 @@ def _read(file: pathlib.Path, size: int) -> np.ndarray | str:
 
 
 def _upper_bits(image: np.ndarray) -> np.ndarray:
-    """The upper 8 of the bits that an image uses: cameras fill 10 to 14 of 16."""
+    """Return the upper 8 of the bits that an image uses; cameras use 10 to 14 of 16."""
     bits = next(bits for bits in (8, 10, 12, 14, 16) if image.max() < 1 << bits)
     return (image >> (bits - 8)).astype(np.uint8)
 

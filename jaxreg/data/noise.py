@@ -1,19 +1,19 @@
-"""Uniform random images."""
+"""Make uniform random images."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Images in each split. More than the 3,840 pairs of an evaluation, so that none need repeat.
+# Images in each split. More than the 3,840 pairs of an evaluation, so that none repeats.
 COUNT = 4096
 _SEED = {"train": 1, "test": 2}
 
 
 def load(split: str, size: int) -> np.ndarray:
-    """Uniform independent uint8 noise, the same on every machine.
+    """Make images of independent uniform uint8 noise, the same on every machine.
 
-    The bytes are the raw stream of PCG64, seeded by 1 for "train" and 2 for "test"; unlike the
-    distributions of `numpy.random.Generator`, NumPy promises never to change it.
+    The bytes are the raw stream of PCG64, seeded by 1 for "train" and 2 for "test". NumPy promises
+    never to change this stream, unlike the distributions of `numpy.random.Generator`.
 
     Returns:
       ``(4096, size, size, 3)`` uint8.

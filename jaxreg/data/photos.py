@@ -1,4 +1,4 @@
-"""Crops of the photographs that ship inside the scikit-image wheel: no download needed."""
+"""Make crops of the photographs in the scikit-image wheel; needs no download."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from importlib import metadata, resources
 import numpy as np
 
 # Photographs only: the wheel also holds drawings, test charts, scanned text and a colour wheel.
-# Left out besides: clock_motion, cell and microaneurysms, nearly all of which is too flat.
+# clock_motion, cell and microaneurysms are left out too, as nearly all of their area is too flat.
 PHOTOGRAPHS = {
-    # The two motorcycles are one scene seen by a stereo camera: they stay on one side.
+    # The two motorcycles are one scene, seen by a stereo camera, so they are in one split.
     "train": (
         "astronaut.png",
         "brick.png",
@@ -25,15 +25,17 @@ PHOTOGRAPHS = {
     "test": ("camera.png", "chelsea.png", "coffee.png", "grass.png", "moon.png", "rocket.jpg"),
 }
 COUNT = {"train": 8192, "test": 2048}
-# A crop whose grey levels deviate by less than this from their mean has nothing to register.
+# A crop with a smaller standard deviation of its grey levels has nothing to register.
 MIN_DEVIATION = 12.0
-# Smaller crops hold nothing to register either.
+# Nor does a crop with fewer pixels on a side.
 MIN_SIZE = 8
+# Weights of red, green and blue in grey: ITU-R BT.601, which cv2.cvtColor and PIL use too.
+LUMA = (0.299, 0.587, 0.114)
 _SEED = {"train": 11, "test": 12}
 
 
 def photographs(split: str) -> dict[str, np.ndarray]:
-    """The photographs of a split, whole.
+    """Read the photographs of a split, uncropped.
 
     Args:
       split: "train" or "test"; no photograph and no scene is in both.
@@ -49,17 +51,25 @@ def photographs(split: str) -> dict[str, np.ndarray]:
 
 
 def load(split: str, size: int) -> np.ndarray:
-    """Square crops at several scales: 8,192 for "train", 2,048 for "test".
+    """Make square crops at several scales: 8,192 for "train", 2,048 for "test".
 
-    Of each crop are drawn the photograph (uniformly), how many photograph pixels make one pixel (a
-    whole number up to what the shorter side allows, small ones more often) and the place
-    (uniformly); the pixels are means over squares. A crop whose grey standard deviation is under
-    12 of 255 is drawn again, photograph and all. The draws come from fixed seeds, each crop's from
-    its own, and the means are exact, so that the set is the same on every machine (three
-    of the photographs are JPEG files, which decoders may round differently by one grey level).
+    For each crop the photograph and the place are drawn uniformly, and the scale: a whole number of
+    photograph pixels for each pixel, up to what the shorter side allows, small ones more often. The
+    pixels are means over squares. A crop whose grey standard deviation is below 12 of 255 is
+    replaced by a new one, of a photograph drawn anew. The draws come from fixed seeds and the means
+    are exact, so the set is the same on every machine (three of the photographs are JPEG files,
+    which decoders may round differently by one grey level).
+
+    Args:
+      split: "train" or "test".
+      size: height and width of the crops in pixels.
 
     Returns:
       ``(N, size, size, 3)`` uint8.
+
+    Raises:
+      ValueError: the split is unknown, or the size below 8 or beyond the smallest photograph.
+      FileNotFoundError: the installed scikit-image lacks one of the files.
     """
     _check_split(split)
     tables = [_integral(_read(name)) for name in PHOTOGRAPHS[split]]
@@ -79,7 +89,7 @@ def load(split: str, size: int) -> np.ndarray:
 
 
 def grey_deviation(images: np.ndarray) -> np.ndarray:
-    """Standard deviation of the grey levels (ITU-R BT.601 luma) of each image.
+    """Compute the standard deviation of each image's grey levels (ITU-R BT.601 luma).
 
     Args:
       images: ``(N, H, W, 3)``, intensities 0..255.
@@ -87,7 +97,7 @@ def grey_deviation(images: np.ndarray) -> np.ndarray:
     Returns:
       ``(N,)`` float32.
     """
-    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    luma = np.array(LUMA, np.float32)
     deviation = np.empty(len(images), np.float32)
     for start in range(0, len(images), 256):  # bounds the float copy
         part = slice(start, start + 256)
@@ -121,13 +131,13 @@ def _read(name: str) -> np.ndarray:
 
 
 def _uniforms(seed: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform on [0, 1), from the raw stream of PCG64, which NumPy never changes."""
+    """Draw uniformly on [0, 1), from the raw stream of PCG64, which NumPy never changes."""
     raw = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(int(np.prod(shape)))
     return ((raw >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
 
 def _integral(picture: np.ndarray) -> np.ndarray:
-    """Summed-area table ``(H + 1, W + 1, 3)``: the sum over a window from its four corners."""
+    """Compute the summed-area table ``(H + 1, W + 1, 3)`` of a picture."""
     height, width = picture.shape[:2]
     table = np.zeros((height + 1, width + 1, 3), np.int32)  # room for 8 million pixels
     picture.cumsum(0, np.int32).cumsum(1, out=table[1:, 1:])
@@ -135,7 +145,13 @@ def _integral(picture: np.ndarray) -> np.ndarray:
 
 
 def _crop(table: np.ndarray, draw: np.ndarray, size: int) -> np.ndarray:
-    """A window of a photograph as ``(size, size, 3)`` means, by three uniform numbers."""
+    """Draw a crop ``(size, size, 3)`` of means from a photograph's table.
+
+    Args:
+      table: summed-area table of the photograph.
+      draw: three uniform numbers in [0, 1), for scale, row and column.
+      size: height and width of the crop.
+    """
     height, width = table.shape[0] - 1, table.shape[1] - 1
     scale = int((min(height, width) // size + 1) ** draw[0])
     edge = scale * size

@@ -1,4 +1,4 @@
-"""Downloading and preparing a set of tensorflow-datasets, or saying within seconds why not."""
+"""Download and prepare a set of tensorflow-datasets, or say within seconds why it cannot be."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from absl import logging
 
-# Seconds to wait for any sign of a network; tfds alone would retry for minutes.
+# Seconds to wait for an answer from the network; tfds alone would retry for minutes.
 NETWORK_TIMEOUT = 5.0
-# tfds tries a download this often instead of 10 times, which takes 205 s.
+# Attempts of tfds at a download, instead of its 10, which take 205 s.
 DOWNLOAD_RETRIES = 3
-# Where tfds looks for ready-made copies first.
+# The store where tfds first looks for prepared copies.
 _TFDS_STORE = "https://storage.googleapis.com/tfds-data"
 
 
 def command(name: str) -> str:
-    """The shell command that prepares a set."""
+    """Return the shell command that prepares a set."""
     return (
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
@@ -32,12 +32,12 @@ def prepare(builder: Any, name: str) -> Any:
     """Download and prepare an absent set, and return a builder that reads it.
 
     Args:
-      builder: of the set, whose files are not there.
-      name: what the user called it.
+      builder: builder of the set, whose files are missing.
+      name: name of the set as the user wrote it.
 
     Raises:
-      FileNotFoundError: TensorFlow or the network is missing, the set has to be fetched by hand,
-        or the download failed; says what to do.
+      FileNotFoundError: TensorFlow or the network is missing, the set must be fetched by hand, or
+        the download failed; says what to do.
     """
     absent = _absent(builder, name)
     if importlib.util.find_spec("tensorflow") is None:
@@ -102,9 +102,9 @@ def _homepages(builder: Any) -> list[str]:
 
 
 def network_reachable(urls: Sequence[str], seconds: float) -> bool:
-    """Whether any of the addresses answers, with whatever status, in so many seconds.
+    """Whether any of the addresses answers, with any status, within ``seconds``.
 
-    Proxies of the environment are used, as the download itself uses them.
+    Proxies of the environment are used, as by the download itself.
     """
     answered = threading.Semaphore(0)
     results: list[bool] = []
@@ -119,7 +119,7 @@ def network_reachable(urls: Sequence[str], seconds: float) -> bool:
             results.append(False)
         answered.release()
 
-    # Daemons: a resolver that hangs must hold up neither the answer nor the exit.
+    # Daemon threads: a hanging resolver must delay neither the answer nor the exit.
     for url in urls:
         threading.Thread(target=ask, args=(url,), daemon=True).start()
     for _ in urls:
@@ -130,7 +130,7 @@ def network_reachable(urls: Sequence[str], seconds: float) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence tfds' remark that a folder it looked for is not there; our error says it better."""
+    """Silence tfds' message that a folder is missing; our error says more."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -141,7 +141,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _few_retries() -> Iterator[None]:
-    # tfds has no option for it; where a later version moves the constant, its default stays.
+    # tfds has no option for it. If a later version moves the constant, its default stays.
     try:
         from tensorflow_datasets.core.download import downloader
     except ImportError:

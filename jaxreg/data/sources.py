@@ -1,4 +1,4 @@
-"""The grammar of image sources."""
+"""Load images by the name of their source."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from jaxreg.data import arrays, folder, noise, photos, tfds
 
-# Sources that are a name alone; every other name is asked of tensorflow-datasets.
+# Sources with a fixed name; every other name is looked up in tensorflow-datasets.
 _NAMED = {"photos": photos.load, "random": noise.load}
 # Sources written prefix:PATH.
 _PATHS = {"folder": folder.load, "arrays": arrays.load}
 
 
 def load_images(source: str, split: str, size: int) -> np.ndarray:
-    """The images of a source, square and in memory.
+    """Load the images of a source as squares.
 
-    Pictures that are not square lose the longer side's ends (a centre crop); resizing averages
-    areas when it shrinks and is bilinear when it enlarges. Grey pictures become RGB.
+    Pictures are cropped to the central square, then resized: by averages over areas when shrinking,
+    bilinearly when enlarging. Grey pictures become RGB.
 
     Args:
       source: one of
@@ -35,11 +35,11 @@ def load_images(source: str, split: str, size: int) -> np.ndarray:
       size: height and width in pixels.
 
     Returns:
-      ``(N, size, size, 3)`` uint8, RGB, in an order that is the same on every call.
+      ``(N, size, size, 3)`` uint8 RGB, in the same order on every call.
 
     Raises:
-      ValueError: the source, the split or the contents are not usable; says what would be.
-      FileNotFoundError: the file, folder or prepared image set is not there; says what to do.
+      ValueError: the source, the split or the contents are not usable; says what is possible.
+      FileNotFoundError: the file, folder or prepared image set is missing; says what to do.
 
     >>> load_images("random", "test", 8).shape
     (4096, 8, 8, 3)

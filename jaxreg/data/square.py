@@ -1,4 +1,4 @@
-"""Any picture to a square of a given size."""
+"""Crop and resize pictures to squares."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def to_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Crop to the central square, then resize.
+    """Crop a picture to its central square, then resize it.
 
     Args:
-      image: ``(H, W, C)`` uint8 or float32. Of an odd number of surplus rows or columns, the last
-        one goes.
+      image: ``(H, W, C)`` uint8 or float32. If the number of surplus rows or columns is odd, one
+        more is cut at the end.
       size: height and width of the result in pixels.
 
     Returns:

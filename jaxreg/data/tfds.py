@@ -1,4 +1,4 @@
-"""Image sets of tensorflow-datasets, read without TensorFlow."""
+"""Read image sets of tensorflow-datasets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from absl import logging
 from jaxreg.data import cache, prepare
 from jaxreg.data.square import to_square
 
-# Part of the cache's fingerprint: raise it when the decoding below changes what it returns.
+# Part of the cache's fingerprint: increase it when the decoding below changes its results.
 _DECODING = 1
-_CHUNK = 512
+_CHUNK = 512  # encoded images that are read at once
 _NAME = re.compile(r"[A-Za-z_]\w*(/[\w.\-]+)?(:[\d.*]+)?")
 
 
 def load(name: str, split: str, size: int) -> np.ndarray:
-    """A split of an image set of tensorflow-datasets.
+    """Load a split of an image set of tensorflow-datasets.
 
     The set is read from ``$TFDS_DATA_DIR`` or the default folder (``~/tensorflow_datasets``), in
-    the array_record or tfrecord format; an absent one is downloaded and prepared if TensorFlow is
-    installed and there is a network. The decoded array is kept in the set's folder, or
-    in the user's cache folder where that is read-only, and is valid until the set's files change.
+    the array_record or tfrecord format. An absent set is downloaded and prepared if TensorFlow is
+    installed and there is a network. The decoded array is kept in the set's folder, or in the
+    user's cache folder if that is read-only, and is used until the set's files change.
 
     Args:
       name: as `tensorflow_datasets.builder` takes it: "cifar10", "name/config", "name:version".
-      split: a split of the set. "test" means "validation" where a set has only the latter.
+      split: a split of the set. "test" means "validation" if the set has only the latter.
       size: height and width of the result in pixels.
 
     Returns:
       ``(N, size, size, 3)`` uint8 RGB, in the order of the set's files.
 
     Raises:
-      ValueError: unknown set, or one without such a split or without images.
-      FileNotFoundError: the set is not prepared and cannot be now; says what to do.
+      ValueError: the set is unknown, or has no such split or no images.
+      FileNotFoundError: the set is not prepared and cannot be prepared now; says what to do.
     """
     builder = _prepared_builder(name)
     split = _split_of_set(builder, split)
@@ -61,12 +61,12 @@ def load(name: str, split: str, size: int) -> np.ndarray:
 
 
 def _prepared_builder(name: str) -> Any:
-    """The builder of a set whose files are there, or an error that says what to do."""
+    """Return the builder of a set, preparing it if need be; the errors are those of `load`."""
     import tensorflow_datasets as tfds
 
-    if not _NAME.fullmatch(name):  # tfds looks for others, such as huggingface:NAME, on the network
+    if not _NAME.fullmatch(name):  # tfds looks up others, such as huggingface:NAME, on the network
         raise ValueError(_unknown_set(name))
-    # Given explicitly, as tfds reads the variable only when it is imported.
+    # Passed explicitly, because tfds reads the variable only when it is imported.
     data_dir = os.environ.get("TFDS_DATA_DIR") or None
     if data_dir is not None and not os.path.isdir(os.path.expanduser(data_dir)):
         logging.warning("TFDS_DATA_DIR=%s is not a folder", data_dir)
@@ -109,7 +109,7 @@ def _split_of_set(builder: Any, split: str) -> str:
 
 
 def _image_key(builder: Any) -> str:
-    """The name of the feature that is the image."""
+    """The name of the feature that holds the image."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -122,7 +122,7 @@ def _image_key(builder: Any) -> str:
 
 
 def _fingerprint(builder: Any, split: str, size: int, key: str) -> str:
-    """Changes with the set's version, its files and the decoding."""
+    """A text that changes with the set's version, its files and the decoding."""
     info = builder.info.splits[split]
     files = []
     for path in map(pathlib.Path, info.filepaths):
@@ -150,7 +150,7 @@ def _decode(builder: Any, split: str, size: int, key: str) -> np.ndarray:
             target = out[done : done + len(encoded)]
             pending.append(pool.submit(_decode_into, target, encoded, done))
             done += len(encoded)
-            if len(pending) > 16:  # bounds the encoded images in memory
+            if len(pending) > 16:  # limits the encoded images in memory
                 pending.pop(0).result()
         for result in pending:
             result.result()
@@ -171,7 +171,7 @@ def _decode_into(out: np.ndarray, encoded: Sequence[bytes], first: int) -> None:
 
 
 def _encoded_chunks(builder: Any, split: str, key: str) -> Iterator[list[bytes]]:
-    """The encoded images of a split, some hundred at a time."""
+    """Yield the encoded images of a split, up to `_CHUNK` at a time."""
     import tensorflow_datasets as tfds
 
     decoders = {key: tfds.decode.SkipDecoding()}
@@ -201,13 +201,13 @@ def _encoded_chunks(builder: Any, split: str, key: str) -> Iterator[list[bytes]]
 
 
 def tfrecord_records(path: pathlib.Path) -> Iterator[bytes]:
-    """The records of a TFRECORD file, in order.
+    """Yield the records of a TFRECORD file, in order.
 
     The format is a sequence of: length (little-endian uint64), its checksum (uint32), the record,
     its checksum (uint32). The checksums are not verified.
 
     Raises:
-      ValueError: the file ends inside a record.
+      ValueError: the file ends within a record.
     """
     with path.open("rb") as file:
         while header := file.read(12):

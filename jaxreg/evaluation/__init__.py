@@ -1,1 +1,1 @@
-"""The protocol, the harness that follows it, and its reports."""
+"""Evaluation: the protocol, the harness that applies it, and reports."""

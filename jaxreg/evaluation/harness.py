@@ -1,8 +1,8 @@
-"""Measuring an estimator on the pairs of a suite.
+"""Measure an estimator on the pairs of a suite.
 
-`evaluate` asks the estimator about every pair and keeps every answer, as `Rows`. `figures` turns
-rows, fresh or read back from disk, into the numbers of a table. Only `measure_time` needs the
-estimator itself.
+`evaluate` runs the estimator on every pair and returns all answers, as `Rows`. `figures` computes
+the numbers of a table from rows, which may also be read from disk. `measure_time` times the
+estimator.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from jaxreg.compute.batching import pairs_that_fit, runs_on_cpu
-from jaxreg.evaluation.protocol import GROSS_DEGREES, SuiteData, parse_suite
+from jaxreg.evaluation.protocol import SuiteData
+from jaxreg.evaluation.suites import GROSS_DEGREES, parse_suite
 from jaxreg.result import Estimator, Registration
 
 PARAMETERS = ("tx", "ty", "theta")
-_COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+_COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)  # shares of the pairs at which risk is reported
 _BUDGET = 5.0  # seconds for the calls with one pair, and for those of each batch size
 _CPU_BATCHES = (1, 16, 64, 256, 1024)
 _ACCELERATOR_BATCHES = (*_CPU_BATCHES, 4096, 16384)
@@ -29,19 +30,19 @@ _ACCELERATOR_BATCHES = (*_CPU_BATCHES, 4096, 16384)
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What one method answered to the N pairs of one suite; one row a pair.
+    """The answers of one method to the N pairs of one suite, one row for each pair.
 
     Attributes:
-      suite: as `parse_suite` takes it.
-      method: as `jaxreg.methods.find_method` takes it.
-      condition: ``(N,)`` int.
-      truth: ``(N, 3)`` true (tx, ty, theta).
-      estimate: ``(N, 3)`` the answer; meaningless where not ``found``.
-      score: ``(N,)``.
-      success: ``(N,)`` bool.
-      found: ``(N,)`` bool; an answer that is not finite counts as none.
-      variance: ``(N, 3)`` predicted variances, or None.
-      bound: ``(N, 3)`` Cramér-Rao variances, or None.
+      suite: name of the suite, for `parse_suite`.
+      method: name of the method, for `jaxreg.methods.find_method`.
+      condition: ``(N,)`` int, see `jaxreg.evaluation.protocol.conditions`.
+      truth: ``(N, 3)`` true (tx, ty, theta) in px, px and degrees.
+      estimate: ``(N, 3)`` estimated (tx, ty, theta); meaningless where not ``found``.
+      score: ``(N,)``, see `Registration`.
+      success: ``(N,)`` bool, see `Registration`.
+      found: ``(N,)`` bool: whether there is an answer and it is finite.
+      variance: ``(N, 3)`` predicted variances in px^2, px^2 and degrees^2, or None.
+      bound: ``(N, 3)`` Cramér-Rao variances in the same units, or None.
     """
 
     suite: str
@@ -58,7 +59,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """The fields of a batch's `Registration` as arrays of one row a pair."""
+    """The fields of a batch's `Registration`, as arrays with one row for each pair."""
 
     estimate: np.ndarray
     score: np.ndarray
@@ -68,7 +69,7 @@ class _Answer:
 
 
 def _checked_answer(answer: Registration, batch: int, count: int, method: str) -> _Answer:
-    """The first ``count`` answers to a batch."""
+    """Check the answer to a batch of ``batch`` pairs and return its first ``count`` rows."""
     if not isinstance(answer, Registration):
         raise ValueError(f"method {method} must return a Registration, got {type(answer).__name__}")
     estimate = np.asarray(answer.transform.as_array())
@@ -107,18 +108,18 @@ def evaluate(
     method: str = "method",
     progress: Callable[[int], Any] | None = None,
 ) -> Rows:
-    """Ask an estimator about every pair of a suite.
+    """Run an estimator on every pair of a suite.
 
     Args:
       estimator: a function from batches of pairs to `Registration`; need not be jittable.
       data: the pairs.
-      batch_size: pairs at once. The last batch is filled up by repeating its last pair, so that
-        the estimator always sees one shape; those answers are dropped.
+      batch_size: pairs in a call. The last batch repeats its last pair until it is full, so that
+        all calls have one shape; the answers to the repetitions are dropped.
       method: the estimator's name.
-      progress: called with the number of pairs done after each batch.
+      progress: called after each batch with the number of its pairs.
 
     Raises:
-      ValueError: the estimator returns something else than one answer a pair.
+      ValueError: the estimator does not return one answer for each pair.
     """
     pairs = len(data.fixed)
     batch_size = min(batch_size, pairs)
@@ -126,7 +127,7 @@ def evaluate(
     for start in range(0, pairs, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), pairs - 1)
         fixed, moving = data.fixed[index], data.moving[index]
-        answer = estimator(fixed, moving)  # type: ignore[arg-type]
+        answer = estimator(fixed, moving)
         count = min(batch_size, pairs - start)
         answers.append(_checked_answer(answer, batch_size, count, method))
         if progress is not None:
@@ -150,7 +151,7 @@ def evaluate(
 
 
 def parameter_errors(rows: Rows) -> np.ndarray:
-    """``(N, 3)`` float64 signed errors of (tx, ty, theta), the angle's in [-180, 180)."""
+    """Compute ``(N, 3)`` float64 signed errors of (tx, ty, theta), the angle's in [-180, 180)."""
     estimate = np.where(rows.found[:, None], rows.estimate, 0.0).astype(np.float64)
     errors = estimate - rows.truth
     errors[:, 2] = (errors[:, 2] + 180.0) % 360.0 - 180.0
@@ -158,7 +159,7 @@ def parameter_errors(rows: Rows) -> np.ndarray:
 
 
 def gross_errors(rows: Rows) -> np.ndarray:
-    """``(N,)`` which pairs were answered wrongly, see `figures`."""
+    """Return ``(N,)`` bool: which answers are gross errors, see `figures`."""
     errors, suite = np.abs(parameter_errors(rows)), parse_suite(rows.suite)
     far = errors[:, :2].sum(-1) > suite.gross_pixels
     return rows.found & (far | (errors[:, 2] > GROSS_DEGREES) | suite.unrelated)
@@ -183,10 +184,14 @@ def _rate(hits: np.ndarray) -> float | None:
 
 
 def risk_curve(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """``(N,)`` the share of wrong answers among the surest 1, 2, ... N.
+    """Compute ``(N,)`` shares of wrong answers among the 1, 2, ... N most confident ones.
 
-    Answers are kept in the order of ``success``, then ``score``; equal ones count as in random
-    order (Geifman and El-Yaniv, 2017, arXiv:1705.08500).
+    Confidence is ``success`` first, then ``score``. Ties are averaged, as if their order were
+    random (Geifman and El-Yaniv, 2017, arXiv:1705.08500).
+
+    >>> wrong = np.array([False, True, False])
+    >>> risk_curve(np.array([0.9, 0.2, 0.5]), np.array([True, False, True]), wrong)[:2].tolist()
+    [0.0, 0.0]
     """
     order = np.lexsort((-np.nan_to_num(score, nan=-np.inf), ~success))
     keys = np.stack([success, np.nan_to_num(score, nan=-np.inf)], -1)[order]
@@ -197,7 +202,7 @@ def risk_curve(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> np.
 
 
 def risk_coverage(score: np.ndarray, success: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
-    """How the share of wrong answers falls when only the surest are kept, see `risk_curve`.
+    """Summarise the risk (share of wrong answers) at each coverage (share kept), see `risk_curve`.
 
     Returns:
       ``area`` under the curve of risk against coverage (0 is perfect), and ``risk`` at several
@@ -216,11 +221,18 @@ def _by_parameter(values: np.ndarray) -> dict[str, float]:
 
 
 def calibration(errors: np.ndarray, variance: np.ndarray) -> dict[str, Any] | None:
-    """Mean of error^2 / predicted variance of each parameter: 1 when the covariance is right.
+    """Compute the mean of error^2 / predicted variance: 1 if the covariance is right.
 
-    Pairs without a finite positive variance are left out; ``pairs`` says how many were used. Gross
-    errors are for the caller to leave out, as `figures` does: a covariance describes how an answer
-    scatters about the truth, not that it may be somewhere else.
+    Pairs without a finite positive variance are left out; ``pairs`` says how many were used. The
+    caller should leave out gross errors, as `figures` does: a covariance describes the scatter of
+    answers around the truth, not errors that lead far away from it.
+
+    Args:
+      errors: ``(N, 3)`` errors of (tx, ty, theta).
+      variance: ``(N, 3)`` their predicted variances.
+
+    Returns:
+      ``pairs`` and a mean for each parameter, or None if there are no usable pairs.
     """
     usable = (np.isfinite(variance) & (variance > 0)).all(-1)
     if not usable.any():
@@ -230,10 +242,17 @@ def calibration(errors: np.ndarray, variance: np.ndarray) -> dict[str, Any] | No
 
 
 def cramer_rao_ratio(errors: np.ndarray, bound: np.ndarray) -> dict[str, Any] | None:
-    """RMSE of each parameter over the root of the mean bound: 1 is the best there can be.
+    """Compute the RMSE divided by the root of the mean bound: 1 is the best possible.
 
-    Pairs that do not determine the transform (an infinite bound) are left out. Gross errors are for
-    the caller to leave out, as `figures` does: the bound is of errors about the truth.
+    Pairs that do not determine the transform (an infinite bound) are left out. The caller should
+    leave out gross errors, as `figures` does: the bound holds for errors around the truth.
+
+    Args:
+      errors: ``(N, 3)`` errors of (tx, ty, theta).
+      bound: ``(N, 3)`` Cramér-Rao variances.
+
+    Returns:
+      ``pairs``, the number used, and a ratio for each parameter, or None if there are none.
     """
     usable = np.isfinite(bound).all(-1)
     if not usable.any():
@@ -243,20 +262,20 @@ def cramer_rao_ratio(errors: np.ndarray, bound: np.ndarray) -> dict[str, Any] | 
 
 
 def figures(rows: Rows) -> dict[str, Any]:
-    """Every number of a table's row but the time.
+    """Compute every number of a table's row except the time.
 
-    Errors are those of the answered pairs. Rates are in [0, 1], None where there is nothing to
+    Errors are those of the answered pairs. Rates are in [0, 1], and None if there is nothing to
     count:
 
-    - ``no_answer``, ``gross`` (answered, but rotation off by more than 5 degrees or translation by
-      more than `Suite.gross_pixels`, or the images are unrelated) and their sum ``failure``, of all
-      pairs;
-    - ``rejected``: ``success`` is False, of all pairs;
-    - ``flagged_failures``: the same, of the failures (answered or not); ``flagged_gross``, of the
-      gross errors; ``rejected_good``, of the answers that are not gross.
+    - ``no_answer``, ``gross`` (answered, but the rotation error exceeds 5 degrees or the
+      translation error `Suite.gross_pixels`, or the images are unrelated) and their sum
+      ``failure``: shares of all pairs;
+    - ``rejected``: share of all pairs for which ``success`` is False;
+    - ``flagged_failures``, ``flagged_gross``, ``rejected_good``: the share for which ``success`` is
+      False, of the failures, of the gross errors, and of the answers that are not gross.
 
-    ``calibration`` and ``cramer_rao`` are of the answers that are not gross: read them beside
-    ``gross``.
+    ``calibration`` and ``cramer_rao`` are of the answers that are not gross: read them together
+    with ``gross``.
     """
     errors = parameter_errors(rows)
     translation, rotation = np.abs(errors[:, :2]).sum(-1), np.abs(errors[:, 2])
@@ -288,16 +307,16 @@ def figures(rows: Rows) -> dict[str, Any]:
 
 
 def _seconds(estimator: Estimator, fixed: np.ndarray, moving: np.ndarray) -> float:
-    """One call: NumPy images in, NumPy parameters out, the device waited for."""
+    """Time one call, from NumPy images to NumPy parameters, including the wait for the device."""
     start = time.perf_counter()
-    answer = estimator(fixed, moving)  # type: ignore[arg-type]
+    answer = estimator(fixed, moving)
     jax.block_until_ready(answer)
     np.asarray(answer.transform.as_array())
     return time.perf_counter() - start
 
 
 def _batches(data: SuiteData) -> list[int]:
-    """Batch sizes to time; on an accelerator also larger than the suite, whose pairs come again."""
+    """Batch sizes to time. On an accelerator they may exceed the suite, whose pairs then repeat."""
     if runs_on_cpu():
         return [batch for batch in _CPU_BATCHES if batch <= len(data.fixed)]
     most = pairs_that_fit(data.fixed.shape[1:])
@@ -307,13 +326,16 @@ def _batches(data: SuiteData) -> list[int]:
 def measure_time(
     estimator: Estimator, data: SuiteData, repeats: int = 50
 ) -> dict[str, float | int]:
-    """Seconds to register one pair, and pairs a second at the best batch size.
+    """Measure the seconds to register one pair, and pairs a second at the best batch size.
 
     Args:
-      estimator: what to time.
-      data: pairs to time it on; each call gets other ones.
-      repeats: calls for one pair, after warm-up; their median counts. Slow methods are called less
-        often, and not with batches that would take long.
+      estimator: the estimator to time.
+      data: pairs to time it on; each call gets different ones.
+      repeats: calls with one pair, after warm-up, of which the median is taken. Slow methods are
+        called less often, and not with batches that would take long.
+
+    Returns:
+      ``seconds``, ``pairs_per_second`` and ``best_batch``, the batch size of the latter.
     """
     pairs = len(data.fixed)
 

@@ -1,4 +1,4 @@
-"""Results on screen and on disk: a text table, JSON with all figures, CSV with the raw rows."""
+"""Report results: a text table, JSON with all figures, CSV with the raw rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxreg.evaluation.harness import PARAMETERS, Rows
 
 _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "opencv-contrib-python", "tensorflow-datasets")
 _TRIPLES = ("true", "estimated", "variance", "bound")
-COLUMNS = (
+ROW_COLUMNS = (
     *("suite", "method", "condition"),
     *(f"{triple}_{p}" for triple in _TRIPLES for p in PARAMETERS),
     *("score", "success", "found"),
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Where numbers come from: time, versions, hardware and command; ``more`` is added."""
+    """Return the origin of numbers: date, command, versions and hardware; ``more`` is added."""
     versions = {"python": platform.python_version()}
     for name in ("jaxreg", *_VERSIONS):
         try:
@@ -65,13 +65,13 @@ def _processor() -> str:
 def write_json(
     path: str | os.PathLike[str], results: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]
 ) -> None:
-    """Write figures and provenance; numbers that are not finite become null."""
+    """Write figures and provenance as JSON; numbers that are not finite become null."""
     document = {"provenance": origin, "results": results}
     write_text(path, json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
-    """Strict JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which strict JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -82,17 +82,17 @@ def _finite(value: Any) -> Any:
 
 
 class _Lines(list):
-    """A file for `csv.writer` that only collects."""
+    """A file for `csv.writer` that collects the lines."""
 
     def write(self, text: str) -> None:
         self.append(text)
 
 
 def rows_to_csv(rows: Iterable[Rows]) -> str:
-    """The raw rows as text, `COLUMNS` first; nine digits, so that float32 survives unchanged."""
+    """Format raw rows as CSV after `ROW_COLUMNS`, with the nine digits that preserve float32."""
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(ROW_COLUMNS)
     for r in rows:
         empty = np.full(r.truth.shape, None)
         triples = [r.truth, r.estimate, r.variance, r.bound]
@@ -114,9 +114,9 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Rows]) -> None:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Rows]:
-    """Raw rows as `write_rows` wrote them, a `Rows` for each suite and method, in their order.
+    """Read raw rows that `write_rows` wrote: a `Rows` for each suite and method, in their order.
 
-    ``[figures(rows) for rows in read_rows(path)]`` gives every figure again, but the time.
+    ``[figures(rows) for rows in read_rows(path)]`` gives all figures again, except the time.
 
     Raises:
       ValueError: the file has other columns.
@@ -124,7 +124,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Rows]:
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) != ROW_COLUMNS:
             raise ValueError(f"{path}: not raw rows of an evaluation, columns {reader.fieldnames}")
         for line in reader:
             groups.setdefault((line["suite"], line["method"]), []).append(line)
@@ -159,7 +159,7 @@ def _rows(suite: str, method: str, lines: list[dict[str, str]]) -> Rows:
 
 
 def text_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The figures as a table for the screen, one line for each suite and method."""
+    """Format figures as a table for the screen, one line for each suite and method."""
     from tabulate import tabulate
 
     headers = [

@@ -1,6 +1,6 @@
 """The registration networks, by name.
 
-A network is built from its configuration, a frozen dataclass: ``LSTMConfig().build(nnx.Rngs(0))``.
+Build a network from its configuration, a frozen dataclass: ``LSTMConfig().build(nnx.Rngs(0))``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Frozen dataclasses of settings: from and to plain dictionaries, and from the command line.
+"""Convert frozen dataclasses of settings to and from dictionaries, and override fields by flags.
 
-The type hints of the fields are the only schema there is. A field that does not exist, or a value
-of the wrong type, is refused with what is known named.
+The type hints of the fields are the schema. An unknown field or a value of the wrong type raises a
+ValueError that names what is known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxreg.models import NETWORKS, NetworkConfig
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The settings as JSON-able values; a nested dataclass becomes a nested dictionary."""
+    """Convert settings to JSON-able values; a nested dataclass becomes a nested dictionary."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -29,11 +29,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """The dataclass ``kind`` from what `to_dict` wrote; fields left out take their defaults.
+    """Build the dataclass ``kind`` from a dictionary of `to_dict`.
+
+    Fields that are left out take their defaults.
 
     Raises:
-      ValueError: for no dictionary, an unknown field, one without a default that is left out, or a
-        value of the wrong type.
+      ValueError: ``values`` is no dictionary, a field is unknown, a field without a default is
+        missing, or a value has the wrong type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"must be a dictionary of fields, got {values!r}")
@@ -52,7 +54,7 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
 
 
 def network_to_dict(config: NetworkConfig) -> dict[str, Any]:
-    """`to_dict` of a network's configuration, with the key ``network`` naming its kind.
+    """Convert a network's configuration to a dictionary; its key ``network`` names the kind.
 
     >>> from jaxreg.models.lstm import LSTMConfig
     >>> network_to_dict(LSTMConfig(hidden=64))["network"]
@@ -66,13 +68,15 @@ def network_to_dict(config: NetworkConfig) -> dict[str, Any]:
 
 
 def network_from_dict(values: dict[str, Any]) -> NetworkConfig:
-    """The configuration that `network_to_dict` wrote; fields left out take their defaults.
+    """Build a network's configuration from a dictionary of `network_to_dict`.
+
+    Fields that are left out take their defaults.
 
     >>> network_from_dict({"network": "lstm", "hidden": 64}).hidden
     64
 
     Raises:
-      ValueError: for an unknown network, an unknown field or a value of the wrong type.
+      ValueError: the network or a field is unknown, or a value has the wrong type.
     """
     rest = dict(values)
     name = rest.pop("network", None)
@@ -82,7 +86,7 @@ def network_from_dict(values: dict[str, Any]) -> NetworkConfig:
 
 
 def flat_fields(config: Any, prefix: str = "") -> dict[str, Any]:
-    """All settings by dotted name, the nested ones as ``network.hidden``.
+    """Return all settings by name, the nested ones by dotted names such as ``network.hidden``.
 
     >>> from jaxreg.models.lstm import LSTMConfig
     >>> flat_fields(LSTMConfig(), "network.")["network.hidden"]
@@ -100,14 +104,14 @@ def flat_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: Any, arguments: Sequence[str]) -> Any:
-    """A copy of ``config`` with command-line arguments such as ``--batch_size=64`` applied.
+    """Return a copy of ``config`` with command-line arguments such as ``--batch_size=64`` applied.
 
     Nested fields are written with a dot, ``--network.hidden=512``; ``--network=compact`` takes
-    another network with its default settings. Tuples are written with commas. The last of two
-    values for one field wins.
+    another network with its default settings. Tuples are written with commas. If a field is given
+    twice, the last value counts.
 
     Raises:
-      ValueError: for an argument of another form, an unknown field or a value of the wrong type.
+      ValueError: an argument has another form, a field is unknown, or a value has the wrong type.
     """
     changes: dict[str, Any] = {}
     for argument in arguments:
@@ -116,13 +120,21 @@ def override(config: Any, arguments: Sequence[str]) -> Any:
             raise ValueError(f"expected --field=value, got {argument!r}")
         first, *rest = name.split(".")
         changes[first] = _changed(config, changes, name, [first, *rest], text)
-    return dataclasses.replace(config, **changes)  # at once, for they are checked together
+    return dataclasses.replace(config, **changes)  # all at once: they are checked together
 
 
 def _changed(
     config: Any, changes: dict[str, Any], full: str, path: Sequence[str], text: str
 ) -> Any:
-    """What the first field of a path becomes, of a configuration with changes."""
+    """The new value of the first field of ``path``, given the changes made so far.
+
+    Args:
+      config: the configuration as it was.
+      changes: new values of its fields, by name.
+      full: the whole name as the user wrote it, for errors.
+      path: the part of the name that remains below ``config``.
+      text: the value as the user wrote it.
+    """
     if path[0] not in (field.name for field in dataclasses.fields(config)):
         known = list(flat_fields(config, full.removesuffix(".".join(path))))
         raise ValueError(f"unknown field {full!r}{_suggestion(full, known)}")
@@ -139,7 +151,7 @@ def _changed(
 
 
 def _parsed(name: str, kind: Any, text: str) -> Any:
-    """The value that ``text`` spells in the type ``kind``."""
+    """Parse ``text`` as a value of the type ``kind``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         parts = [part for part in text.split(",") if part]
@@ -156,7 +168,7 @@ def _parsed(name: str, kind: Any, text: str) -> Any:
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
-    """``value`` if it is of the type ``kind``, after what JSON does to tuples and dataclasses."""
+    """Return ``value`` as the type ``kind``; lists become tuples, dictionaries dataclasses."""
     if kind is NetworkConfig:
         return network_from_dict(value) if isinstance(value, dict) else value
     origin, inner = typing.get_origin(kind), typing.get_args(kind)

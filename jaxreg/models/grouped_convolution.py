@@ -1,12 +1,12 @@
-"""Grouped convolution whose weight gradient is not slow on CPU, and which several devices share.
+"""Grouped convolution with a fast weight gradient on CPU, and spread over several devices.
 
 XLA's own weight gradient of a grouped convolution on CPU takes tens of times as long as the
-forward pass. Here, on CPU only, it is summed up as in im2col, one kernel tap at a time: the inputs
-under a tap, group by group, times the gradient of the outputs, a batch of small matrix products.
-Everything else stays native; on an accelerator so does the weight gradient.
+forward pass. Here, on CPU only, it is computed as in im2col, one kernel tap at a time: a batch of
+small matrix products, for each group the inputs under the tap times the gradient of the outputs.
+Everything else is XLA's own, and on an accelerator so is the weight gradient.
 
-Given a batch that is spread over devices, XLA gathers all of it on each of them for a grouped
-convolution. So with the mesh of `jax.set_mesh` each is told to take its own part.
+If a batch is spread over devices, XLA gathers all of it on each of them for a grouped convolution.
+So where `jax.set_mesh` has set a mesh, each device is told to convolve its own part.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def convolution(
     images: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1
 ) -> jax.Array:
-    """2-D convolution (cross-correlation, as networks mean it) in JAX's own implementation.
+    """Convolve in two dimensions (cross-correlation, as usual in networks), by XLA.
 
     Args:
       images: ``(N, H, W, C)``.
       kernel: ``(KH, KW, C // groups, O)``; consecutive outputs belong to one group.
-      stride: of both axes.
+      stride: on both axes, in pixels.
       padding: zeros added before and after each axis; explicit, because ``"SAME"`` pads strided
         convolutions differently from torch.
-      groups: how many groups of channels are convolved separately.
+      groups: number of groups of channels, which are convolved separately.
 
     Returns:
       ``(N, H', W', O)``.
@@ -49,9 +49,9 @@ def convolution(
 def grouped_convolution(
     images: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
 ) -> jax.Array:
-    """`convolution` with a fast weight gradient on CPU; reverse mode only, first order.
+    """`convolution` with a fast weight gradient on CPU; reverse mode and first order only.
 
-    With a mesh set and a batch that its devices divide evenly, each convolves its part.
+    If a mesh is set and its devices divide the batch evenly, each convolves its part.
     """
     mesh = jax.sharding.get_abstract_mesh()
     convolve = lambda images, kernel: _convolution(images, kernel, stride, padding, groups)  # noqa: E731
@@ -111,11 +111,11 @@ def kernel_gradient(
     padding: Padding,
     groups: int,
 ) -> jax.Array:
-    """Gradient of `convolution` by its kernel, as matrix products.
+    """Compute the gradient of `convolution` with respect to its kernel, by matrix products.
 
     Args:
       images: ``(N, H, W, C)``, the convolution's input.
-      gradient: ``(N, H', W', O)``, the gradient by its output.
+      gradient: ``(N, H', W', O)``, the gradient with respect to its output.
       kernel_shape: ``(KH, KW, C // groups, O)``, the shape of the result.
       stride: as in `convolution`.
       padding: as in `convolution`.

@@ -1,10 +1,10 @@
 """The paper's LSTM registration network (section 3.2.1): two images, two time steps.
 
-There are just two steps and the state starts at zero. So the input products of both steps are one
-matrix product, the first step needs no recurrent product, and each weight is read once. That is
-the floor of the time of a single pair, whose work is reading 217 million weights. Kernels are
-stored ``(out, in)``: a row then holds all weights of one output, and a product with a few vectors
-runs through the kernel in memory order.
+There are only two steps, and the state starts at zero. So the input products of both steps are one
+matrix product, the first step needs no recurrent product, and each weight is read once. Reading the
+217 million weights is most of the work for a single pair, and bounds its time from below. Kernels
+are stored ``(out, in)``: a row then holds all weights of one output, and a product with a few
+vectors reads the kernel in memory order.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flax import nnx
 from jaxreg.geometry import RigidTransform
 from jaxreg.models.network import Network, check_images, resize, transform_from_outputs
 
-_FEW = 8  # up to so many vectors a CPU is faster with them on the right of the kernel
-INPUT_SIZE = 32  # images are brought to 32x32 first: 3,072 inputs
+_FEW = 8  # a CPU multiplies up to this many vectors faster as columns, right of the kernel
+INPUT_SIZE = 32  # images are resized to 32x32 first: 3,072 inputs
 
 
 def uniform_kernel(key: jax.Array, outputs: int, inputs: int) -> jax.Array:
-    """``(outputs, inputs)`` kernel, uniform with variance 1 / inputs."""
+    """Draw a kernel ``(outputs, inputs)``, uniform with variance 1 / inputs."""
     limit = math.sqrt(3 / inputs)
     return jax.random.uniform(key, (outputs, inputs), minval=-limit, maxval=limit)
 
@@ -32,8 +32,8 @@ def uniform_kernel(key: jax.Array, outputs: int, inputs: int) -> jax.Array:
 class TwoStepLSTMLayer(nnx.Module):
     """One LSTM layer run for two steps from a zero state.
 
-    Gates are ordered i, f, g, o as in torch, with one bias a gate (torch has two: their sum).
-    The forget gate's bias starts at 1, so that the first step is remembered at first.
+    Gates are ordered i, f, g, o as in torch, with one bias for each (torch has two and adds them).
+    The bias of the forget gate is 1 at first, so that an untrained layer remembers the first step.
     """
 
     def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
@@ -42,7 +42,7 @@ class TwoStepLSTMLayer(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1.0))
 
     def __call__(self, steps: jax.Array) -> jax.Array:
-        """Inputs of both steps ``(2, N, inputs)`` to the hidden states ``(2, N, hidden)``."""
+        """Map the inputs ``(2, N, inputs)`` of both steps to hidden states ``(2, N, hidden)``."""
         both = _product(self.input_kernel[...], steps) + self.bias[...]
         i, _, g, o = jnp.split(both[0], 4, axis=-1)
         cell = jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -54,7 +54,7 @@ class TwoStepLSTMLayer(nnx.Module):
 
 
 def _product(kernel: jax.Array, vectors: jax.Array) -> jax.Array:
-    """``(out, in)`` kernel times ``(..., in)`` vectors: ``(..., out)``."""
+    """Multiply a kernel ``(out, in)`` and vectors ``(..., in)`` to ``(..., out)``."""
     if 1 < math.prod(vectors.shape[:-1]) <= _FEW:
         columns = jax.lax.dot_general(kernel, vectors, (((1,), (vectors.ndim - 1,)), ((), ())))
         return jnp.moveaxis(columns, 0, -1)
@@ -71,7 +71,7 @@ class TwoStepLSTM(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(3))
 
     def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Two steps' inputs, each ``(N, inputs)``, to three outputs ``(N, 3)``."""
+        """Map the inputs of two steps, each ``(N, inputs)``, to three outputs ``(N, 3)``."""
         steps = jnp.stack([first, second])
         for layer in self.layers:
             steps = layer(steps)
@@ -84,11 +84,11 @@ class LSTMConfig:
 
     Attributes:
       hidden: units in each layer.
-      layers: LSTM layers.
-      image_size: height and width of the images. Other sizes than 32 are resized to 32x32 first
-        (96 by the mean over 3x3 blocks); translations stay in pixels of the images given.
-      output_scale: what the three outputs ``(tx, ty, theta)`` are multiplied by. The paper has
-        none; outputs in the order of 1 train better, so give the ranges in pixels and degrees.
+      layers: number of LSTM layers.
+      image_size: height and width of the images in pixels. Sizes other than 32 are resized to 32x32
+        first (96 by means over 3x3 blocks); translations stay in pixels of the images given.
+      output_scale: factors of the three outputs ``(tx, ty, theta)``. The paper has none; outputs
+        of order 1 train better, so give the ranges in pixels and degrees.
     """
 
     hidden: int = 3000
@@ -107,16 +107,16 @@ class LSTMConfig:
 
 
 def as_vectors(images: jax.Array) -> jax.Array:
-    """What the LSTM is given of images ``(N, S, S, 3)``: ``(N, 3072)``, row, column, channel.
+    """Convert images ``(N, S, S, 3)`` to the LSTM's inputs ``(N, 3072)``: row, column, channel.
 
-    Intensities 0..255 are mapped to [-2, 2], about unit variance on photographs.
+    Intensities 0..255 are mapped to [-2, 2], which gives photographs about unit variance.
     """
     small = resize(images.astype(jnp.float32), INPUT_SIZE)
     return (small.reshape(small.shape[0], -1) - 127.5) / 63.75
 
 
 class LSTMNetwork(Network):
-    """The fixed and the moving image as two steps of an LSTM; three outputs."""
+    """An LSTM with the fixed and the moving image as its two steps, and three outputs."""
 
     def __init__(self, config: LSTMConfig, *, rngs: nnx.Rngs):
         self.image_size = config.image_size

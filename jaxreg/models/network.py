@@ -1,4 +1,4 @@
-"""What every registration network is: two images in, a rigid transform out."""
+"""The interface of the registration networks: two images in, a rigid transform out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class Network(nnx.Module):
     """A network that estimates the transform of image pairs.
 
     Networks are nnx modules, built in training mode; call ``eval()`` before estimating with one.
-    Weights are `nnx.Param`; a network with batch normalisation also has `nnx.BatchStat`, which a
-    call in training mode updates. A pure training step merges plain arrays, of which the merged
-    network makes variables of its own, and hands the new statistics on
-    (`jaxreg.training.step`)::
+    Weights are `nnx.Param`. A network with batch normalisation also has `nnx.BatchStat`, which a
+    call in training mode updates. A pure training step (`jaxreg.training.step`) merges plain
+    arrays into a network with variables of its own, and returns the new statistics::
 
         structure, weights, statistics = split_network(network)
 
@@ -52,10 +51,10 @@ class Network(nnx.Module):
         raise NotImplementedError
 
     def estimate(self, fixed: jax.Array, moving: jax.Array) -> Registration:
-        """The transforms of N pairs with what the network can say of their worth.
+        """Estimate the transforms of N pairs and their reliability.
 
-        By default that is what `jaxreg.similarity.judge` says; a network that knows how sure it is
-        overrides this.
+        By default `jaxreg.similarity.judge` judges the transforms. A network that estimates its own
+        confidence overrides this.
 
         Args:
           fixed: ``(N, image_size, image_size, 3)`` float32, intensities in 0..255.
@@ -69,7 +68,7 @@ class Network(nnx.Module):
         translation_weight: float = LAMBDA,
         angle_loss: AngleLoss = "arc",
     ) -> tuple[jax.Array, RigidTransform]:
-        """Training loss of a batch (the paper's Eq. 5) and the estimates that it judges."""
+        """Compute the training loss of a batch (the paper's Eq. 5) and the estimates behind it."""
         estimate = self(pairs.fixed, pairs.moving)
         return paper_loss(estimate, pairs.transform, translation_weight, angle_loss), estimate
 
@@ -88,14 +87,14 @@ class NetworkConfig(Protocol):
 
 
 def split_network(network: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """A network as its structure, its weights and its other arrays."""
+    """Split a network into its structure, its weights and its other arrays."""
     parts: tuple[Any, ...] = nnx.split(network, nnx.Param, ...)
     structure, weights, rest = parts
     return structure, nnx.to_pure_dict(weights), nnx.to_pure_dict(rest)
 
 
 def network_structure(config: NetworkConfig) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """`split_network` of the configured network with shapes in place of arrays: no memory."""
+    """Return `split_network` of the configured network, with shapes instead of arrays."""
     with jax.enable_x64(False):  # float32, whatever the program's default
         return split_network(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
 
@@ -115,10 +114,10 @@ def check_images(fixed: jax.Array, moving: jax.Array, image_size: int) -> None:
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:
-    """Square images ``(N, S, S, C)`` to ``(N, size, size, C)``.
+    """Resize square images ``(N, S, S, C)`` to ``(N, size, size, C)``.
 
-    Shrinking by a whole factor takes the mean over blocks; any other size is bilinear, with
-    antialiasing when it shrinks. Pixel centres are aligned as in torch's
+    Shrinking by a whole factor takes means over blocks. Any other size is interpolated linearly,
+    with antialiasing when it shrinks. Pixel centres are aligned as in torch's
     ``interpolate(align_corners=False)``.
     """
     n, side, _, channels = images.shape
@@ -131,6 +130,6 @@ def resize(images: jax.Array, size: int) -> jax.Array:
 
 
 def transform_from_outputs(outputs: jax.Array, scale: tuple[float, float, float]) -> RigidTransform:
-    """N transforms from a network's ``(N, 3)`` outputs ``(tx, ty, theta)`` times ``scale``."""
+    """Convert outputs ``(N, 3)`` of ``(tx, ty, theta)``, times ``scale``, to N transforms."""
     scaled = outputs * jnp.asarray(scale, outputs.dtype)
     return RigidTransform(scaled[:, 0], scaled[:, 1], wrap_degrees(scaled[:, 2]))

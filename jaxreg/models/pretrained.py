@@ -1,7 +1,7 @@
-"""Published weights for the ResNeXt-50 extractor: torchvision's and timm's state dicts.
+"""Load published weights into the ResNeXt-50 extractor: state dicts of torchvision or timm.
 
-Loading reads arrays and nothing else: ``.safetensors`` holds no code, and ``.pth`` files are read
-with ``weights_only=True``.
+Only arrays are read: ``.safetensors`` files hold no code, and ``.pth`` files are read with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ REPOSITORY = "timm/resnext50_32x4d.tv_in1k"  # torchvision's IMAGENET1K_V1 weigh
 FILE_NAME = "model.safetensors"
 ADDRESS = f"https://huggingface.co/{REPOSITORY}/resolve/main/{FILE_NAME}"
 
-# A module's array by its name here and in a torch state dict.
+# Names of a module's arrays here -> in a torch state dict, where they differ.
 TORCH_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# How many wrong keys an error names before it counts the rest.
-KEYS_SHOWN = 8
-CONNECT_SECONDS = 5
+KEYS_SHOWN = 8  # wrong keys that an error names; it counts the rest
+CONNECT_SECONDS = 5  # to wait for the server's answer
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -39,19 +38,19 @@ def load_pretrained(network: Module, source: str) -> Module:
     Args:
       network: a `ResNeXt`, or a network whose ``extractor`` is one.
       source: path of a torchvision or timm state dict of resnext50_32x4d (``.safetensors``, or
-        ``.pth`` / ``.pt`` where torch is installed), or ``"imagenet"``, which downloads
-        torchvision's weights from the Hugging Face hub, once, into its cache. The classifier in
-        it (``fc``) is dropped where its shape is not the extractor's own.
+        ``.pth`` / ``.pt`` if torch is installed), or ``"imagenet"``, which downloads torchvision's
+        weights once from the Hugging Face hub into its cache. The classifier in it (``fc``) is
+        ignored if its shape differs from that of the extractor's last layer.
 
     Returns:
       The same network.
 
     Raises:
-      ValueError: if the network has no such extractor, or the file is not of this architecture;
-        missing, unexpected and misshapen keys are named, and the network is left as it was.
-      FileNotFoundError: if there is no such file.
-      ConnectionError: for ``"imagenet"``, if it is not in the cache and cannot be fetched.
-      ImportError: for a ``.pth`` file without torch.
+      ValueError: the network has no such extractor, or the file is of another architecture. The
+        error names missing and unexpected keys and wrong shapes; the network is unchanged.
+      FileNotFoundError: there is no such file.
+      ConnectionError: ``"imagenet"`` is not in the cache and cannot be fetched.
+      ImportError: torch is missing, to read a ``.pth`` file.
     """
     extractor = network if isinstance(network, ResNeXt) else getattr(network, "extractor", None)
     if not isinstance(extractor, ResNeXt):
@@ -66,12 +65,12 @@ def load_pretrained(network: Module, source: str) -> Module:
 def load_state_dict(
     extractor: ResNeXt, entries: Mapping[str, np.ndarray], source: str = "entries"
 ) -> None:
-    """Load a torch state dict's arrays, all or nothing; see `load_pretrained` for the errors."""
+    """Load all arrays of a torch state dict, or none; see `load_pretrained` for the errors."""
     flat = nnx.to_flat_state(nnx.state(extractor))  # the network's own variables
     wanted = {torch_key(path): torch_shape(variable.shape) for path, variable in flat}
     given = {k: v for k, v in entries.items() if not k.endswith("num_batches_tracked")}
     if any(given[k].shape != wanted[k] for k in _head(wanted) if k in given) or not _head(given):
-        for key in _head(wanted):  # another classifier, or none: keep our own last layer
+        for key in _head(wanted):  # another classifier, or none: the last layer stays
             given.pop(key, None)
             wanted.pop(key)
     _refuse(source, "lacks", (k for k in wanted if k not in given))
@@ -88,7 +87,7 @@ def load_state_dict(
 
 
 def torch_key(path: tuple[Any, ...]) -> str:
-    """The key in a torch state dict of the array at a path of `ResNeXt`.
+    """Return the key in a torch state dict of the array at a path of `ResNeXt`.
 
     >>> torch_key(("layer1", 0, "conv1", "kernel"))
     'layer1.0.conv1.weight'
@@ -98,19 +97,19 @@ def torch_key(path: tuple[Any, ...]) -> str:
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Kernels ``(KH, KW, I, O)`` are ``(O, I, KH, KW)`` in torch, ``(I, O)`` are ``(O, I)``."""
+    """Torch's shape of an array: ``(O, I, KH, KW)`` of ``(KH, KW, I, O)``, else reversed."""
     if len(shape) == 4:
         return (shape[3], shape[2], shape[0], shape[1])
     return shape[::-1]
 
 
 def from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """The inverse of `torch_shape`, on an array."""
+    """Convert an array from torch's axes to ours, the inverse of `torch_shape`."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def read_state_dict(source: str) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of ``"imagenet"``."""
+    """Read the arrays of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of ``"imagenet"``."""
     path = download() if source == "imagenet" else pathlib.Path(source).expanduser()
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise ValueError(
@@ -122,10 +121,13 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
 
 
 def download() -> pathlib.Path:
-    """Where torchvision's ImageNet weights lie in Hugging Face's cache, fetched if need be.
+    """Return the path of torchvision's ImageNet weights in Hugging Face's cache.
+
+    They are downloaded if the cache lacks them.
 
     Raises:
-      ConnectionError: within seconds where there is no connection; it says where to get the file.
+      ConnectionError: they cannot be downloaded; says where to get the file. Without a connection
+        it is raised within seconds.
     """
     import huggingface_hub
     from huggingface_hub import constants
@@ -151,9 +153,9 @@ def download() -> pathlib.Path:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError unless a server answers: asked once, where the hub's client keeps retrying."""
+    """Raise OSError unless a server answers one request; the hub's client would keep retrying."""
     request = urllib.request.Request(address, method="HEAD")
-    with contextlib.suppress(urllib.error.HTTPError):  # an answer too
+    with contextlib.suppress(urllib.error.HTTPError):  # is an answer too
         urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
 
 
@@ -184,11 +186,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _head(keys: Iterable[str]) -> list[str]:
+    """The keys of the last, fully connected layer."""
     return [key for key in keys if key.startswith("fc.")]
 
 
 def _refuse(source: str, what: str, keys: Iterable[str]) -> None:
-    """Raise ValueError if there are such keys."""
+    """Raise ValueError if there are any keys; ``what`` says what is wrong with them."""
     found = list(keys)
     if found:
         shown = ", ".join(found[:KEYS_SHOWN])

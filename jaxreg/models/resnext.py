@@ -1,10 +1,10 @@
-"""ResNeXt-50_32x4d, layer for layer torchvision's.
+"""ResNeXt-50_32x4d with the layers of torchvision's implementation.
 
 Saining Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017.
-Modules bear torchvision's names (``layer1.0.conv2``), so that a weight's path is its key in a
-torch state dict. As there: padding is explicit, stride sits on the 3x3 convolution, batch
-normalisation has eps 1e-5 and keeps 0.9 of its running averages. One difference: running variances
-average the batch's variance itself, torch scales it by n / (n - 1) first.
+Modules have torchvision's names (``layer1.0.conv2``), so that a weight's path is its key in a
+torch state dict. As in torchvision, padding is explicit, the 3x3 convolution has the stride, and
+batch normalisation has eps 1e-5 and keeps 0.9 of its running averages. One difference: running
+variances average the batch's variance itself, which torch scales by n / (n - 1) first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from flax import nnx
 
 from jaxreg.models.grouped_convolution import convolution, grouped_convolution
 
-GROUPS = 32
-GROUP_WIDTH = 4
-EXPANSION = 4
-BLOCKS = (3, 4, 6, 3)
+GROUPS = 32  # of the 3x3 convolutions: "32x4d"
+GROUP_WIDTH = 4  # channels of a group in the first stage
+EXPANSION = 4  # channels out of a bottleneck, for each of its planes
+BLOCKS = (3, 4, 6, 3)  # bottlenecks in each of the four stages
 
 
 class Convolution(nnx.Module):
@@ -42,7 +42,7 @@ class Convolution(nnx.Module):
         self.stride, self.groups = stride, groups
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """``(N, H, W, inputs)`` to ``(N, H', W', outputs)``."""
+        """Map ``(N, H, W, inputs)`` to ``(N, H', W', outputs)``."""
         kernel = self.kernel[...]
         pad = (kernel.shape[0] // 2,) * 2
         if self.groups == 1:
@@ -55,14 +55,14 @@ def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 
 class Bottleneck(nnx.Module):
-    """1x1, grouped 3x3 and 1x1 convolutions beside a shortcut.
+    """1x1, grouped 3x3 and 1x1 convolutions in parallel with a shortcut.
 
     Args:
-      inputs: channels in.
-      planes: channels out are four times as many.
-      stride: of the 3x3 convolution.
+      inputs: number of input channels.
+      planes: a quarter of the number of output channels.
+      stride: stride of the 3x3 convolution.
       project: whether the shortcut is a 1x1 convolution, as in the first block of a stage.
-      rngs: where the weights are drawn from.
+      rngs: random streams for the weights.
     """
 
     def __init__(self, inputs: int, planes: int, stride: int, project: bool, *, rngs: nnx.Rngs):
@@ -82,7 +82,7 @@ class Bottleneck(nnx.Module):
         self.downsample = nnx.List(shortcut)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """``(N, H, W, inputs)`` to ``(N, H', W', 4 planes)``."""
+        """Map ``(N, H, W, inputs)`` to ``(N, H', W', 4 planes)``."""
         shortcut = images
         for layer in self.downsample:
             shortcut = layer(shortcut)
@@ -94,13 +94,14 @@ class Bottleneck(nnx.Module):
 class ResNeXt(nnx.Module):
     """ResNeXt-50_32x4d: 25,028,904 parameters with its original 1,000 outputs.
 
-    Like every nnx module it is built in training mode: batch normalisation then uses the batch's
-    statistics and updates its running averages (`nnx.BatchStat`). ``eval()`` switches to those.
+    Like every nnx module it is built in training mode: batch normalisation uses the batch's
+    statistics and updates its running averages (`nnx.BatchStat`). ``eval()`` switches to the
+    averages.
 
     Args:
-      outputs: of the last, fully connected layer.
+      outputs: number of outputs of the last, fully connected layer.
       blocks: bottlenecks in each of the four stages.
-      rngs: where the weights are drawn from.
+      rngs: random streams for the weights.
     """
 
     def __init__(self, outputs: int, blocks: tuple[int, int, int, int] = BLOCKS, *, rngs: nnx.Rngs):
@@ -113,11 +114,11 @@ class ResNeXt(nnx.Module):
         self.fc = nnx.Linear(2048, outputs, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """``(N, H, W, 3)`` images, normalised as the weights expect, to ``(N, outputs)``."""
+        """Map images ``(N, H, W, 3)``, normalised as the weights expect, to ``(N, outputs)``."""
         return self.stages(images)["fc"]
 
     def stages(self, images: jax.Array) -> dict[str, jax.Array]:
-        """What comes out of the stem, of each stage, of the pooling and of the last layer."""
+        """Return the outputs of the stem, each stage, the pooling and the last layer, by name."""
         x = nnx.relu(self.bn1(self.conv1(images)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         found = {"stem": x}

@@ -17,7 +17,8 @@ from jaxreg.models.resnext import BLOCKS, ResNeXt
 Head = Literal["fc", "lstm"]
 
 FEATURES = 3072  # outputs of the extractor for one image
-SMALLEST_INPUT = 64  # smaller images are enlarged to it
+SMALLEST_INPUT = 64  # smaller images are enlarged to 64x64
+# Of red, green and blue in [0, 1], as torchvision normalises images for the published weights.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
@@ -27,11 +28,11 @@ class ResNeXtConfig:
     """Settings of the ResNeXt-50 networks; the defaults are the paper's, with the FC head.
 
     Attributes:
-      head: ``"fc"``, one layer on the features of both images, or ``"lstm"``, the LSTM network on
-        the features as its two steps.
-      image_size: height and width of the images. Those under 64 are enlarged to 64x64, others go
-        in as they are; translations stay in pixels of the images given.
-      output_scale: what the three outputs ``(tx, ty, theta)`` are multiplied by, see `LSTMConfig`.
+      head: ``"fc"``, one fully connected layer on the features of both images, or ``"lstm"``, an
+        LSTM with the features of the two images as its two steps.
+      image_size: height and width of the images in pixels. Images below 64 are enlarged to 64x64,
+        others are not resized; translations stay in pixels of the images given.
+      output_scale: factors of the three outputs ``(tx, ty, theta)``, see `LSTMConfig`.
       hidden: units in each layer of the LSTM head.
       layers: layers of the LSTM head.
       blocks: bottlenecks in each of the extractor's four stages. ImageNet weights fit (3, 4, 6, 3).
@@ -59,13 +60,13 @@ class ResNeXtConfig:
 
 
 class ConcatenationHead(nnx.Module):
-    """One fully connected layer on the features of both images, one after the other."""
+    """One fully connected layer on the concatenated features of both images."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(2 * features, 3, rngs=rngs)
 
     def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Two images' features, each ``(N, features)``, to three outputs ``(N, 3)``."""
+        """Map the features of two images, each ``(N, features)``, to three outputs ``(N, 3)``."""
         return self.fc(jnp.concatenate([first, second], axis=-1))
 
 
@@ -73,11 +74,11 @@ class ResNeXtNetwork(Network):
     """Features of both images by one ResNeXt-50, then a fully connected or an LSTM head.
 
     The images of N pairs pass through the extractor as one batch of 2N. In training mode batch
-    normalisation therefore takes its statistics over fixed and moving images together: both are
-    normalised alike, and a batch of one pair still has two images to take them from. (Two passes
-    would normalise each set by its own statistics, and hide from the head how the sets differ.)
-    In inference mode it makes no difference. Intensities 0..255 are normalised by ImageNet's mean
-    and deviation, as the published weights expect.
+    normalisation therefore takes its statistics over fixed and moving images together: both get
+    the same normalisation, and a batch of one pair still has two images. (Two passes would
+    normalise each set by its own statistics, and hide from the head how the sets differ.) In
+    evaluation mode it makes no difference. Intensities 0..255 are normalised by ImageNet's mean and
+    deviation, as the published weights expect.
     """
 
     def __init__(self, config: ResNeXtConfig, *, rngs: nnx.Rngs):
@@ -93,12 +94,15 @@ class ResNeXtNetwork(Network):
     def __call__(self, fixed: jax.Array, moving: jax.Array) -> RigidTransform:
         """The transforms of N pairs ``(N, image_size, image_size, 3)``, see `Network`."""
         check_images(fixed, moving, self.image_size)
-        features = self.extractor(prepare(jnp.concatenate([fixed, moving])))
+        features = self.extractor(enlarge_and_normalise(jnp.concatenate([fixed, moving])))
         first, second = jnp.split(features, 2)
         return transform_from_outputs(self.head(first, second), self.output_scale)
 
 
-def prepare(images: jax.Array) -> jax.Array:
-    """Images ``(N, S, S, 3)``, 0..255, as the extractor takes them: enlarged and normalised."""
+def enlarge_and_normalise(images: jax.Array) -> jax.Array:
+    """Prepare images ``(N, S, S, 3)``, intensities 0..255, for the extractor.
+
+    Those below 64x64 are enlarged to it; all are normalised by ImageNet's mean and deviation.
+    """
     large = resize(images.astype(jnp.float32), max(images.shape[1], SMALLEST_INPUT))
     return (large / 255 - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_DEVIATION)

@@ -19,7 +19,7 @@ from jaxreg.result import Registration
 def network_transform(
     structure: nnx.GraphDef, weights: Tree, statistics: Tree, fixed: jax.Array, moving: jax.Array
 ) -> RigidTransform:
-    """What a network in evaluation mode makes of N pairs; pure, to be jitted."""
+    """Estimate the transforms of N pairs by a network in evaluation mode; pure, to be jitted."""
     network: Network = nnx.merge(structure, weights, statistics)
     network.eval()
     return network(fixed, moving)
@@ -29,13 +29,13 @@ class TrainedNetwork:
     """A network with its trained weights, ready to register pairs.
 
     Attributes:
-      network: its settings.
-      config: the configuration of the run that trained it; of what `jaxreg.load` gives a
-        `jaxreg.training.configs.TrainConfig`.
-      step: after how many steps of training.
-      image_size: height and width of the images that it takes.
+      network: settings of the network.
+      config: configuration of the run that trained it: a `jaxreg.training.configs.TrainConfig` if
+        `jaxreg.load` made this, else as `jaxreg.models.weights.read_weights` was told.
+      step: number of training steps.
+      image_size: height and width of the images that it takes, in pixels.
       arrays: weights and statistics, nested dictionaries of arrays.
-      seconds: what the training took, or None where nobody noted it.
+      training_seconds: duration of the training, or None if it was not recorded.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class TrainedNetwork:
         parts: tuple[nnx.GraphDef, Tree, Tree],
         config: Any,
         step: int,
-        seconds: float | None = None,
+        training_seconds: float | None = None,
     ):
         self.network = network
         self.config = config
         self.step = step
-        self.seconds = seconds
+        self.training_seconds = training_seconds
         self.image_size = network.image_size
         structure, *arrays = parts
         self.arrays = tuple(arrays)
@@ -60,7 +60,7 @@ class TrainedNetwork:
             widened = (jnp.broadcast_to(i, (*i.shape[:3], 3)) for i in (fixed, moving))
             return network.estimate(*widened)
 
-        # The weights are an argument: closed over, they would be copied into the program.
+        # The weights are an argument: a closure would copy them into the compiled program.
         self._registration = jax.jit(registration)
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class TrainedNetwork:
 
     @property
     def parameter_count(self) -> int:
-        """How many trained numbers the network has."""
+        """The number of trained weights."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.arrays[0]))
 
     def estimate(self, fixed: jax.Array, moving: jax.Array) -> Registration:
@@ -101,11 +101,12 @@ class TrainedNetwork:
         Args:
           fixed: ``(N, H, W)`` or ``(N, H, W, C)`` with H = W = ``image_size`` and C 1 or 3; any
             real dtype, intensities in 0..255.
-          moving: the same shape. Either may be one image without N, for all of the other.
+          moving: the same shape. Either may be a single image without N, which is then paired with
+            each image of the other.
 
         Returns:
-          The transforms from fixed to moving, in pixels and degrees, with what the network says of
-          their worth (`jaxreg.models.Network.estimate`).
+          The transforms from fixed to moving, in pixels and degrees, and their reliability as the
+          network estimates it (`jaxreg.models.Network.estimate`).
 
         Raises:
           ValueError: the images have another size, number of channels or unit, or hold NaN.

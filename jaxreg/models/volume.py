@@ -1,9 +1,9 @@
-"""Correlation of two feature maps over all rotations and shifts: the geometry of `compact`.
+"""Correlate two feature maps over all rotations and shifts: the geometry of the compact network.
 
 Maps are square grids of ``GRID x GRID`` cells, flattened to their last axis. The template is a
-disc of the fixed map: turned to any angle it stays within the map. Every rotation of the disc and
-every window of the moving map is a constant sparse linear map, so that the correlation of all
-rotations with all shifts is one matrix product.
+disc of the fixed map, which stays within the map at any angle. Every rotation of the disc and
+every window of the moving map is a constant sparse linear map. The correlation of all rotations
+with all shifts is then one matrix product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-GRID = 16
+GRID = 16  # cells along each side of a feature map
 
 
 def _gather(x: jax.Array, index: np.ndarray, weight: np.ndarray) -> jax.Array:
@@ -28,8 +28,10 @@ def _gather(x: jax.Array, index: np.ndarray, weight: np.ndarray) -> jax.Array:
     return total
 
 
-def _by_row(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, count: int):
-    """The entries of a sparse matrix as index and weight tables ``(count, most in a row)``."""
+def _by_row(
+    rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Index and weight tables ``(count, most in a row)`` of a sparse matrix's entries."""
     order = np.argsort(rows, kind="stable")
     rows, columns, weights = rows[order], columns[order], weights[order]
     start = np.searchsorted(rows, np.arange(count))
@@ -46,8 +48,8 @@ def _by_row(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, count: i
 class SparseMap:
     """A constant sparse linear map ``(..., inputs) -> (..., outputs)``.
 
-    Both directions are gathers: XLA's scatter, which the derivative of a gather would be, is many
-    times slower on a CPU.
+    The derivative is a gather too. The scatter into which XLA would turn it is many times slower
+    on a CPU.
     """
 
     apply: Callable[[jax.Array], jax.Array]
@@ -61,7 +63,7 @@ class SparseMap:
         outputs: int,
         inputs: int,
     ) -> SparseMap:
-        """The map whose matrix holds ``weights`` at ``(rows, columns)``, zeros elsewhere."""
+        """The map whose matrix holds ``weights`` at ``(rows, columns)`` and zeros elsewhere."""
         forward = _by_row(rows, columns, weights, outputs)
         backward = _by_row(columns, rows, weights, inputs)
 
@@ -81,7 +83,7 @@ class SparseMap:
 
 
 def disc(window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets ``x, y`` from the centre of the cells of a disc of diameter ``window``."""
+    """Offsets ``x, y`` of the cells of a disc from its centre; ``window`` is its diameter."""
     side = np.arange(window) - (window - 1) / 2
     y, x = np.meshgrid(side, side, indexing="ij")
     inside = x * x + y * y <= (window / 2) ** 2
@@ -90,10 +92,10 @@ def disc(window: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def rotations(angles: int, window: int) -> SparseMap:
-    """``GRID^2`` cells to ``angles / 4 * P``: the disc, its content turned, bilinear.
+    """Map ``GRID^2`` cells to ``angles / 4 * P``: the P cells of the disc, rotated (bilinear).
 
-    The k-th rotation is by ``360 k / angles`` degrees, clockwise on the screen; only those of the
-    first quarter, for `quarter_turns` gives the others.
+    The k-th rotation is by ``360 k / angles`` degrees, clockwise on the screen. Only the rotations
+    below 90 degrees are made here; `quarter_turns` makes the others from them.
     """
     x, y = disc(window)
     theta = 2 * np.pi * np.arange(angles // 4)[:, None] / angles
@@ -114,14 +116,14 @@ def rotations(angles: int, window: int) -> SparseMap:
 
 @functools.cache
 def quarter_turns(channels: int, angles: int, window: int) -> SparseMap:
-    """``channels * angles / 4 * P`` templates of the first quarter to ``angles * channels * P``.
+    """Map the ``channels * angles / 4 * P`` values of `rotations` to ``angles * channels * P``.
 
-    The disc is its own image under a quarter turn, so the other quarters are the same values in
-    another order; the rows of the result are the templates, ready for a matrix product.
+    A quarter turn maps the disc onto itself, so the other three quarters hold the same values in
+    another order. The result has one template of ``channels * P`` values after the other.
     """
     x, y = disc(window)
     place = {point: i for i, point in enumerate(zip(x, y, strict=True))}
-    turned = [(x, y), (y, -x), (-x, -y), (-y, x)]  # where each point's value comes from
+    turned = [(x, y), (y, -x), (-x, -y), (-y, x)]  # the point that each value is taken from
     point = np.array([[place[p] for p in zip(*t, strict=True)] for t in turned])
     first = np.arange(channels * angles // 4).reshape(channels, -1).T * x.size
     columns = (first[None, :, :, None] + point[:, None, None, :]).ravel()
@@ -130,7 +132,7 @@ def quarter_turns(channels: int, angles: int, window: int) -> SparseMap:
 
 
 def _windows(window: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cell ``(P, S)`` under each point of the disc at each shift, and whether it is in the map."""
+    """The cell ``(P, S)`` under each point of the disc at each shift; whether the map has it."""
     x, y = disc(window)
     shift = np.arange(-reach, reach + 1)
     dy, dx = (d.ravel() for d in np.meshgrid(shift, shift, indexing="ij"))
@@ -142,9 +144,9 @@ def _windows(window: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def windows(window: int, reach: int) -> SparseMap:
-    """``GRID^2`` cells to ``P * S``: the disc at each of the ``(2 reach + 1)^2`` shifts.
+    """Map ``GRID^2`` cells to ``P * S``: the disc's P cells at each of S shifts.
 
-    Cells outside the map are zero.
+    There are ``S = (2 reach + 1)^2`` shifts. Cells outside the map are zero.
     """
     cell, inside = _windows(window, reach)
     rows = np.flatnonzero(inside.ravel())
@@ -153,7 +155,7 @@ def windows(window: int, reach: int) -> SparseMap:
 
 @functools.cache
 def window_sums(window: int, reach: int) -> np.ndarray:
-    """``(GRID^2, S)`` matrix from cells to their sum over the disc at each shift."""
+    """``(GRID^2, S)`` matrix that sums a map's cells over the disc at each shift."""
     cell, inside = _windows(window, reach)
     sums = np.zeros((GRID**2, cell.shape[1]), np.float32)
     np.add.at(sums, (cell, np.arange(cell.shape[1])[None, :]), inside.astype(np.float32))
@@ -162,25 +164,25 @@ def window_sums(window: int, reach: int) -> np.ndarray:
 
 @functools.cache
 def visible(window: int, reach: int) -> np.ndarray:
-    """``(P, S)`` 1 where a point of the shifted disc is in the map, 0 where not."""
+    """``(P, S)`` float32: 1 where a point of the shifted disc lies in the map, 0 elsewhere."""
     return _windows(window, reach)[1].astype(np.float32)
 
 
 def correlate(
     fixed: jax.Array, moving: jax.Array, angles: int, window: int, reach: int
 ) -> jax.Array:
-    """Normalised correlation of N pairs of maps over all rotations and shifts.
+    """Compute the normalised correlation of N pairs of maps at all rotations and shifts.
 
     Args:
-      fixed: ``(N, C, GRID^2)`` features.
+      fixed: ``(N, C, GRID^2)`` float32 features.
       moving: the same shape.
-      angles: how many rotations of the full turn.
+      angles: number of rotations, evenly over the full turn.
       window: diameter of the template, in cells.
-      reach: largest shift each way, in cells.
+      reach: largest shift in each direction, in cells.
 
     Returns:
-      ``(N, angles, S)``, S counting the shifts row by row: the correlation over the visible part
-      of the disc, in about [-1, 1].
+      ``(N, angles, S)``, the S shifts row by row: the correlation over the part of the disc that
+      lies in the moving map, about in [-1, 1].
     """
     n, channels = fixed.shape[:2]
     points = visible(window, reach)
@@ -189,8 +191,8 @@ def correlate(
     template = quarter_turns(channels, angles, window)(quarter).reshape(n, angles, -1)
     patches = windows(window, reach)(moving).reshape(n, -1, shifts)
     product = jnp.einsum("nkp,nps->nks", template, patches)
-    # The template's energy is shared out evenly over the disc: exact sums for each rotation cost
-    # as much as a channel and change nothing. Quarter turns leave it as it is.
+    # The template's energy is taken as uniform over the disc: exact sums for each rotation cost as
+    # much as a channel and change nothing. Quarter turns keep the energy.
     energy = (quarter.reshape(n, channels, angles // 4, -1) ** 2).sum((1, 3))
     template_energy = jnp.tile(energy, (1, 4))[:, :, None] * points.mean(0)
     moving_energy = ((moving**2).sum(1) @ window_sums(window, reach))[:, None, :]

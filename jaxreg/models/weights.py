@@ -1,8 +1,8 @@
-"""Trained networks in a single file each, such as the ones that come with the package.
+"""Read and write trained networks as single files, such as those that come with the package.
 
-A file is safetensors: the weights that are used (the moving average where there is one) and the
-statistics, with the training's configuration in its metadata. Nothing else is needed to rebuild the
-network, and reading one needs no checkpoint library.
+The files are safetensors. They hold the weights (their moving average where the run keeps one) and
+the statistics, and in their metadata the configuration of the training. Nothing else is needed to
+rebuild the network, and no checkpoint library is needed to read it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from jaxreg.models.fields import network_from_dict, to_dict
 from jaxreg.models.network import Tree, network_structure
 from jaxreg.models.trained import TrainedNetwork
 
-_KEY = "jaxreg"  # of the metadata
+_KEY = "jaxreg"  # under which the metadata hold what `_about` returns
 
 
 def is_trained_network(path: Path) -> bool:
-    """Whether this is a file that `write_weights` wrote, by its metadata alone."""
+    """Whether `write_weights` wrote this file; only its metadata are read."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return _KEY in (file.metadata() or {})
@@ -37,17 +37,22 @@ def is_trained_network(path: Path) -> bool:
 def write_weights(
     network: TrainedNetwork, path: Path, dtype: Literal["float32", "float16"] = "float32"
 ) -> None:
-    """Write a trained network into a single file.
+    """Write a trained network to a single file.
 
     Args:
-      network: what to write, with the configuration of its training.
-      path: the file, made anew.
-      dtype: of its floating-point numbers; ``"float16"`` halves the file and rounds them.
+      network: the network; its ``config`` must be the dataclass, not a dictionary.
+      path: the file; one that exists is replaced.
+      dtype: dtype of the floating-point arrays in the file. ``"float16"`` halves its size and
+        rounds the weights.
 
     Raises:
-      ValueError: a number is too large for the dtype.
+      ValueError: a weight is too large for the dtype.
     """
-    about = {"config": to_dict(network.config), "step": network.step, "seconds": network.seconds}
+    about = {
+        "config": to_dict(network.config),
+        "step": network.step,
+        "seconds": network.training_seconds,
+    }
     arrays = {name: np.asarray(leaf) for name, leaf in _named(network.arrays).items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f":
@@ -60,15 +65,15 @@ def write_weights(
 
 
 def read_weights(path: Path, config_of: Callable[[dict[str, Any]], Any] = dict) -> TrainedNetwork:
-    """The trained network of a file that `write_weights` wrote.
+    """Read a trained network from a file that `write_weights` wrote.
 
     Args:
       path: the file.
-      config_of: what makes the configuration of its training of a dictionary; left as one if
-        nobody will ask.
+      config_of: converts the stored dictionary to the configuration of the training. By default
+        the network's ``config`` is the dictionary.
 
     Raises:
-      ValueError: the file is no such file, or does not fit the network that it names.
+      ValueError: `write_weights` did not write the file, or its arrays do not fit its network.
       FileNotFoundError: there is no such file.
     """
     try:
@@ -85,7 +90,7 @@ def read_weights(path: Path, config_of: Callable[[dict[str, Any]], Any] = dict) 
     if shapes != {name: leaf.shape for name, leaf in wanted.items()}:
         raise ValueError(f"{path} does not hold the weights of {network}")
     leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
-    # Also when the first call is being traced, for the arrays outlive the trace.
+    # Arrays even if the first call is being traced: they outlive the trace.
     with jax.ensure_compile_time_eval():
         leaves = [jax.device_put(leaf) for leaf in leaves]
     weights, statistics = jax.tree.unflatten(jax.tree.structure(tuple(expected)), leaves)
@@ -94,7 +99,7 @@ def read_weights(path: Path, config_of: Callable[[dict[str, Any]], Any] = dict) 
 
 
 def _about(metadata: dict[str, str]) -> dict[str, Any]:
-    """Configuration, steps and seconds of the training that the metadata of a file tell of."""
+    """Return ``config``, ``step`` and ``seconds`` of the training from a file's metadata."""
     if _KEY not in metadata:
         raise ValueError(f"it has no {_KEY} metadata; was it written by jaxreg.export?")
     about = json.loads(metadata[_KEY])

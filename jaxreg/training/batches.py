@@ -1,4 +1,4 @@
-"""The images of a run, resident on the device, and the pairs drawn from them in each step."""
+"""Load the images of a run to the device, and draw pairs from them in each step."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jaxreg.training.configs import TrainConfig
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """What pairs are drawn from; a pytree, handed to the compiled step as an argument.
+class TrainingImages:
+    """The images that pairs are drawn from; a pytree, an argument of the compiled step.
 
     Attributes:
       pictures: ``(N, H, W, 3)`` uint8, on the host until they are placed; None if all pairs are
         scene pairs.
-      tiles: ``(M, S, S, 3)`` uint8 places of photographs for scene pairs, or None.
+      tiles: ``(M, S, S, 3)`` uint8 tiles of photographs for scene pairs, or None.
     """
 
     pictures: jax.Array | np.ndarray | None
@@ -34,8 +34,8 @@ class Images:
         return " and ".join(f"{len(x):,} {name}" for name, x in named.items() if x is not None)
 
 
-def load_training_images(config: TrainConfig) -> Images:
-    """The training images, on the host."""
+def load_training_images(config: TrainConfig) -> TrainingImages:
+    """Load the training images to the host's memory."""
     pictures = tiles = None
     if config.scene_pairs < config.batch_size:
         pictures = _pool(config.data, "train", config.image_size)
@@ -44,21 +44,22 @@ def load_training_images(config: TrainConfig) -> Images:
         tiles = draw_tiles(
             photographs, config.scene_tiles, config.image_size, config.max_shift, config.seed
         )
-    return Images(pictures, tiles)
+    return TrainingImages(pictures, tiles)
 
 
 def load_held_out_images(config: TrainConfig) -> np.ndarray:
-    """The images of the evaluation pairs, uint8 ``(N, H, W, 3)``."""
+    """Load the images of the held-out pairs, uint8 ``(N, H, W, 3)``."""
     return _pool(config.eval_data or config.data, "test", config.image_size)
 
 
 def _pool(names: tuple[str, ...], split: str, size: int) -> np.ndarray:
+    """The images of several sources in one array."""
     sets = [sources.load_images(name, split, size) for name in names]
     return sets[0] if len(sets) == 1 else np.concatenate(sets)
 
 
-def draw_batch(key: jax.Array, images: Images, config: TrainConfig) -> Pairs:
-    """The pairs of one step: scene pairs first, then pictures warped with zeros outside."""
+def draw_batch(key: jax.Array, images: TrainingImages, config: TrainConfig) -> Pairs:
+    """Draw the pairs of one step: scene pairs first, then pictures warped with zeros outside."""
     picture_key, scene_key, disturbance_key = jax.random.split(key, 3)
     parts = []
     if config.scene_pairs:

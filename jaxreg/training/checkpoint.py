@@ -1,9 +1,9 @@
-"""Checkpoints of a run, and trained networks from their folder. The only module that knows orbax.
+"""Write and read a run's checkpoints. The only module that uses orbax.
 
 A working folder holds ``config.json`` and ``checkpoints/STEP/``. A checkpoint is written under
-another name and takes its own when complete, and carries a checksum of every file: one that is
-half-written or damaged is noticed, and passed over for the one before it. Weights, statistics,
-average and optimiser lie apart, so that using a network reads no more than it needs.
+a temporary name and renamed when complete, and it holds a checksum of every file. So a checkpoint
+that is incomplete or damaged is detected, and the one before it is used. Weights, statistics,
+averages and optimiser are separate items: to use a network, only what it needs is read.
 """
 
 from __future__ import annotations
@@ -27,30 +27,35 @@ from jaxreg.atomic import lock, replacing
 from jaxreg.models.network import Tree, network_structure
 from jaxreg.models.trained import TrainedNetwork
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import agreed, data_mesh, from_first, place
+from jaxreg.training.devices import (
+    flag_of_first_process,
+    mesh_of,
+    place,
+    value_of_first_process,
+)
 from jaxreg.training.logs import read_metrics
 from jaxreg.training.state import TrainState, abstract_state
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 _PARTS = ("weights", "statistics", "average", "average_statistics", "optimizer")
-_KEPT = 2
+_KEPT = 2  # checkpoints; the older one is used if the newer one is damaged
 _SEAL = "checksums.json"
-_LOCK = ".lock"  # stays when the run ends: to remove it would let in two that come meanwhile
-_BLOCK = 1 << 22
-_CONCURRENT_GB = 1  # how much of the state is on its way to or from the disk at once
+_LOCK = ".lock"  # never removed, else two runs could lock two files of this name
+_BLOCK = 1 << 22  # bytes that are read at a time for a checksum
+_CONCURRENT_GB = 1  # limit on what is transferred to or from the disk at once
 
 
 class CheckpointError(ValueError):
-    """A folder that holds no usable checkpoint, or belongs to another run."""
+    """A folder holds no usable checkpoint, or belongs to another run."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's files are not as they were written."""
+    """A checkpoint's files differ from what was written."""
 
 
 class UnfinishedError(DamagedError):
-    """A checkpoint's writing was cut off."""
+    """A checkpoint was not written completely."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -59,34 +64,34 @@ class DamagedCheckpointWarning(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: the step, and the loss on the held-out pairs."""
+    """The best evaluation so far: its step, and the loss on the held-out pairs."""
 
     step: int = -1
     loss: float = float("inf")
 
 
 @contextlib.contextmanager
-def alone_in(workdir: Path) -> Iterator[None]:
-    """Make a working folder, and keep other runs out of it meanwhile.
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Make a working folder if need be, and lock it against other runs within the context.
 
     Raises:
       CheckpointError: another run is training in it.
     """
     with contextlib.ExitStack() as held:
-        alone = True
+        locked = True
         if jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            alone = lock(held.enter_context((workdir / _LOCK).open("a")))
-        if not agreed(alone):
+            locked = lock(held.enter_context((workdir / _LOCK).open("a")))
+        if not flag_of_first_process(locked):
             raise CheckpointError(f"another run is training in {workdir}")
         yield
 
 
 def settle_config(workdir: Path, config: TrainConfig, outputs: Iterable[str] = ()) -> None:
-    """Write the configuration into a working folder, or hold it against the one that is there.
+    """Write the configuration to a working folder, or compare it with the one in the folder.
 
-    While the folder has no checkpoint yet, its configuration is replaced: a mistake in the first
-    command can be corrected.
+    While the folder has no checkpoint yet, its configuration is replaced, so that a mistake in the
+    first command can be corrected.
 
     Args:
       workdir: the folder.
@@ -94,8 +99,9 @@ def settle_config(workdir: Path, config: TrainConfig, outputs: Iterable[str] = (
       outputs: names of other files that the run will write.
 
     Raises:
-      CheckpointError: the folder belongs to a run whose weights would have come out differently;
-        the fields that differ are named. Or it holds files of these names that are not of a run.
+      CheckpointError: the folder holds a run that this configuration cannot continue
+        (`changed_fields`); the fields that differ are named. Or it holds files of these names, or
+        checkpoints, but no configuration.
     """
     path = workdir / CONFIG_FILE
     trained = any(step.name.isdigit() for step in (workdir / CHECKPOINT_FOLDER).glob("*"))
@@ -121,7 +127,7 @@ def settle_config(workdir: Path, config: TrainConfig, outputs: Iterable[str] = (
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The configuration of a working folder; CheckpointError if it holds none."""
+    """Read the configuration of a working folder; CheckpointError if it holds none."""
     path = folder / CONFIG_FILE
     if not path.exists():
         what = "does not exist" if not folder.exists() else f"holds no {CONFIG_FILE}"
@@ -133,7 +139,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 class CheckpointStore:
-    """The checkpoints of one working folder, the newest two kept."""
+    """The checkpoints of one working folder, of which the newest two are kept."""
 
     def __init__(self, workdir: Path, read_only: bool = False):
         self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
@@ -142,7 +148,7 @@ class CheckpointStore:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only else _KEPT,
-                # In the background a save would need a copy of the state: its arrays are donated.
+                # A save in the background would need a copy of the state: its arrays are donated.
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
@@ -154,14 +160,14 @@ class CheckpointStore:
         )
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, the newest first."""
+        """Return the steps that have a checkpoint, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: TrainState, best: Best) -> None:
-        """Write a checkpoint of this state, unless its step has one, and drop the oldest.
+        """Write a checkpoint of this state, unless its step has one, and delete the oldest.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the checkpoint cannot be written.
         """
         step = int(state.step)
         if step in self.steps():
@@ -181,20 +187,21 @@ class CheckpointStore:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 _seal(self._folder / str(step))
-        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by the latter
+        except (OSError, ValueError) as error:  # tensorstore's error on a full disk is the latter
             raise OSError(f"no checkpoint written at step {step}: {error}") from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Best] | None:
-        """The newest whole checkpoint, or None if none was ever finished.
+        """Restore the newest complete checkpoint; None if there is none.
+
+        A newer one that is damaged is skipped with a warning. It is deleted once an older one is
+        read, so that the run can write its step again. A lone checkpoint that is incomplete is
+        deleted too.
 
         Args:
-          abstract: shapes, dtypes and shardings to restore to.
-
-        Newer ones that turn out damaged are passed over with a warning, and removed once an older
-        one is read, to make room for the same step to come; so is a first one that was cut off.
+          abstract: shapes, dtypes and shardings of the state's arrays.
 
         Raises:
-          CheckpointError: there are checkpoints and none can be read.
+          CheckpointError: there are checkpoints, but none can be read.
         """
         found = self._first_whole(lambda step: self._read_state(step, abstract))
         step, result = found or (-1, None)
@@ -204,9 +211,12 @@ class CheckpointStore:
         return result
 
     def restore_network(self, abstract: TrainState) -> tuple[int, Tree, Tree]:
-        """Step, weights and statistics of the newest whole checkpoint, and nothing else read.
+        """Read the step, the weights and the statistics of the newest complete checkpoint.
 
-        Both are their moving averages where the run keeps them.
+        They are the moving averages if the run keeps them. Nothing else is read.
+
+        Raises:
+          CheckpointError: no checkpoint can be read.
         """
         averaged = jax.tree.leaves(abstract.average)
         parts = ("average", "average_statistics") if averaged else ("weights", "statistics")
@@ -223,11 +233,11 @@ class CheckpointStore:
         return found[0], *found[1]
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._manager.close()
 
     def _first_whole(self, read: Any) -> Any:
-        """``(step, read(step))`` of the newest step that can be read; None if there is none."""
+        """Return ``(step, read(step))`` of the newest checkpoint that can be read, or None."""
         listed = self.steps()
         try:
             return self._first_whole_of(listed, read)
@@ -235,7 +245,7 @@ class CheckpointStore:
             self._manager.reload()
             if self.steps() == listed:
                 raise
-        # A run that goes on meanwhile has dropped those and saved others.
+        # A running training has deleted those meanwhile and saved others.
         return self._first_whole_of(self.steps(), read)
 
     def _first_whole_of(self, steps: list[int], read: Any) -> Any:
@@ -247,7 +257,7 @@ class CheckpointStore:
                 failures[step] = error
                 continue
             for failed, failure in failures.items():
-                # To a reader this may be the one that a run is just writing.
+                # A reader may have found the checkpoint that a run is just writing.
                 if self._read_only and isinstance(failure, UnfinishedError):
                     continue
                 warnings.warn(
@@ -256,7 +266,7 @@ class CheckpointStore:
                     stacklevel=5,
                 )
             return step, result
-        # A kill can leave no more than the first one, alone and unfinished: it is as good as none.
+        # A run that was killed at its first save leaves one incomplete checkpoint, as good as none.
         unfinished = all(isinstance(failure, UnfinishedError) for failure in failures.values())
         if failures and not (unfinished and len(failures) == 1):
             reasons = "; ".join(f"step {step}: {failure}" for step, failure in failures.items())
@@ -272,7 +282,7 @@ class CheckpointStore:
         return TrainState(**small, **trees), best
 
     def _read(self, step: int, abstract: dict[str, Tree]) -> tuple[dict[str, Tree], dict]:
-        """The named parts of a checkpoint, once their files prove whole, and what is said of it."""
+        """Check and read the named parts of a checkpoint, and its ``about``."""
         wanted = {part: _flat(tree) for part, tree in abstract.items()}
         items: dict[str, Any] = {
             part: ocp.args.PyTreeRestore(
@@ -286,7 +296,7 @@ class CheckpointStore:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
             )
-        except FileNotFoundError as error:  # by a run that goes on, between listing and reading
+        except FileNotFoundError as error:  # a running training deleted it after it was listed
             raise DamagedError(f"it was removed meanwhile ({error})") from error
         about = restored["about"]
         trees = dict(abstract)
@@ -296,9 +306,9 @@ class CheckpointStore:
         return trees, about
 
     def _check(self, step: int, parts: Iterable[str]) -> None:
-        """`_check_seal` by the first process, whose word all of them take.
+        """Let the first process run `_check_seal`, and raise its error in all processes.
 
-        They must read the same step, and a network file system may show them different files.
+        All must read the same step, but a network file system may show them different files.
         """
         problem: Exception | None = None
         if jax.process_index() == 0:
@@ -306,27 +316,27 @@ class CheckpointStore:
                 _check_seal(self._folder / str(step), parts)
             except (DamagedError, OSError) as error:
                 problem = error
-        problem = from_first(problem)
+        problem = value_of_first_process(problem)
         if problem is not None:
             raise problem
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(
-        use_compression=False,  # float weights hardly shrink, and it costs most of the time
+        use_compression=False,  # it takes most of the time, and hardly shrinks float weights
         save_concurrent_gb=_CONCURRENT_GB,
         restore_concurrent_gb=_CONCURRENT_GB,
     )
 
 
 def _flat(tree: Tree) -> dict[str, Any]:
-    """The arrays of a pytree by path, such as ``0.mu.lstm.kernel``, in the tree's order."""
+    """Return a pytree's arrays by path, such as ``0.mu.lstm.kernel``, in the tree's order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of every file below a checkpoint's folder, by its path there."""
+    """Return the CRC-32 of every file below a checkpoint's folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL)
     return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
 
@@ -340,14 +350,14 @@ def _checksum(path: Path) -> int:
 
 
 def _seal(folder: Path) -> None:
-    """Write the checksums of a finished checkpoint: without them it counts as unfinished."""
+    """Write the checksums of a complete checkpoint; without them it counts as incomplete."""
     text = json.dumps(_checksums(folder))
     with replacing(folder / _SEAL) as file:
         file.write(text.encode())
 
 
 def _check_seal(folder: Path, parts: Iterable[str]) -> None:
-    """Raise DamagedError unless all files of these parts are as they were written."""
+    """Raise DamagedError unless all files of these parts match their checksums."""
     try:
         expected = json.loads((folder / _SEAL).read_text())
     except FileNotFoundError:
@@ -366,13 +376,13 @@ def _check_seal(folder: Path, parts: Iterable[str]) -> None:
 
 
 def load_network(folder: str | os.PathLike) -> TrainedNetwork:
-    """The trained network of a working folder, from that folder alone.
+    """Load the trained network of a working folder.
 
-    The newest whole checkpoint is used, and the moving average of the weights where there is one;
-    the optimiser's state is not read.
+    The newest complete checkpoint is used, and the moving average of the weights if the run keeps
+    one. The optimiser's state is not read.
 
     Args:
-      folder: the ``--workdir`` of a `jaxreg.train` run, also one still running.
+      folder: the ``--workdir`` of a `jaxreg.train` run, which may still be running.
 
     Raises:
       CheckpointError: (a ValueError) it is no such folder, or has no usable checkpoint yet.
@@ -383,9 +393,9 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
         raise CheckpointError(f"{folder} holds no checkpoint yet: the run has not saved one")
     store = CheckpointStore(folder, read_only=True)
     try:
-        # All processes restore together; then each has a network of its own.
-        mesh = data_mesh(jax.device_count() if jax.process_count() > 1 else 1)
-        # Also when the first call is being traced, for the arrays outlive the trace.
+        # Processes restore together, on all their devices; then each has a network of its own.
+        mesh = mesh_of(jax.device_count() if jax.process_count() > 1 else 1)
+        # Arrays even if the first call is being traced: they outlive the trace.
         with jax.ensure_compile_time_eval():
             step, *arrays = store.restore_network(abstract_state(config, mesh))
     finally:

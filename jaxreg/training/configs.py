@@ -1,8 +1,8 @@
-"""What a training run is made of, and the named configurations.
+"""The configuration of a training run, and the named configurations.
 
-Where a configuration of the paper's networks departs from the paper's recipe, it is because batch
-size one leaves any processor idle: larger batches with a learning rate that warms up and decays
-reach the same in far less time. ``lstm_cifar10_paper`` is the paper's own.
+The configurations of the paper's networks depart from the paper's recipe because batches of one
+leave any processor idle: larger batches, with a learning rate that warms up and decays, reach the
+same errors in far less time. ``lstm_cifar10_paper`` is the paper's own recipe.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ Schedule = Literal["constant", "cosine"]
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run; with the seed, it decides every bit of it on a CPU.
+    """The configuration of a training run. On a CPU it determines every bit of the result.
 
     Attributes:
       network: settings of the network; its ``image_size`` is the size of the images.
       data: image sources of the training pairs, see `jaxreg.data.load_images`; several are pooled.
-      eval_data: image sources of the held-out pairs; empty for the same ones.
+      eval_data: image sources of the held-out pairs; empty for the same as ``data``.
       max_shift: translations are uniform on ``[-max_shift, max_shift]`` pixels.
-      interpolation: how moving images are rendered.
+      interpolation: interpolation that renders the moving images.
       disturbance: strengths of the disturbances of the training pairs; those of each pair are
-        scaled by random factors in [0, 1]. Held-out pairs have none.
-      scene_share: part of the training pairs whose images are both views of one photograph,
-        rounded to whole pairs of a batch; what is neither 0 nor 1 needs one of each kind in it.
-      scene_tiles: how many places of photographs those pairs are drawn from.
+        scaled by random factors in [0, 1]. Held-out pairs are not disturbed.
+      scene_share: share of the training pairs whose images are two views of one photograph,
+        rounded to whole pairs of a batch. Unless it is 0 or 1, a batch must have both kinds.
+      scene_tiles: number of tiles of photographs that those pairs are drawn from.
       batch_size: pairs in a step.
-      steps: how many steps to train for.
-      learning_rate: of Adam, at its highest.
-      schedule: ``"constant"``, or ``"cosine"``: down to zero at the last step.
-      warmup_steps: the learning rate first rises linearly for so many steps; with ``"cosine"``
-        for at most half of all steps, so that a short trial works as it is.
-      clip_norm: largest norm of the gradient, longer ones are scaled down; 0 for no limit.
-      average_decay: decay of the moving average of the weights, and of the statistics of batch
-        normalisation with them; 0 for none. Where there is one, it is what is evaluated and used.
+      steps: number of training steps.
+      learning_rate: largest learning rate of Adam.
+      schedule: ``"constant"``, or ``"cosine"``, which decays to zero at the last step.
+      warmup_steps: number of first steps over which the learning rate rises linearly; with
+        ``"cosine"`` at most half of all steps, so that short trials need no other value.
+      clip_norm: largest norm of the gradient; longer gradients are scaled down. 0 for no limit.
+      average_decay: decay of the moving average of the weights and of batch normalisation's
+        statistics; 0 for none. If there is an average, it is what is evaluated and used.
       translation_weight: weight of pixels against degrees in the loss (lambda of Eq. 5).
       angle_loss: ``"arc"``, the angle's error itself as in Eq. 5, or its `jaxreg.metrics.chord`.
-        The compact network has a loss of its own and heeds neither this nor the weight.
-      seed: of the initial weights and of all pairs.
-      steps_per_dispatch: steps that run on the device without the host; also those between two
-        rows of metrics. Does not change the weights.
+        The compact network has a loss of its own and ignores this and ``translation_weight``.
+      seed: seed of the initial weights and of all pairs.
+      steps_per_dispatch: steps that run on the device without the host, and steps between two rows
+        of metrics. Does not change the weights.
       eval_every: steps between evaluations on held-out pairs, besides the first and the last.
-      eval_pairs: how many held-out pairs.
+      eval_pairs: number of held-out pairs.
       save_every: steps between checkpoints.
-      save_minutes: a checkpoint is also written after so many minutes without one.
+      save_minutes: minutes without a checkpoint after which one is written too.
       init_from: weights to start from: a trained network of the same shape, as `jaxreg.load` takes
         it (the name of a shipped one, a file of `jaxreg.export`, the folder of a run), or for
         ResNeXt what `jaxreg.models.pretrained.load_pretrained` takes (``imagenet``, or the path
-        of a torch state dict); empty for random ones.
+        of a torch state dict); empty for random weights.
     """
 
     network: NetworkConfig
@@ -107,7 +107,7 @@ class TrainConfig:
         for name, lowest in at_least.items():
             if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if self.seed >= 2**32:  # more bits a JAX key would drop in silence
+        if self.seed >= 2**32:  # a JAX key would silently drop further bits
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
@@ -129,11 +129,11 @@ class TrainConfig:
 
     @property
     def scene_pairs(self) -> int:
-        """How many pairs of a batch are views of a scene."""
+        """The number of pairs in a batch that are two views of a photograph."""
         return round(self.scene_share * self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values; `from_dict` reads them back.
+        """Convert all fields to JSON-able values; `from_dict` reads them.
 
         >>> TrainConfig.from_dict(CONFIGS["lstm_cifar10"].to_dict()) == CONFIGS["lstm_cifar10"]
         True
@@ -142,11 +142,15 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The configuration that `to_dict` wrote; ValueError for unknown or ill-typed fields."""
+        """Build a configuration from a dictionary of `to_dict`.
+
+        Raises:
+          ValueError: a field is unknown, missing or of the wrong type.
+        """
         return fields.from_dict(cls, values)
 
     def override(self, arguments: Sequence[str]) -> TrainConfig:
-        """A copy with command-line arguments applied.
+        """Return a copy with command-line arguments applied, see `jaxreg.models.fields.override`.
 
         >>> CONFIGS["lstm_cifar10"].override(["--steps=20", "--network.hidden=64"]).steps
         20
@@ -154,14 +158,14 @@ class TrainConfig:
         return fields.override(self, arguments)
 
 
-# Fields that leave the weights at a given step as they are, so a run may go on with others.
+# Fields that do not change the weights of a given step: a run may be continued with other values.
 _HARMLESS = {"steps_per_dispatch", "eval_every", "save_every", "save_minutes"}
 
 
 def changed_fields(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """What keeps a run of ``old`` from going on as ``new``: ``"name: old -> new"`` of each field.
+    """List why a run of ``old`` cannot be continued as ``new``: ``"name: old -> new"`` each.
 
-    A constant learning rate does not look ahead, so ``steps`` may then change too.
+    With a constant learning rate, which does not depend on it, ``steps`` may change.
     """
     before, after = fields.flat_fields(old), fields.flat_fields(new)
     if type(old.network) is not type(new.network):
@@ -176,8 +180,8 @@ def changed_fields(old: TrainConfig, new: TrainConfig) -> list[str]:
     ]
 
 
-# The paper's LSTM gives pixels and degrees as they come; outputs in the order of one train better,
-# so these are the ranges (standard deviations would be 0.58 of them).
+# The outputs of the paper's LSTM are pixels and degrees. Outputs of order 1 train better, so these
+# factors are the ranges of the parameters (their standard deviations are 0.58 of the ranges).
 _SCALE_32 = (5.0, 5.0, 180.0)
 _SCALE_96 = (15.0, 15.0, 180.0)
 
@@ -213,7 +217,7 @@ _RESNEXT = dataclasses.replace(
 )
 _AT_96: dict[str, Any] = {"data": ("stl10",), "max_shift": 15.0}
 
-# Made to run wherever the package does: no download, no GPU, minutes.
+# Runs anywhere in minutes, without a download or a GPU.
 _QUICKSTART = TrainConfig(
     network=CompactConfig(),
     batch_size=32,
@@ -245,7 +249,7 @@ _COMPACT = dataclasses.replace(
 CONFIGS: dict[str, TrainConfig] = {
     "quickstart": _QUICKSTART,
     "compact32": _COMPACT,
-    # Everything past the shrinking to 32x32 is as in compact32, so a shorter training does.
+    # After the shrinking to 32x32 all is as in compact32, so a shorter training suffices.
     "compact96": dataclasses.replace(
         _COMPACT,
         network=CompactConfig(image_size=96),
@@ -281,7 +285,7 @@ CONFIGS: dict[str, TrainConfig] = {
         clip_norm=0.0,
         steps=1_000_000,
     ),
-    # What a CPU core can bring to a plateau in an hour or two.
+    # A CPU core trains this network to a plateau in an hour or two.
     "lstm256_cifar10": dataclasses.replace(
         _NARROW_LSTM,
         network=LSTMConfig(hidden=256, output_scale=_SCALE_32),

@@ -1,8 +1,8 @@
-"""Where things live on the devices: the one place that knows of more than one.
+"""Place the arrays of a training on its devices, and let its processes agree.
 
 Training is data-parallel: each device holds the whole state and the whole image set, and works on
-its part of every batch. With one device all of this does nothing. Several processes, on one host or
-many, are joined first (`join_processes`); each then sees the devices of all.
+its part of every batch. With one device these functions do nothing. Several processes, on one or
+more hosts, must first be joined (`join_processes`); each then sees the devices of all.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS = "data"
+DATA_AXIS = "data"  # the mesh's only axis, over which batches are spread
 
 
 def join_processes(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
-    """Make this process one of several that train together; before anything touches a device.
+    """Join this process with others to train together. Call it before anything uses a device.
 
     Args:
-      coordinator: ``host:port`` of the first process, on which it listens. Without it, all three
+      coordinator: ``host:port`` at which the first process listens. Without it, all three arguments
         are taken from the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
-      count: how many processes there are.
-      index: which of them this is, from 0.
+      count: number of processes.
+      index: index of this process, from 0.
 
     Raises:
-      ValueError: an argument is missing or unfit, or no cluster is recognised.
-      OSError: the others cannot be reached.
+      ValueError: an argument is missing or invalid, or no cluster is recognised.
+      OSError: the other processes cannot be reached.
     """
     if coordinator is not None:
         host, colon, port = coordinator.rpartition(":")
@@ -51,29 +51,33 @@ def join_processes(
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """A mesh of as many devices as divide the batch evenly, along the axis ``"data"``.
+    """Make a mesh of as many devices as divide a batch evenly, along the axis ``"data"``.
 
     Raises:
-      ValueError: with several processes, if the batch cannot be spread over all their devices.
+      ValueError: there are several processes, and not all their devices can share the batch evenly.
     """
-    devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    if jax.process_count() > 1 and count != len(devices):
+    available = jax.device_count()
+    count = max(n for n in range(1, available + 1) if batch_size % n == 0)
+    if jax.process_count() > 1 and count != available:
         raise ValueError(
-            f"batch_size must be a multiple of the {len(devices)} devices, got {batch_size}"
+            f"batch_size must be a multiple of the {available} devices, got {batch_size}"
         )
-    return jax.make_mesh(
-        (count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count]
-    )
+    return mesh_of(count)
+
+
+def mesh_of(count: int) -> Mesh:
+    """Make a mesh of the first ``count`` devices, along the axis ``"data"``."""
+    devices = jax.devices()[:count]
+    return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:
-    """Inside ``jit``: the leading axis of every array of a pytree is spread over the devices."""
+    """Spread the leading axis of a pytree's arrays over the devices; inside ``jit`` only."""
     if mesh.size == 1:
         return batch
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
@@ -81,9 +85,9 @@ def split_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """A pytree's arrays put on every device of the mesh, whole.
+    """Put a pytree's arrays, each whole, on every device of the mesh.
 
-    With several processes each must hold the same arrays; they are not sent around.
+    Several processes must each hold the same arrays, as these are not sent from one to another.
     """
     where = replicated(mesh)
     if jax.process_count() == 1:
@@ -99,8 +103,8 @@ def place(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def agreed(flag: bool) -> bool:
-    """The first process's value, for what the processes may see differently, such as a clock."""
+def flag_of_first_process(flag: bool) -> bool:
+    """Return the first process's flag, where processes may see different ones (as by clocks)."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -108,20 +112,20 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
 
 
-def from_first(value: Any) -> Any:
-    """What the first process has, be it an exception; what the others have is not looked at."""
+def value_of_first_process(value: Any) -> Any:
+    """Return the first process's value (any picklable object); the others are ignored."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
 
     own = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(own.size)))
-    told = multihost_utils.broadcast_one_to_all(np.resize(own, size))  # all of one shape
-    return pickle.loads(np.asarray(told, np.uint8).tobytes())
+    first = multihost_utils.broadcast_one_to_all(np.resize(own, size))  # shapes must be equal
+    return pickle.loads(np.asarray(first, np.uint8).tobytes())
 
 
-def alike(text: str) -> bool:
-    """Whether the text is the same in all of the processes."""
+def same_on_all_processes(text: str) -> bool:
+    """Whether all processes hold the same text."""
     if jax.process_count() == 1:
         return True
     from jax.experimental import multihost_utils
@@ -130,8 +134,8 @@ def alike(text: str) -> bool:
     return bool((checksums == checksums[0]).all())
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether it holds in any of the processes."""
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils

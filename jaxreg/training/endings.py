@@ -1,4 +1,4 @@
-"""What the commands that train say, and with which status they exit, where one ends early."""
+"""Messages and exit statuses of the commands that train, where a training ends early."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from absl import flags
 from jaxreg.command_line import complain
 from jaxreg.training.loop import Interrupted, NonFiniteError
 
-# What ends a training early without being a fault of the program.
+# Exceptions that end a training early and are not bugs.
 ENDINGS = (
-    *(NonFiniteError, Interrupted, KeyboardInterrupt),
-    *(flags.Error, ValueError, OSError, ImportError),
+    NonFiniteError,
+    Interrupted,
+    KeyboardInterrupt,
+    flags.Error,
+    ValueError,
+    OSError,
+    ImportError,
 )
 
 
 def failed(name: str, error: BaseException) -> int:
-    """Say on standard error which of `ENDINGS` ended a training; returns the exit status.
+    """Report on standard error why a training ended, and return the exit status.
 
     Args:
-      name: of the command, as its errors begin.
+      name: name of the command, with which the message begins.
       error: one of `ENDINGS`.
 
     Returns:
-      1 for a non-finite loss, 2 for a mistake of the user's, 128 + n after signal n.
+      1 for a non-finite loss, 128 + n after signal n, 2 for any other error.
     """
     message: object = error
     status = 2

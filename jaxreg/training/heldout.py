@@ -1,4 +1,4 @@
-"""How good the network is on pairs of images that it has never seen."""
+"""Evaluate the network on held-out pairs, from images that it is not trained on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from jaxreg.training.configs import TrainConfig
 from jaxreg.training.devices import place, replicated, split_batch
 from jaxreg.training.state import TrainState
 
-# The same pairs in every run on the same images, whatever its seed.
+# Seed of the held-out pairs: an arbitrary number, which no run's seed changes, so that all runs on
+# the same images are evaluated on the same pairs.
 _HELD_OUT_KEY = 20210131
-_BATCH = 256
+_BATCH = 256  # pairs that are estimated at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Errors:
     Attributes:
       translation: L1 distance in pixels (Eq. 2).
       rotation: circular absolute difference in degrees (Eq. 4).
-      loss: the two weighted (Eq. 5), whatever the training minimises.
+      loss: weighted sum of the two (Eq. 5), whichever loss the training minimises.
     """
 
     translation: float
@@ -44,7 +45,7 @@ class Errors:
 
 
 def held_out_pairs(config: TrainConfig, images: np.ndarray, mesh: Mesh) -> Pairs:
-    """The evaluation pairs: fixed, undisturbed, zeros outside; on the device."""
+    """Draw the held-out pairs on the device: always the same, undisturbed, zeros outside."""
     draw = jax.jit(
         functools.partial(
             draw_pairs,
@@ -57,7 +58,7 @@ def held_out_pairs(config: TrainConfig, images: np.ndarray, mesh: Mesh) -> Pairs
 
 
 def errors_of(estimate: RigidTransform, truth: RigidTransform, weight: float) -> Errors:
-    """Mean errors of a batch of estimates."""
+    """Compute the mean errors of a batch; ``weight`` is that of pixels against degrees."""
     return Errors(
         float(translation_error(estimate, truth).mean()),
         float(rotation_error(estimate.theta, truth.theta).mean()),
@@ -66,9 +67,9 @@ def errors_of(estimate: RigidTransform, truth: RigidTransform, weight: float) ->
 
 
 def constant_predictor(truth: RigidTransform) -> RigidTransform:
-    """The best answer without looking: the constant of least mean error on these very pairs.
+    """Return the constant estimate with the least mean error on these pairs, for comparison.
 
-    The shifts are medians; the angle is the best of 720 around the circle.
+    The shifts are medians. The angle is the best of 720 angles, half a degree apart.
     """
     angles = jnp.arange(-180.0, 180.0, 0.5)
     mean_error = jax.vmap(lambda angle: rotation_error(angle, truth.theta).mean())(angles)
@@ -80,10 +81,10 @@ Estimate = Callable[[TrainState, Pairs], RigidTransform]
 
 
 def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
-    """``(state, pairs) -> transforms`` by the state's network, or its average if there is one.
+    """Make a function ``(state, pairs) -> transforms`` of the state's network.
 
-    The pairs are spread over the devices, where they come out even. The transforms are arrays of
-    the host.
+    The moving average of the weights is used if the run keeps one. The pairs are spread over the
+    devices if these divide them evenly. The transforms are NumPy arrays.
     """
     structure = network_structure(config.network)[0]
 
@@ -101,10 +102,10 @@ def make_estimate(config: TrainConfig, mesh: Mesh) -> Estimate:
         size = min(_BATCH, count)
         parts = []
         for start in range(0, count, size):
-            # The last batch reaches back, so that all have one shape.
+            # The last batch starts earlier, so that all have one shape.
             first = min(start, count - size)
             chunk = slice(first, first + size)
-            with jax.set_mesh(mesh):  # so that the network's layers know of it
+            with jax.set_mesh(mesh):  # for the network's layers
                 part = jitted(*arrays, pairs.fixed[chunk], pairs.moving[chunk])
             parts.append(np.asarray(part)[start - first :])
         return RigidTransform.from_array(np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""Trained networks by name, with the configuration of their training."""
+"""Load trained networks by name, with the configuration of their training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxreg.training.configs import TrainConfig
 
 
 def load(name: str | os.PathLike[str]) -> TrainedNetwork:
-    """A trained network by its name, file or folder; see `jaxreg.load`."""
+    """Load a trained network by its name, file or folder; see `jaxreg.load`."""
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"name must be a network's name, file or folder, got {name!r}")
     path = find_network(name)
@@ -22,7 +22,7 @@ def load(name: str | os.PathLike[str]) -> TrainedNetwork:
             "file of jaxreg.export"
         )
     if path.is_dir():
-        from jaxreg.training.checkpoint import load_network  # orbax is heavy
+        from jaxreg.training.checkpoint import load_network  # here, as orbax takes long to import
 
         return load_network(path)
     return read_weights(path, TrainConfig.from_dict)

@@ -1,4 +1,4 @@
-"""Metrics on disk: one CSV file that survives restarts, and TensorBoard."""
+"""Write metrics to a CSV file, which restarts continue, and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from jaxreg.atomic import naming, write_text
 
 METRICS_FILE = "metrics.csv"
-COLUMNS = (
+METRICS_COLUMNS = (
     "step",
     "train_loss",
     "train_translation",
@@ -27,9 +27,9 @@ COLUMNS = (
 
 
 class MetricsLog:
-    """Appends rows to ``metrics.csv`` and to TensorBoard; rows after ``step`` are dropped first.
+    """Appends rows to ``metrics.csv`` and to TensorBoard; rows after ``step`` are removed first.
 
-    A row stands for the steps since the row before it. ``seconds`` is time spent in steps, over
+    A row is about the steps since the previous row. ``seconds`` is the time spent in steps, over
     all starts of the run.
     """
 
@@ -38,20 +38,20 @@ class MetricsLog:
         rows = [row for row in read_metrics(workdir) if int(row["step"]) <= step] if step else []
         self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
         kept = io.StringIO()
-        writer = csv.DictWriter(kept, COLUMNS)
+        writer = csv.DictWriter(kept, METRICS_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
         write_text(path, kept.getvalue())
         self._file = path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer = csv.DictWriter(self._file, METRICS_COLUMNS)
         self._path = path
         self._board = _Board(workdir / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float], seconds: float) -> None:
-        """One row, on disk when this returns.
+        """Write one row; it is on disk when this returns.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: the row cannot be written.
         """
         self.seconds += seconds
         row = {name: f"{value:.6g}" for name, value in values.items()}
@@ -61,7 +61,7 @@ class MetricsLog:
         self._board.write(step, values)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both files."""
         try:
             with naming(self._path):
                 self._file.close()
@@ -70,10 +70,10 @@ class MetricsLog:
 
 
 class _Board:
-    """TensorBoard's events; of earlier starts those after ``step`` no longer count.
+    """Writes events for TensorBoard, which ignores those of earlier starts after ``step``.
 
-    tensorboardX's `SummaryWriter` leaves the writing to a thread. Where the disk is full the thread
-    dies, and the run would wait for it for ever: so its events are written here, one by one.
+    tensorboardX's `SummaryWriter` writes in a thread. If the disk is full the thread dies, and the
+    run would wait for it forever. So this class writes the events one by one.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -81,14 +81,14 @@ class _Board:
         from tensorboardX.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        # By the nanosecond: two starts within a second would share a file.
+        # In nanoseconds: two starts within a second would share a file.
         self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._records = RecordWriter(str(self._path))
         self._write(file_version="brain.Event:2")
         self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """The numbers of one row, on disk when this returns."""
+        """Write the values of one row; they are on disk when this returns."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         scalars = []
@@ -112,7 +112,7 @@ class _Board:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, str]]:
-    """The whole rows of ``metrics.csv``; a last one cut short by a kill is left out."""
+    """Read the rows of ``metrics.csv``, without an incomplete last one of a killed run."""
     path = workdir / METRICS_FILE
     if not path.exists():
         return []

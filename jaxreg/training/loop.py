@@ -1,4 +1,4 @@
-"""The training loop: the host's part, which only counts, logs and saves."""
+"""The training loop: the host's part, which counts, logs and saves."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ from jaxreg.geometry import RigidTransform
 from jaxreg.models.network import Tree, network_structure, split_network
 from jaxreg.models.weights import is_trained_network
 from jaxreg.pairs import Pairs
-from jaxreg.training.batches import Images, load_held_out_images, load_training_images
-from jaxreg.training.checkpoint import Best, CheckpointStore, alone_in, settle_config
+from jaxreg.training.batches import TrainingImages, load_held_out_images, load_training_images
+from jaxreg.training.checkpoint import Best, CheckpointStore, lock_workdir, settle_config
 from jaxreg.training.configs import TrainConfig, changed_fields
-from jaxreg.training.devices import agreed, alike, anywhere, data_mesh, place
+from jaxreg.training.devices import (
+    any_process,
+    data_mesh,
+    flag_of_first_process,
+    place,
+    same_on_all_processes,
+)
 from jaxreg.training.heldout import (
     Errors,
     constant_predictor,
@@ -47,16 +53,17 @@ from jaxreg.training.state import (
 from jaxreg.training.step import DispatchReport, compile_dispatch
 
 SUMMARY_FILE = "summary.json"
-_EXAMPLES_FILE, _CURVE_FILE = "examples.png", "curve.png"
-_EXAMPLES = 6
+_EXAMPLES_FILE = "examples.png"
+_CURVE_FILE = "curve.png"
+_EXAMPLES = 6  # held-out pairs in the picture of examples
 
 
 class NonFiniteError(ArithmeticError):
-    """The loss or its gradient is no longer a finite number."""
+    """The loss, its gradient or a weight is no longer finite."""
 
 
 class Interrupted(Exception):
-    """A signal asked the run to leave; the state is saved.
+    """A signal ended the run; the state is saved.
 
     Attributes:
       signal: the signal's number.
@@ -72,11 +79,11 @@ class Summary:
     """How a run ended.
 
     Attributes:
-      step: steps done.
+      step: number of steps done.
       trained: errors of the network on the held-out pairs.
-      constant: errors of the best constant answer on the same pairs.
+      constant: errors of the best constant estimate on the same pairs.
       best: the best evaluation of the run.
-      seconds: time spent in steps, over all starts.
+      seconds: time spent in steps, over all starts of the run.
     """
 
     step: int
@@ -94,34 +101,34 @@ class Summary:
 
 
 def _share(error: float, constant: float) -> str:
-    """In percent; a lone pair or a shift that is always zero leaves the constant no error."""
+    """The error as percentage of the constant's, which is zero for a single pair or no shifts."""
     return f"{error / constant:.0%}" if constant > 0 else "-"
 
 
 def train(config: TrainConfig, workdir: str | Path) -> Summary:
-    """Train a network, or go on with a run that was cut off.
+    """Train a network, or continue a run that was interrupted.
 
     Args:
-      config: the configuration; that of the folder's run if it holds one.
-      workdir: the run's folder. Gets ``config.json``, ``checkpoints/``, ``metrics.csv``,
-        ``tensorboard/``, ``examples.png``, ``curve.png`` and ``summary.json``.
+      config: the configuration; to continue a run, that of the run.
+      workdir: the run's folder. The run writes ``config.json``, ``checkpoints/``, ``metrics.csv``,
+        ``tensorboard/``, ``examples.png``, ``curve.png`` and ``summary.json`` to it.
 
     Raises:
-      CheckpointError: the folder belongs to a run of another configuration or to no run at all,
-        another run is training in it, or nothing in it can be read.
-      NonFiniteError: loss or gradient became non-finite; the last good state is saved.
+      CheckpointError: (a ValueError) the folder holds a run of another configuration, only
+        unreadable checkpoints, or files of no run, or another run is training in it.
+      NonFiniteError: loss, gradient or weights became non-finite; the last good state is saved.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
-      ValueError: one of several processes was given another configuration.
-      ValueError, OSError: an image source or ``init_from`` is not usable.
-      OSError: the folder cannot be written.
+      ValueError: processes have different configurations, or an image source or ``init_from`` is
+        not usable.
+      OSError: the folder cannot be written, or an image source or ``init_from`` cannot be read.
     """
     workdir = Path(os.path.expanduser(workdir))
-    with alone_in(workdir), jax.enable_x64(False):  # float32, whatever the program's default
+    with lock_workdir(workdir), jax.enable_x64(False):  # float32, whatever the program's default
         return _train(config, workdir)
 
 
 def _train(config: TrainConfig, workdir: Path) -> Summary:
-    if not alike(json.dumps(config.to_dict())):  # the weights would drift apart, in silence
+    if not same_on_all_processes(json.dumps(config.to_dict())):  # else weights silently diverge
         raise ValueError("the processes were given different flags; all fields must be the same")
     settle_config(workdir, config, (METRICS_FILE, SUMMARY_FILE, _EXAMPLES_FILE, _CURVE_FILE))
     mesh = data_mesh(config.batch_size)
@@ -138,7 +145,7 @@ def _train(config: TrainConfig, workdir: Path) -> Summary:
 
 
 def _start(config: TrainConfig, mesh: Mesh, store: CheckpointStore) -> tuple[TrainState, Best]:
-    """The newest state on disk, or a fresh one."""
+    """Restore the newest state on disk, or create one."""
     restored = store.restore(abstract_state(config, mesh))
     if restored is not None:
         _say(f"going on from step {int(restored[0].step)}")
@@ -151,7 +158,7 @@ def _start(config: TrainConfig, mesh: Mesh, store: CheckpointStore) -> tuple[Tra
 
 
 def _initial_arrays(config: TrainConfig) -> list[Tree]:
-    """Weights and statistics that ``init_from`` names."""
+    """Load the weights and statistics that ``init_from`` names."""
     if _published(config.init_from):
         from jaxreg.models.pretrained import load_pretrained
 
@@ -173,7 +180,7 @@ def _initial_arrays(config: TrainConfig) -> list[Tree]:
 
 
 def _published(source: str) -> bool:
-    """Whether this names published weights rather than what a training of ours left."""
+    """Whether ``source`` names published weights, not a network that jaxreg trained."""
     if not source.endswith((".safetensors", ".pth", ".pt")):
         return source == "imagenet"
     path = Path(source).expanduser()
@@ -183,10 +190,10 @@ def _published(source: str) -> bool:
 
 
 def next_stop(step: int, config: TrainConfig) -> int:
-    """The step at which the dispatch that starts after ``step`` ends.
+    """Return the step at which the dispatch that starts after ``step`` ends.
 
-    Stops depend on the step alone, so a resumed run makes the same ones. The first step is a stop
-    of its own: what is wrong shows early, and it is measured.
+    Stops depend on the step alone, so a resumed run makes the same ones. The first step is a
+    dispatch of its own, so that errors show early, and an evaluation follows it.
 
     >>> from jaxreg.training.configs import CONFIGS
     >>> config = CONFIGS["lstm_cifar10"].override(["--steps_per_dispatch=4", "--steps=10"])
@@ -200,14 +207,14 @@ def next_stop(step: int, config: TrainConfig) -> int:
 
 
 class _Run:
-    """What stays the same from dispatch to dispatch, and the best evaluation so far."""
+    """One start of a run: what all its dispatches use, and the best evaluation so far."""
 
     def __init__(
         self,
         config: TrainConfig,
         workdir: Path,
         mesh: Mesh,
-        images: Images,
+        images: TrainingImages,
         pairs: Pairs,
         store: CheckpointStore,
         best: Best,
@@ -221,7 +228,12 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def go(self, state: TrainState, arrived: list[int]) -> Summary:
-        """From the state to the last step."""
+        """Train from ``state`` to the last step, and write the results.
+
+        Args:
+          state: the state to start from.
+          arrived: signals received so far, see `_signals`.
+        """
         config, step = self.config, int(state.step)
         constant = errors_of(constant_predictor(self.truth), self.truth, config.translation_weight)
         _say(
@@ -239,7 +251,7 @@ class _Run:
         finally:
             if log:
                 log.close()
-        # All processes take part in what is on the devices; the first alone writes.
+        # All processes compute on their devices; only the first one writes.
         few, answers = jax.tree.map(lambda x: x[:_EXAMPLES], (self.pairs, estimate))
         if log:
             self._finish(jax.device_get(few), answers, summary)
@@ -254,7 +266,7 @@ class _Run:
             total=config.steps,
             initial=step,
             unit="step",
-            disable=jax.process_index() > 0 or None,  # None: nor where it is no terminal
+            disable=jax.process_index() > 0 or None,  # None: also if the output is no terminal
             dynamic_ncols=True,
         )
         with bar:
@@ -296,7 +308,7 @@ class _Run:
         }
 
     def _evaluated(self, state: TrainState) -> tuple[Errors, RigidTransform]:
-        """Errors on the held-out pairs at this step and the answers, on the host; asked once."""
+        """Evaluate on the held-out pairs, once for each step: errors, and estimates on the host."""
         step = int(state.step)
         if self.last is None or self.last[0] != step:
             estimate = self.estimate(state, self.pairs)
@@ -311,12 +323,13 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _save_if_due(self, state: TrainState, step: int) -> None:
-        late = agreed(time.monotonic() - self.saved_at > 60 * self.config.save_minutes)
+        overdue = time.monotonic() - self.saved_at > 60 * self.config.save_minutes
+        late = flag_of_first_process(overdue)  # clocks differ
         if late or step % self.config.save_every == 0 or step == self.config.steps:
             self._save(state)
 
     def _leave_if_asked(self, state: TrainState, arrived: list[int]) -> None:
-        if anywhere(bool(arrived)):
+        if any_process(bool(arrived)):
             number = arrived[0] if arrived else signal.SIGTERM
             self._save(state)
             raise Interrupted(
@@ -338,7 +351,7 @@ class _Run:
         )
 
     def _finish(self, few: Pairs, answers: RigidTransform, summary: Summary) -> None:
-        """Pictures and the summary, on disk."""
+        """Write the pictures and the summary."""
         from jaxreg.training.pictures import write_curve, write_examples
 
         write_examples(self.workdir / _EXAMPLES_FILE, few, answers)
@@ -351,10 +364,10 @@ class _Run:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT acts at once."""
+    """Collect SIGTERM and SIGINT, so that they do not end the program; a second SIGINT does."""
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield arrived  # Python delivers signals to the main thread alone
+        yield arrived  # Python delivers signals to the main thread only
         return
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -372,5 +385,6 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _say(text: str) -> None:
+    """Print a line above the progress bar, in the first process only."""
     if jax.process_index() == 0:
         tqdm.write(text)

@@ -1,4 +1,4 @@
-"""Pictures of a run: examples as in the paper's Fig. 3, and the loss curve."""
+"""Draw pictures of a run: examples as in the paper's Fig. 3, and the loss curve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend
+    FigureCanvasAgg(figure)  # needs no display, whichever backend the user has set
     return figure
 
 
@@ -33,7 +33,7 @@ def _write(path: Path, figure: Figure) -> None:
 
 
 def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
-    """One row a pair: original, transformed, aligned (the original warped by the estimate).
+    """Draw each pair in a row: original, transformed, aligned (the original after the estimate).
 
     Pixels are enlarged without smoothing, so that they can be seen.
     """
@@ -58,9 +58,10 @@ def write_examples(path: Path, pairs: Pairs, estimate: RigidTransform) -> None:
 
 
 def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
-    """Training and held-out errors by step, from the metrics on disk.
+    """Draw training and held-out errors against the step, from the metrics on disk.
 
-    The training's loss is what it minimises, for some networks a likelihood; held out it is Eq. 5.
+    The training loss is the one that is minimised, for some networks a likelihood. The loss on
+    held-out pairs is Eq. 5.
     """
     rows = read_metrics(workdir)
     figure = _figure(9.0, 3.2)

@@ -17,7 +17,7 @@ from jaxreg.metrics import rotation_error, translation_error
 from jaxreg.models import Network
 from jaxreg.models.network import Tree, network_structure, split_network
 from jaxreg.pairs import Pairs
-from jaxreg.training.batches import Images, draw_batch
+from jaxreg.training.batches import TrainingImages, draw_batch
 from jaxreg.training.configs import TrainConfig
 from jaxreg.training.devices import place, replicated, split_batch
 from jaxreg.training.state import TrainState, make_optimizer, update_average
@@ -26,7 +26,7 @@ from jaxreg.training.state import TrainState, make_optimizer, update_average
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """What a step measures, or the sums over the steps of a dispatch; float32 scalars."""
+    """The metrics of a step, or their sums over the steps of a dispatch; float32 scalars."""
 
     loss: jax.Array
     translation: jax.Array
@@ -35,20 +35,20 @@ class StepMetrics:
 
     @classmethod
     def zeros(cls) -> StepMetrics:
-        """Sums over nothing."""
+        """The sums over no steps."""
         return cls(*(jnp.zeros(()) for _ in dataclasses.fields(cls)))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DispatchReport:
-    """What the host reads after a dispatch.
+    """The results of a dispatch that the host reads.
 
     Attributes:
       sums: metrics summed over the finite steps.
-      finite: False if loss, gradient or weights turned non-finite. The state is then the one
-        before that step, and the dispatch ended there.
-      last: metrics of the last step tried.
+      finite: False if loss, gradient or weights became non-finite. The dispatch ended there, and
+        the state is the one before that step.
+      last: metrics of the last step, finite or not.
     """
 
     sums: StepMetrics
@@ -57,20 +57,20 @@ class DispatchReport:
 
     @classmethod
     def start(cls) -> DispatchReport:
-        """Before the first step."""
+        """The report before the first step."""
         return cls(StepMetrics.zeros(), jnp.asarray(True), StepMetrics.zeros())
 
 
 def train_step(
     state: TrainState,
-    images: Images,
+    images: TrainingImages,
     *,
     config: TrainConfig,
     structure: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> tuple[TrainState, StepMetrics]:
-    """Draw pairs, one step of the optimiser. Pure."""
+    """Draw pairs and make one step of the optimiser; a pure function."""
     pairs = draw_batch(jax.random.fold_in(state.key, state.step), images, config)
     pairs = split_batch(mesh, pairs)
     loss_of = functools.partial(_loss, structure, state.statistics, pairs, config)
@@ -104,15 +104,15 @@ def _loss(
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-    """Many training steps for one call by the host: ``(state, images, count) -> (state, report)``.
+    """Many training steps in one call by the host: ``(state, images, count) -> (state, report)``.
 
-    The state is donated. How steps are grouped into dispatches does not change what they compute:
-    their number is an argument of one compiled program.
+    The state is donated. The grouping of steps into dispatches does not change the results, as the
+    number of steps is an argument of one compiled program.
 
     Attributes:
       program: the compiled program.
-      mesh: the devices it was compiled for.
-      loops: whether the program makes all steps of a dispatch; otherwise it makes one.
+      mesh: the devices that it was compiled for.
+      loops: whether the program makes all steps of a dispatch, or a single one.
     """
 
     program: jax.stages.Compiled
@@ -120,9 +120,9 @@ class Dispatch:
     loops: bool
 
     def __call__(
-        self, state: TrainState, images: Images, count: jax.Array
+        self, state: TrainState, images: TrainingImages, count: jax.Array
     ) -> tuple[TrainState, DispatchReport]:
-        """Up to ``count`` (scalar int32) steps."""
+        """Make ``count`` (scalar int32) steps, fewer if one is not finite."""
         report = place(self.mesh, DispatchReport.start())
         if self.loops:
             return self.program(state, report, images, count)
@@ -137,20 +137,19 @@ def compile_dispatch(
     config: TrainConfig,
     mesh: Mesh,
     state: TrainState,
-    images: Images,
+    images: TrainingImages,
     loops: bool | None = None,
 ) -> Dispatch:
-    """`Dispatch` compiled for the shapes of ``state`` and ``images``.
+    """Compile a `Dispatch` for the shapes of ``state`` and ``images``.
 
     Args:
-      config: what to train and how.
+      config: configuration of the run.
       mesh: the devices that share the work.
       state: a state, or its shapes.
       images: the training images, or their shapes.
-      loops: as in `Dispatch`; by default on accelerators, where the host then has no part in the
-        steps. On CPU the host goes from step to step: in the body of a loop XLA leaves the weight
-        gradients of convolutions as they are, tens of times slower
-        (https://github.com/jax-ml/jax/issues/12868).
+      loops: as in `Dispatch`; by default True on accelerators. On CPU the host calls the program
+        step by step: XLA does not optimise the weight gradients of convolutions in the body of a
+        loop, which makes them tens of times slower (https://github.com/jax-ml/jax/issues/12868).
     """
     if loops is None:
         loops = mesh.devices.flat[0].platform != "cpu"
@@ -166,14 +165,14 @@ def compile_dispatch(
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=where)
     arguments = (state, jax.eval_shape(DispatchReport.start), images, *([count] if loops else []))
     jitted = jax.jit(program, donate_argnums=(0, 1), out_shardings=where)
-    with jax.set_mesh(mesh):  # so that the network's layers know of it
+    with jax.set_mesh(mesh):  # for the network's layers
         return Dispatch(jitted.lower(*arguments).compile(), mesh, loops)
 
 
 def _guarded_step(
-    state: TrainState, report: DispatchReport, images: Images, **settings: Any
+    state: TrainState, report: DispatchReport, images: TrainingImages, **settings: Any
 ) -> tuple[TrainState, DispatchReport]:
-    """`train_step`, undone where it leads to anything that is not finite."""
+    """`train_step`, undone if its loss, gradient or weights are not finite."""
     new, metrics = train_step(state, images, **settings)
     norms = (metrics.loss, metrics.gradient_norm, optax.tree.norm(new.weights))
     finite = jnp.isfinite(jnp.stack(norms)).all()
@@ -183,13 +182,13 @@ def _guarded_step(
 
 
 def _steps(
-    step: Callable[[TrainState, DispatchReport, Images], tuple[TrainState, DispatchReport]],
+    step: Callable[[TrainState, DispatchReport, TrainingImages], tuple[TrainState, DispatchReport]],
     state: TrainState,
     report: DispatchReport,
-    images: Images,
+    images: TrainingImages,
     count: jax.Array,
 ) -> tuple[TrainState, DispatchReport]:
-    """Up to ``count`` steps, until one is not finite."""
+    """Make ``count`` steps, fewer if one is not finite."""
     end = state.step + count
     return jax.lax.while_loop(
         lambda carry: (carry[0].step < end) & carry[1].finite,

@@ -1,4 +1,4 @@
-"""One Gauss-Newton step of registration inside a network, weighed against what it knew before."""
+"""One Gauss-Newton step of registration inside a network, starting from a prior estimate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from jaxreg.compute.small_systems import inverse
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 from jaxreg.warping import sample
 
-RIM = 3.0  # px: half-lit pixels at the rim of a warped image, and the blur, stay outside the disc
+# Pixels between the disc and the image's border. They keep the half-covered pixels at the border
+# of a warped image, and what `blur` spreads of them, out of the disc.
+RIM = 3.0
 
 
 def blur(images: jax.Array) -> jax.Array:
-    """``(N, H, W, C)`` smoothed by the binomial kernel (1, 2, 1) / 4 each way, edges repeated."""
+    """Smooth images ``(N, H, W, C)`` by the kernel (1, 2, 1) / 4 on both axes, edges repeated."""
     for axis in (1, 2):
         width = [(1, 1) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(images, width, mode="edge")
@@ -28,34 +30,34 @@ def blur(images: jax.Array) -> jax.Array:
 
 
 def _disc(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flat index and offsets ``x, y`` from the centre of the pixels of the inner disc."""
+    """Flat indices of the inner disc's P pixels, and their offsets ``x, y`` from the centre."""
     side = np.arange(size) - (size - 1) / 2
     y, x = np.meshgrid(side, side, indexing="ij")
     inside = x * x + y * y <= (size / 2 - RIM) ** 2
     return np.flatnonzero(inside), x[inside].astype(np.float32), y[inside].astype(np.float32)
 
 
-def polish(
+def gauss_newton_step(
     fixed: jax.Array,
     moving: jax.Array,
     transform: RigidTransform,
     information: jax.Array,
     trust: jax.Array,
 ) -> tuple[RigidTransform, jax.Array]:
-    """Improve N estimates by comparing the images at full resolution.
+    """Improve N estimates by one Gauss-Newton step on the images at full resolution.
 
-    The moving image is sampled where the estimate puts the pixels of the fixed image's inner
-    disc; gain and bias are fitted; the linearised difference gives a step, and the noise left over
-    its precision. Step and estimate are averaged by their precisions, so that where the images say
-    little the estimate stays.
+    The moving image is sampled where the estimate puts the pixels of the fixed image's inner disc,
+    and gain and bias are fitted. The linearised difference of the two gives a step; the noise that
+    the step would leave gives its precision. The result is the mean of estimate and step, weighted
+    by their precisions: the estimate stays where the images determine little.
 
     Args:
-      fixed: ``(N, S, S, C)``, smoothed (see `blur`).
-      moving: the same.
-      transform: N estimates, in pixels of these images.
+      fixed: ``(N, S, S, C)`` float32, smoothed (see `blur`).
+      moving: the same shape.
+      transform: N estimates, in pixels of these images and degrees.
       information: ``(N, 3, 3)`` precision of the estimates (inverse covariance) for a step
         ``(x, y, angle)`` in pixels and radians.
-      trust: scalar, the share of pixels that counts as independent evidence.
+      trust: scalar, the share of the pixels that counts as independent evidence.
 
     Returns:
       The improved estimates and their ``(N, 3, 3)`` precision.
@@ -71,11 +73,12 @@ def polish(
 def _residual(
     fixed: jax.Array, moving: jax.Array, transform: RigidTransform
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What the two images say at the P points of the fixed image's inner disc.
+    """Both images at the P points of the fixed image's inner disc.
 
     Returns:
-      Weights ``(N, P, 1)``, 0 where the moving image does not reach; values of both images less
-      their means ``(N, P, C)``; derivatives of the fixed image's by a step ``(N, P, C, 3)``.
+      Weights ``(N, P, 1)``, 0 outside the moving image; the fixed and the moving image's values
+      minus their means, each ``(N, P, C)``; and the derivatives ``(N, P, C, 3)`` of the fixed
+      image's values by a step.
     """
     n, size = fixed.shape[:2]
     index, x, y = _disc(size)
@@ -101,7 +104,7 @@ def _residual(
 
 
 def _count(weight: jax.Array) -> jax.Array:
-    """``(N, 1, 1)`` how many points count, and one more, so that it divides."""
+    """``(N, 1, 1)`` sum of the weights plus one, so that it can be divided by."""
     return weight.sum((1, 2))[:, None, None] + 1.0
 
 
@@ -110,7 +113,7 @@ def _normal_equations(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normal matrix ``(N, 3, 3)``, right side ``(N, 3)``, and ``(N,)`` variance of the noise.
 
-    The gain is fitted; the noise is what the best step would leave.
+    The gain is fitted first. The noise is the residual that the least-squares step would leave.
     """
     total = lambda z: (weight * z).sum((1, 2))  # noqa: E731
     energy = total(here * here) + 1e-6
@@ -128,7 +131,7 @@ def _normal_equations(
 
 
 def _compose(transform: RigidTransform, step: jax.Array) -> RigidTransform:
-    """The better transforms: M(T p) = F(p + step), so T after the step's inverse."""
+    """The improved transforms: as M(T p) = F(p + step), T after the inverse of the step."""
     angle = jnp.asarray(transform.theta) - jnp.rad2deg(step[:, 2])
     cos, sin = cos_sin_degrees(angle)
     return RigidTransform(
