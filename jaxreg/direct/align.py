@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.compute.products import product
-from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.direct.coarse_to_fine import coarse_to_fine, improve
 from jaxreg.direct.correlation import Limits
 from jaxreg.direct.finishing import finish
@@ -30,7 +30,7 @@ _UNKNOWN = 1e6  # px^2 and degrees^2: the largest variance there is
 _DEFAULT = DirectOptions().settings
 
 
-@of_any_rank
+@allow_rank_promotion
 def align(
     fixed: jax.Array,
     moving: jax.Array,
@@ -61,7 +61,7 @@ def align(
     return bounded(answer, jnp.stack([shift, shift, asked.max_rotation]))
 
 
-@of_any_rank
+@allow_rank_promotion
 def align_near(
     fixed: jax.Array,
     moving: jax.Array,
