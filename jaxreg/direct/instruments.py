@@ -15,7 +15,7 @@ from jaxreg.compute.products import apply_separable, dots, mean_once, product
 from jaxreg.direct.denoising import cosine_blur, wiener
 from jaxreg.direct.intensity import Fit
 from jaxreg.direct.masking import Pair
-from jaxreg.direct.normal_equations import after_a_small_move, columns
+from jaxreg.direct.normal_equations import after_a_small_move, design_matrix
 from jaxreg.direct.pyramid import blurring_matrix
 from jaxreg.direct.resampling import (
     Points,
@@ -85,7 +85,7 @@ def instruments(
     noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
     source, left = wiener(pair.source, noise)
     target, _ = wiener(seen, noise * of_target / power)
-    model = columns(*_of_target(seen, points))
+    model = design_matrix(*_of_target(seen, points))
     denoised = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
     as_it_is = lambda denoised, *_: denoised  # noqa: E731
     operands = denoised, model[:3], points.inside, fit, steep
@@ -93,7 +93,7 @@ def instruments(
     image = interpolant(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
     slope_of_target, level_of_target = _of_target(target, points)
-    mean = columns(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
+    mean = design_matrix(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
     # Where the residual is aliasing it is not noise.
     share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
     shared = -0.5 * fit.gain * share * noise_slopes(points, pair.source.shape, left, linear)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxreg.compute.branching import apart
 from jaxreg.compute.products import dots
-from jaxreg.direct.intensity import fit_intensity, steepness
+from jaxreg.direct.intensity import fit_intensity, gradient_magnitude
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.normal_equations import Unknowns, after_a_small_move
 from jaxreg.direct.resampling import (
@@ -144,7 +144,7 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     slope = apart(points.cos > -2.0, slopes, pair.target, lever)
     value = pull(interpolant(pair.source, linear), points, linear)
     bands = -1, band, width, channels
-    steep = steepness(value.reshape(bands), pair.target[rows].reshape(bands))
+    steep = gradient_magnitude(value.reshape(bands), pair.target[rows].reshape(bands))
     pixels = some(pair.target, channels)
     fit = fit_intensity(value, pixels, points.inside, steep=steep, grain=pair.grain)
     rest, moved = after_a_small_move(slope, fit.weight, fit.residual)

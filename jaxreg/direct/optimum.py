@@ -21,17 +21,17 @@ from jaxreg.compute.branching import run_long_rarely
 from jaxreg.compute.products import dots, mean_once, product
 from jaxreg.compute.small_systems import solve, swept_inverse
 from jaxreg.direct.instruments import aliased, instruments
-from jaxreg.direct.intensity import Fit, fit_intensity, steepness, weigh
+from jaxreg.direct.intensity import Fit, fit_intensity, gradient_magnitude, weigh
 from jaxreg.direct.masking import Masks, Pair
 from jaxreg.direct.normal_equations import (
     System,
     Unknowns,
-    columns,
     damped_inverse,
+    design_matrix,
     guarded,
-    moments,
+    model_jacobian,
     normal_matrix,
-    of_model,
+    projections,
     secant,
 )
 from jaxreg.direct.refinement import clip_step
@@ -131,7 +131,7 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     steep = _steepness(value, pair.target, linear)
     fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep, pair.grain)
     found = instruments(pair, points, value, fit, steep, linear)
-    left, right = found.columns, of_model(found.model, fit.gain)
+    left, right = found.columns, model_jacobian(found.model, fit.gain)
     products = normal_matrix(jnp.concatenate([left, found.source]), right, fit.weight)
     normal, common = products[:-3], products[-3:, :3]
     changed = _brightness_changed(left, normal, value, pixels, fit)
@@ -187,8 +187,8 @@ def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
     pair, end, linear = primals
     points, value, fit = agreement(pair, end, linear)
     gain = end.unknowns.gain
-    right = columns(slopes(interpolant(pair.source, linear), points, linear), value)
-    normal = normal_matrix(end.system.instruments, of_model(right, gain), fit.weight)
+    right = design_matrix(slopes(interpolant(pair.source, linear), points, linear), value)
+    normal = normal_matrix(end.system.instruments, model_jacobian(right, gain), fit.weight)
     inverse = damped_inverse(normal, end.changed)
     steep = _steepness(value, pair.target, linear)
 
@@ -197,7 +197,7 @@ def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
         residual = flat(target) - gain * value - end.unknowns.bias
         changed = pair._replace(source=source, target=target)
         left = instruments(changed, points, value, fit, steep, linear).columns
-        return product(inverse, moments(left, fit.weight, residual))[:3]
+        return product(inverse, projections(left, fit.weight, residual))[:3]
 
     moved = jax.jvp(step, pair[:2], tangents[0][:2])[1]
     return end.unknowns.transform, RigidTransform(moved[0], moved[1], moved[2])
@@ -219,7 +219,7 @@ def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit:
         points = source_points(shape, transform, _margin(linear), masks)
         value = pull(image, points, linear)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep, grain)
-        found = moments(system.instruments, fit.weight, fit.residual) - system.noise
+        found = projections(system.instruments, fit.weight, fit.residual) - system.noise
         inverse = secant(state.inverse, system.scale, state.step, state.moments - found)
         # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
         plain = jnp.nan_to_num(product(system.inverse, found))
@@ -249,7 +249,7 @@ def _steepness(value: jax.Array, target: jax.Array, linear: jax.Array) -> jax.Ar
     Where the bilinear kernel is the pair's own they do not: zero.
     """
     level = lambda value, _: jnp.zeros_like(value[..., 0].reshape(-1))  # noqa: E731
-    return by_kernel(linear, level, steepness, value.reshape(target.shape), target)
+    return by_kernel(linear, level, gradient_magnitude, value.reshape(target.shape), target)
 
 
 def _margin(linear: jax.Array) -> jax.Array:
@@ -286,7 +286,7 @@ def _brightness_changed(
     The transform is free to make up for what it can, as it would if the test said no.
     """
     residual = target - value
-    drop = moments(left[:3], fit.weight, residual)
+    drop = projections(left[:3], fit.weight, residual)
     gained = product(drop, solve(normal[:3, :3], drop))
     energy = lambda v: dots(fit.weight, mean_once(jnp.square(v)) * v.shape[1])  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
