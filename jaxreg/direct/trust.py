@@ -39,8 +39,8 @@ _LEAST_LEAD = 0.1
 _LEAST_SHIFT_RATIO = 10.0
 _FARTHEST = 3  # px, the largest of these shifts
 # Two or three spots of any field of spots fit some of any other field's, and robust weights reject
-# the rest as hidden. Each row: an alignment whose unexplained variance over the whole overlap is
-# more than so many times that over the pixels not rejected must agree in more than so many places.
+# the rest as hidden. Each row is (ratio, places): an alignment must agree in more than `places` if
+# its unexplained share over the whole overlap exceeds `ratio` times that over the pixels kept.
 # With the first row alone 34 of 1,200 unrelated pairs of drawn star fields are believed, with both
 # rows 5; the second one refuses 4 of 1,951 scenes and none of 1,904 CIFAR-10 pairs with 20% hidden.
 _COINCIDENCES = np.array([[3.0, 5.0], [1.3, 3.5]], np.float32)
