@@ -91,14 +91,10 @@ def doubts_about(
     # Without a rival `align_from` gives no evidence and an infinite lead.
     ahead = jnp.maximum(lead, 0.0) / jnp.maximum(evidence, 1e-30)
     margin = jnp.square(ahead) * shift_ratio
-    seen: tuple[jax.Array | None, ...] = (None, None)
-    if masks is not None:
-        seen = tuple(way.without_rim().source for way in (masks, masks.swapped()))
+    in_fixed, in_moving = _without_rims(masks)
     conditioning = jnp.minimum(
-        *(
-            _conditioning(image, mask, rotation_free)
-            for image, mask in zip((fixed, moving), seen, strict=True)
-        )
+        _conditioning(fixed, in_fixed, rotation_free),
+        _conditioning(moving, in_moving, rotation_free),
     )
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     detail, places = _detail(source, target, weight)
@@ -210,6 +206,13 @@ def _shift_log_likelihood_ratio(
     least = rest[_FARTHEST, _FARTHEST]
     far = np.abs(np.mgrid[:span, :span] - _FARTHEST).max(0) > 1
     return jnp.where(far, count * jnp.log(rest / least), jnp.inf).min()
+
+
+def _without_rims(masks: Masks | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Masks of fixed and moving without the neighbours of masked pixels, or None for each."""
+    if masks is None:
+        return None, None
+    return masks.without_rim().source, masks.swapped().without_rim().source
 
 
 def _conditioning(
