@@ -7,14 +7,14 @@ import dataclasses
 import jax
 
 from jaxreg.compute.batching import each_pair
-from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.direct.align import align_from
 from jaxreg.learned import compact
 from jaxreg.result import Doubt, Registration, raised
 
 
 @jax.jit
-@of_any_rank
+@allow_rank_promotion
 def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register N pairs.
 

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.models.trained import TrainedNetwork
 from jaxreg.models.weights import read_weights
 from jaxreg.network_files import SHIPPED, SUFFIX
@@ -18,7 +18,7 @@ _BY_SIDE = {32: "compact32", 96: "compact96"}  # by height and width of the imag
 
 
 @jax.jit
-@of_any_rank
+@allow_rank_promotion
 def compact(fixed: jax.Array, moving: jax.Array) -> Registration:
     """Register N pairs with the shipped compact network of their size; one forward pass.
 

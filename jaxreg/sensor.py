@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.images import real_array
 
 _FEWEST = 16  # px: a border has no fewer
@@ -52,7 +52,7 @@ def scene_mask(frames: ArrayLike, tolerance: float = 0.02) -> jax.Array:
 
 
 @jax.jit
-@of_any_rank
+@allow_rank_promotion
 def _scene_mask(frames: jax.Array, tolerance: jax.Array) -> jax.Array:
     frames, lone = _without_lone_pixels(frames)
     # Not of what few pixels are: beside bright stars all of the sky is alike.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.compute.pytrees import of_any_rank
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.geometry import (
     MOST_CHANNELS,
     RigidTransform,
@@ -160,7 +160,7 @@ def warp(
 
 # Not only inside of a caller's program: one by one its operations take 50 times as long.
 @functools.partial(jax.jit, static_argnums=3, inline=True)
-@of_any_rank
+@allow_rank_promotion
 def _warped(
     image: jax.Array, transform: jax.Array, fill: jax.Array | None, interpolation: Interpolation
 ) -> jax.Array:
@@ -208,7 +208,7 @@ def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-@of_any_rank
+@allow_rank_promotion
 def _overlap(shape: Shape, transform: jax.Array) -> jax.Array:
     if transform.ndim > 1:
         return jax.vmap(lambda t: _overlap(shape, t))(transform)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxreg.direct import correlation
 from jaxreg.direct.correlation import Limits, evidence, within
-from jaxreg.direct.masking import Masks
+from jaxreg.direct.masking import Masks, Pair
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
@@ -57,7 +57,7 @@ def test_volume_agrees_with_brute_force(shape, angle):
     """Of images that are views of one, for which a line too many or too few masks."""
     fixed = texture(shape, seed=1)
     moving = np.asarray(warp(fixed, RigidTransform(2.0, -1.0, angle))) + texture(shape, seed=2) / 4
-    volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4))
+    volume = np.asarray(correlation_volume(Pair(fixed, moving), angles=8, reach=4))
     assert volume.shape == (9, 9, 8)
     turned, disc, seen = rotated_discs(fixed, 8), inscribed_disc(min(shape)), np.ones(shape, bool)
     for k, dy, dx in itertools.product(range(8), (-4, -1, 0, 4), (-4, 0, 2, 4)):
@@ -69,7 +69,7 @@ def test_volume_agrees_with_brute_force(shape, angle):
 def test_volume_of_masked_images_agrees_with_brute_force(shape):
     fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
     masks = Masks(*(np.float32(texture(shape, seed=s) > 110) for s in (3, 4)))
-    volume = np.asarray(correlation_volume(fixed, moving, angles=8, reach=4, masks=masks))
+    volume = np.asarray(correlation_volume(Pair(fixed, moving, masks), angles=8, reach=4))
     assert volume.shape == (9, 9, 8)
     turned, seen = rotated_discs(fixed, 8), np.asarray(rotated_discs(masks.source, 8)) >= 0.5
     for k, dy, dx in itertools.product(range(8), (-4, 0, 3), (-4, 1, 4)):
@@ -91,12 +91,12 @@ def test_a_limited_turn_is_covered(rotation):
 
 @pytest.mark.parametrize(("shift", "rotation"), [(3.0, 20.0), (2.4, 90.0), (0.1, 0.0)])
 def test_the_best_within_limits_is_found(shift, rotation):
-    fixed, moving = texture((16, 19), seed=1), texture((16, 19), seed=2)
+    pair = Pair(texture((16, 19), seed=1), texture((16, 19), seed=2))
     limits = Limits(shift, rotation)
-    peaks = search(fixed, moving, angles=24, reach=3, count=3, limits=limits).transform
+    peaks = search(pair, angles=24, reach=3, count=3, limits=limits)
     assert (np.abs((peaks.theta + 180) % 360 - 180) <= np.ceil(rotation / 15) * 15).all()
     assert np.abs([peaks.tx + 0.5, peaks.ty]).max() <= max(round(shift), 1)
-    volume = np.array(correlation_volume(fixed, moving, angles=24, reach=3))
+    volume = np.array(correlation_volume(pair, angles=24, reach=3))
     volume[~np.asarray(within(limits, 24, reach=3))] = -np.inf
     y, x, k = np.unravel_index(volume.argmax(), volume.shape)
     np.testing.assert_allclose(peaks[0].as_array(), [x - 3.5, y - 3, 15 * k])
@@ -117,13 +117,15 @@ def test_search_finds_a_turn_and_a_shift(shape):
     truth = RigidTransform(2.0, -1.0, 60.0)
     fixed = texture(shape, seed=3)
     everything = Limits(5.0, 180.0)
-    peaks = search(fixed, warp(fixed, truth), angles=48, reach=5, count=6, limits=everything)
-    assert peaks.transform.tx.shape == peaks.score.shape == (6,)
-    assert (np.diff(np.asarray(peaks.score)) <= 0).all()
-    best = RigidTransform(
-        *(np.asarray(v)[0] for v in (peaks.transform.tx, peaks.transform.ty, peaks.transform.theta))
-    )
-    shift, turn = errors(best, truth)
+    pair = Pair(fixed, warp(fixed, truth))
+    peaks = search(pair, angles=48, reach=5, count=6, limits=everything)
+    assert peaks.batch_shape == (6,)
+    volume = np.asarray(correlation_volume(pair, angles=48, reach=5))
+    half_y, half_x = (0.5 * ((size - min(shape)) % 2) for size in shape)
+    place = peaks.ty + half_y + 5, peaks.tx + half_x + 5, peaks.theta / 7.5
+    scores = volume[tuple(np.asarray(v).round().astype(int) for v in place)]
+    assert (np.diff(scores) <= 0).all()
+    shift, turn = errors(peaks[0], truth)
     assert shift <= 1.0
     assert turn <= 7.5
 
@@ -141,6 +143,6 @@ def test_evidence_grows_with_overlap_and_correlation():
 def test_constant_images_have_finite_evidence():
     flat = np.full((16, 16), 5.0, np.float32)
     for pair in [(flat, flat), (flat, texture((16, 16))), (texture((16, 16)), flat)]:
-        volume = np.asarray(correlation_volume(*pair, angles=8, reach=4))
+        volume = np.asarray(correlation_volume(Pair(*pair), angles=8, reach=4))
         assert np.isfinite(volume).all()
         assert np.abs(volume).max() < 0.1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxreg.compute.small_systems import swept_inverse
 from jaxreg.direct.finishing import finish
 from jaxreg.direct.instruments import aliased, precision, slow_share
-from jaxreg.direct.intensity import fit_intensity, steepness
+from jaxreg.direct.intensity import fit_intensity, gradient_magnitude
 from jaxreg.direct.kernel_choice import bilinear_explains_more, trial
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.normal_equations import guarded
@@ -195,11 +195,11 @@ def test_the_fainter_image_is_no_better_source_than_the_brighter_one(gain):
     assert float(ways[0].mismatch) == pytest.approx(float(ways[1].mismatch), rel=0.15)
 
 
-def test_steepness_is_that_of_the_least_steep_image():
+def test_gradient_magnitude_is_that_of_the_least_steep_image():
     ramp = jnp.broadcast_to(3.0 * jnp.arange(12.0)[:, None, None], (12, 10, 2))
-    np.testing.assert_allclose(steepness(ramp, 2 * ramp), 3.0)
-    np.testing.assert_allclose(steepness(ramp, jnp.zeros_like(ramp)), 0.0)
-    bands = steepness(ramp.reshape(6, 2, 10, 2))
+    np.testing.assert_allclose(gradient_magnitude(ramp, 2 * ramp), 3.0)
+    np.testing.assert_allclose(gradient_magnitude(ramp, jnp.zeros_like(ramp)), 0.0)
+    bands = gradient_magnitude(ramp.reshape(6, 2, 10, 2))
     np.testing.assert_allclose(bands, 3.0)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jaxreg.direct.trust import _determination, bounded
+from jaxreg.direct.trust import _conditioning, bounded
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import Pairs
 from jaxreg.registration import direct_estimator, register_batch
@@ -305,7 +305,7 @@ def with_noise(pairs, sigma, seed):
 @pytest.mark.parametrize("shape", [(32, 32), (16, 400), (8, 2048), (300, 20)])
 def test_a_texture_leaves_no_direction_open_however_long_the_image(shape):
     texture_ = jnp.asarray(np.random.default_rng(0).normal(size=(*shape, 1)), jnp.float32)
-    assert 0.5 < _determination(texture_, None, 1.0) < 1.5
+    assert 0.5 < _conditioning(texture_, None, 1.0) < 1.5
 
 
 _warp_all = jax.jit(jax.vmap(warp))

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from jaxreg.direct import ranking
 from jaxreg.direct.correlation import evidence
+from jaxreg.direct.masking import Pair
 from jaxreg.direct.ranking import Evidence, Ranked
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import overlap, warp
@@ -38,7 +39,8 @@ def test_local_evidence_is_that_of_correlations_within_gaussian_neighbourhoods()
     cov = mean(moved * target) - mean(moved) * mean(target)
     var_s, var_t = (mean(v * v) - mean(v) ** 2 for v in (moved, target))
     expected = inside * np.asarray(evidence(cov / np.sqrt(var_s * var_t), np.ones(1)))
-    found = local_evidence(jnp.asarray(source), jnp.asarray(target), stacked(t), sigma).score
+    pair = Pair(jnp.asarray(source), jnp.asarray(target))
+    found = local_evidence(pair, stacked(t), sigma).score
     assert float(found[0]) == pytest.approx(expected.mean(), abs=0.02)
 
 
@@ -47,8 +49,8 @@ def test_a_hidden_fifth_leaves_the_right_one_far_ahead():
     moving = warp(image, TRUTH)
     hidden = moving.at[9:23, 9:23].set(10.0)
     candidates = stacked(TRUTH, RigidTransform(-3.0, 2.0, 0.0))
-    right, wrong = local_evidence(image, hidden, candidates, 2.0).score
-    whole, _ = local_evidence(image, moving, candidates, 2.0).score
+    right, wrong = local_evidence(Pair(image, hidden), candidates, 2.0).score
+    whole, _ = local_evidence(Pair(image, moving), candidates, 2.0).score
     assert right > 0.2 * whole
     assert wrong < 0.1 * right
 
@@ -56,7 +58,7 @@ def test_a_hidden_fifth_leaves_the_right_one_far_ahead():
 def test_flat_images_have_no_evidence():
     flat, other = jnp.full((16, 16), 3.0), jnp.asarray(texture((16, 16)))
     for pair in [(flat, flat), (flat, other), (other, flat)]:
-        found = local_evidence(*pair, stacked(TRUTH), 1.5).score
+        found = local_evidence(Pair(*pair), stacked(TRUTH), 1.5).score
         assert np.abs(np.asarray(found)).max() < 0.05
 
 
@@ -64,7 +66,7 @@ def test_what_is_seen_are_the_pixels_of_the_overlap():
     image = jnp.asarray(texture((16, 20)))
     transforms = (0.0, 0.0, 0.0), (0.0, 4.0, 0.0), (8.0, 0.0, 180.0), (0.0, 8.0, 0.0)
     some = stacked(*(RigidTransform(*t) for t in transforms))
-    seen = local_evidence(image, image, some, 1.5).seen
+    seen = local_evidence(Pair(image, image), some, 1.5).seen
     np.testing.assert_allclose(seen, [16 * 20, 12 * 20, 16 * 12, 8 * 20], rtol=1e-3)
 
 
@@ -88,7 +90,7 @@ def test_the_rivals_are_other_alignments():
 
 
 @pytest.mark.parametrize(
-    ("scores", "seen", "lead", "lead_alike"),
+    ("scores", "seen", "lead", "lead_at_equal_overlap"),
     [
         ((0.9, 0.6, 0.5), (240.0, 180.0, 240.0), 0.3, 0.9 - 0.8),  # 12 of 16 rows
         ((0.9, 0.6, 0.5), (240.0, 240.0, 150.0), 0.3, 0.9 - 0.8),
@@ -96,7 +98,9 @@ def test_the_rivals_are_other_alignments():
         ((0.9, -1.0, -1.0), (240.0, 120.0, 120.0), 1.9, 1.9),  # no other, or one that disagrees
     ],
 )
-def test_a_rival_that_shows_less_is_compared_pixel_by_pixel(scores, seen, lead, lead_alike):
+def test_a_rival_that_shows_less_is_compared_pixel_by_pixel(
+    scores, seen, lead, lead_at_equal_overlap
+):
     three = stacked(TRUTH, TRUTH, TRUTH)
     found = standing(Ranked(three, Evidence(jnp.array(scores), jnp.array(seen))))
-    np.testing.assert_allclose(np.array(found), [0.9, lead, lead_alike], atol=1e-6)
+    np.testing.assert_allclose(np.array(found), [0.9, lead, lead_at_equal_overlap], atol=1e-6)

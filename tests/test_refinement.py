@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxreg.compute.small_systems import solve
 from jaxreg.direct import ranking, refinement
+from jaxreg.direct.masking import Pair
 from jaxreg.direct.refinement import clip_step
 from jaxreg.direct.robust import robust_weight, scale_of
 from jaxreg.geometry import RigidTransform
@@ -20,17 +21,17 @@ local_evidence = jax.jit(ranking.local_evidence, static_argnames="sigma")
 def test_gauss_newton_closes_in_from_every_side():
     image = jnp.asarray(texture((32, 32), sigma=1.5) / 50)
     truth = RigidTransform(1.7, -2.4, 33.0)
-    moving = 0.7 * warp(image, truth) + 0.3
+    pair = Pair(image, 0.7 * warp(image, truth) + 0.3)
     starts = np.float32([[2.4, -1.9, 36.0], [1.2, -3.0, 30.0], [1.7, -2.4, 33.0]])
     start = RigidTransform.from_array(starts)
-    end = gauss_newton(image, moving, start, 12)
+    end = gauss_newton(pair, start, 12)
     shift, turn = errors(end, RigidTransform.from_array(np.tile(truth.as_array(), (3, 1))))
     # Its gradient is the target's, black corners and all: near is all that is asked of it.
     assert shift.max() < 0.02
     assert turn.max() < 0.05
     far = RigidTransform.from_array(np.float32([[-4.0, 4.0, 200.0]]))
-    lost = local_evidence(image, moving, gauss_newton(image, moving, far, 5), 3.0).score
-    assert lost[0] < 0.5 * local_evidence(image, moving, end, 3.0).score.min()
+    lost = local_evidence(pair, gauss_newton(pair, far, 5), 3.0).score
+    assert lost[0] < 0.5 * local_evidence(pair, end, 3.0).score.min()
 
 
 def test_near_starts_are_not_moved_by_what_hides_a_part():
@@ -38,7 +39,7 @@ def test_near_starts_are_not_moved_by_what_hides_a_part():
     truth = RigidTransform(1.7, -2.4, 33.0)
     hidden = warp(image, truth).at[8:20, 10:22].set(4.0)
     start = RigidTransform.from_array(np.float32([[2.0, -2.1, 34.0]] * 2))
-    end = gauss_newton(image, hidden, start, 2, near=np.array([True, False]))
+    end = gauss_newton(Pair(image, hidden), start, 2, near=np.array([True, False]))
     shift, _ = errors(end, RigidTransform.from_array(np.tile(truth.as_array(), (2, 1))))
     assert shift[0] < 0.1 < shift[1]
 
@@ -47,9 +48,9 @@ def test_flat_images_have_finite_answers():
     flat = jnp.ones((16, 16))
     start = RigidTransform.identity((2,))
     for pair in [(flat, flat), (flat, jnp.asarray(texture((16, 16))))]:
-        end = gauss_newton(*pair, start, 3)
+        end = gauss_newton(Pair(*pair), start, 3)
         assert np.isfinite(np.asarray(end.as_array())).all()
-        assert np.abs(local_evidence(*pair, end, 1.5).score).max() < 0.1
+        assert np.abs(local_evidence(Pair(*pair), end, 1.5).score).max() < 0.1
 
 
 def test_outliers_lose_their_weight():

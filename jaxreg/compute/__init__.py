@@ -1,1 +1,1 @@
-"""How things are computed: products, small systems, branches in batches, chunks and pytrees."""
+"""Shared computing tools: products, small systems, branches under vmap, batching and pytrees."""

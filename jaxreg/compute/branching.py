@@ -1,6 +1,8 @@
-"""Branches in a batch: `jax.lax.cond` of one pair, vmapped, runs both for all of them.
+"""Conditionals and loops for vmapped code.
 
-These run only what is needed, where few pairs take a branch or all take the same.
+Under `jax.vmap`, `jax.lax.cond` evaluates both branches for every element, and a loop runs until
+the slowest element is done. These helpers run a rare branch, or the last steps of a loop, only for
+the elements that need it.
 """
 
 from __future__ import annotations
@@ -14,22 +16,25 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 T = TypeVar("T")
-# Elements of a batch that run a rare branch at a time, at least and as a share of all: few enough
-# for a few not to pay for many, many enough to outweigh what starting a kernel costs.
-_BLOCK, _SHARE = 256, 32
+# A rare branch runs on blocks of at least `_BLOCK` elements, or 1 / `_SHARE` of the batch. Small
+# blocks waste little work on padding; large ones outweigh the cost of launching a kernel.
+_BLOCK = 256
+_SHARE = 32
 
 
 def cond_rarely(
     pred: jax.Array, rare: Callable[..., T], usual: Callable[..., T], *operands: object
 ) -> T:
-    """`jax.lax.cond`, but vmapped it runs the usual branch for all and the rare one for its own.
+    """Run ``rare`` if ``pred`` holds, else ``usual``, as `jax.lax.cond` does.
 
-    Those that take the rare branch are gathered and run in blocks, as many as it needs.
+    Under `vmap` the usual branch runs for all elements. Those that take the rare branch are then
+    gathered, and it runs for them alone, in as many blocks as they fill.
 
     Args:
       pred: scalar bool, whether to take the rare branch.
-      rare: from the operands to a pytree of arrays; may close over no value being traced.
-      usual: likewise, with results of the same shapes and dtypes.
+      rare: function of the operands that returns a pytree of arrays; must not close over traced
+        values.
+      usual: the same, with results of the same shapes and dtypes.
       *operands: pytrees of arrays, without derivatives: reverse mode is not supported.
 
     >>> pick = lambda v: cond_rarely(v > 2, lambda v: 10 * v, lambda v: v, v)
@@ -46,10 +51,11 @@ def cond_rarely(
 def cond_where_any(
     pred: jax.Array, on_true: Callable[..., T], on_false: Callable[..., T], *operands: object
 ) -> T:
-    """`jax.lax.cond`, but vmapped it runs a branch, for all, only if any of them takes it.
+    """Run ``on_true`` if ``pred`` holds, else ``on_false``, as `jax.lax.cond` does.
 
-    Where a derivative is asked for, both branches run: a `cond` that is differentiated and then
-    vmapped has no reverse mode. Else args and results are as for `cond_rarely`.
+    Under `vmap` a branch runs only if any element takes it, and then for all elements. Under
+    differentiation both branches run, because a `cond` that is differentiated and then vmapped has
+    no reverse mode. Arguments and results are otherwise those of `cond_rarely`.
 
     >>> pick = lambda v: cond_where_any(v > 2, lambda v: 10 * v, lambda v: v, v)
     >>> jax.vmap(pick)(jnp.arange(5))
@@ -57,7 +63,7 @@ def cond_where_any(
     """
 
     def batch(pred: jax.Array, *operands: object) -> T:
-        # Three programs, lest a batch of which all take the same pay for writing and picking.
+        # Three programs, so that a batch whose elements agree does not pay for the selection.
         mixed = lambda *operands: jax.vmap(both)(pred, *operands)  # noqa: E731
         some = lambda *operands: jax.lax.cond(pred.any(), mixed, jax.vmap(on_false), *operands)  # noqa: E731
         return jax.lax.cond(pred.all(), jax.vmap(on_true), some, *operands)
@@ -78,17 +84,18 @@ def run_long_rarely(
     constants: object,
     state: T,
 ) -> T:
-    """``run(constants, state, limit=limits[1])``, a loop; vmapped most stop at the first limit.
+    """Run a loop, ``run(constants, state, limit=limits[1])``, that few elements need in full.
 
-    Those that are unfinished there are gathered and go on in blocks, as for `cond_rarely`.
+    Under `vmap` all elements run to the first limit. Those that are unfinished then are gathered
+    and continue to the second limit in blocks, as for `cond_rarely`.
 
     Args:
-      run: goes on with a state until it is finished or has taken ``limit`` steps, those before
-        included; may close over no value being traced.
-      unfinished: whether a state is, a scalar bool.
-      limits: in steps, for all of a batch and for its stragglers.
+      run: continues from a state until that is finished or has taken ``limit`` steps in total;
+        must not close over traced values.
+      unfinished: returns whether a state is unfinished, a scalar bool.
+      limits: the two limits, in steps.
       constants: a pytree of arrays.
-      state: likewise; what ``run`` returns.
+      state: the initial state, a pytree of arrays; ``run`` returns the same structure.
 
     >>> def halve(least, v, limit):
     ...     more = lambda s: (s[0] > least) & (s[1] < limit)
@@ -106,16 +113,19 @@ def run_long_rarely(
     return _batched_by(batch, last, constants, state)
 
 
-def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
-    """``function(*operands)``, computed once for all its consumers.
+def apart(opaque_true: jax.Array, function: Callable[..., T], *operands: object) -> T:
+    """Compute ``function(*operands)`` once for all its consumers.
 
-    XLA on CPUs fuses what is cheap by the element into each of its consumers, which then recompute
-    it, but not out of a branch of `cond`. Under `vmap`, and for a derivative, the function is
-    simply called.
+    XLA on CPUs fuses cheap elementwise work into each of its consumers, which then recompute it.
+    It does not fuse across the branches of a `cond`, so the call is put into one whose predicate
+    is always true but that XLA cannot fold away. Under `vmap` and under differentiation the
+    function is simply called.
 
     Args:
-      true: scalar bool that is always True, though the compiler cannot prove it.
-      function: from the operands to a pytree of arrays; may close over no value being traced.
+      opaque_true: scalar bool that is always True, computed from data so that the compiler cannot
+        prove it.
+      function: function of the operands that returns a pytree of arrays; must not close over
+        traced values.
       *operands: pytrees of arrays.
 
     >>> square = lambda v: apart(v > 0.0, jnp.square, v)
@@ -128,10 +138,11 @@ def apart(true: jax.Array, function: Callable[..., T], *operands: object) -> T:
     def batch(_: jax.Array, *operands: object) -> T:
         return jax.vmap(function)(*operands)
 
-    def one(true: jax.Array, *operands: object) -> T:
-        return _batched_by(batch, functools.partial(_cond, function, nothing), true, *operands)
+    def one(opaque_true: jax.Array, *operands: object) -> T:
+        isolated = functools.partial(_cond, function, nothing)
+        return _batched_by(batch, isolated, opaque_true, *operands)
 
-    return _derived_by(lambda _, *operands: function(*operands), one, true, *operands)
+    return _derived_by(lambda _, *operands: function(*operands), one, opaque_true, *operands)
 
 
 def _pick(pred: jax.Array, a: T, b: T) -> T:
@@ -145,7 +156,7 @@ def _cond(
 
 
 def _batched_by(batch: Callable[..., T], one: Callable[..., T], *operands: object) -> T:
-    """``one`` of the operands; vmapped, ``batch`` of all of them with a leading axis."""
+    """Call ``one(*operands)``; under `vmap` call ``batch`` on the stacked operands instead."""
     run = custom_vmap(lambda operands: one(*operands))
 
     @run.def_vmap
@@ -158,7 +169,7 @@ def _batched_by(batch: Callable[..., T], one: Callable[..., T], *operands: objec
 
 
 def _derived_by(plain: Callable[..., T], one: Callable[..., T], *operands: object) -> T:
-    """``one`` of the operands; where a derivative is asked for, ``plain``, which is the same."""
+    """Call ``one(*operands)``; under differentiation call ``plain``, the same function."""
     run = jax.custom_jvp(one)
 
     @run.defjvp
@@ -169,13 +180,13 @@ def _derived_by(plain: Callable[..., T], one: Callable[..., T], *operands: objec
 
 
 def _overwrite(pred: jax.Array, rare: Callable[..., T], result: T, operands: tuple) -> T:
-    """``result`` ``(N, ...)`` with that of the rare branch where ``pred`` ``(N,)`` holds."""
+    """Replace ``result`` ``(N, ...)`` by ``rare(*operands)`` where ``pred`` ``(N,)`` holds."""
     size, number = len(pred), pred.sum()
     if not size:
         return result
     block = min(max(_BLOCK, size // _SHARE), size)
     first = jnp.argsort(~pred, stable=True)
-    nobody = size  # an index that is read as the last element and never written
+    nobody = size  # out of range: reads clip it to the last element, writes drop it
     index = jnp.where(jnp.arange(size) < number, first, nobody)
     index = jnp.pad(index, (0, -size % block), constant_values=nobody)
 

@@ -1,8 +1,8 @@
-"""Matrix products of few vectors or planes, in the forms that CPUs are fast at.
+"""Matrix products of a few vectors or planes, written in forms that are fast on CPUs.
 
-A product of a few rows or columns by thousands is slower than one product for each of them, by
-five to ten times on a CPU; so are sums of thousands of products that are not written as one. All
-are in full float32: on a GPU the default (TF32) would cost the third digit.
+On a CPU a product of a few rows or columns by thousands is five to ten times slower than one
+product for each of them. So is a sum of thousands of products that is not written as a product.
+All products use full float32: on a GPU the default precision (TF32) would cost the third digit.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_MANY = 4096  # numbers from which on XLA's own sums are slow on CPUs
+_MANY = 4096  # array size from which XLA's own sums are slow on CPUs
 
 
 def product(a: jax.Array | np.ndarray, b: jax.Array | np.ndarray) -> jax.Array:
-    """``a @ b``, in full float32."""
+    """Compute ``a @ b`` in full float32."""
     return jnp.matmul(a, b, precision=_HIGHEST)
 
 
 def contract(subscripts: str, *operands: jax.Array | np.ndarray) -> jax.Array:
-    """`jax.numpy.einsum`, in full float32."""
+    """Call `jax.numpy.einsum` in full float32."""
     return jnp.einsum(subscripts, *operands, precision=_HIGHEST)
 
 
 def times(matrix: jax.Array | np.ndarray, vectors: jax.Array) -> jax.Array:
-    """``vectors @ matrix.T``, a vector at a time: ``(M, N)`` and ``(K, N)`` to ``(K, M)``."""
+    """Compute ``vectors @ matrix.T`` vector by vector: ``(M, N)``, ``(K, N)`` to ``(K, M)``."""
     return jnp.stack([product(matrix, v) for v in vectors])
 
 
 def dots(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``(a * b).sum(-1)`` for arrays ``(..., P)`` of one shape."""
+    """Compute ``(a * b).sum(-1)`` of two arrays of the same shape ``(..., P)``."""
     if a.shape[-1] < _MANY:
         return (a * b).sum(-1)
     if a.ndim == 1:
@@ -40,20 +40,20 @@ def dots(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def mean_over_channels(image: jax.Array) -> jax.Array:
-    """``image.mean(-1)`` of ``(..., C)``, channel by channel.
+    """Compute ``image.mean(-1)`` of ``(..., C)``, channel by channel.
 
-    Use on cheap inputs only: XLA recomputes the sum in every consumer.
+    Use it on cheap inputs only: XLA recomputes the sum in every consumer.
     """
     if image.size < _MANY:
         return image.mean(-1)
     total = image[..., 0]
     for k in range(1, image.shape[-1]):
-        total = total + image[..., k]  # += would change an image of NumPy's
+        total = total + image[..., k]  # += would overwrite a NumPy image
     return total / image.shape[-1]
 
 
 def mean_once(image: jax.Array) -> jax.Array:
-    """``image.mean(-1)`` of ``(..., C)``, computed once for all its consumers."""
+    """Compute ``image.mean(-1)`` of ``(..., C)``, once for all its consumers."""
     if image.size < _MANY:
         return image.mean(-1)
     channels = image.shape[-1]
@@ -62,12 +62,15 @@ def mean_once(image: jax.Array) -> jax.Array:
 
 
 def weighted_sum(image: jax.Array, weight: jax.Array) -> jax.Array:
-    """``weight @ image`` of ``(P,)`` and ``(P, C)``, the other way round: seven times as fast."""
+    """Compute ``weight @ image`` of ``(P,)`` and ``(P, C)`` as ``image.T @ weight``.
+
+    This order is seven times as fast.
+    """
     return product(image.T, weight)
 
 
 def mix(weights: jax.Array, planes: jax.Array) -> jax.Array:
-    """``weights @ planes`` as a sum, plane by plane: ``(D, C)`` and ``(C, P)`` to ``(D, P)``."""
+    """Compute ``weights @ planes`` plane by plane: ``(D, C)`` and ``(C, P)`` to ``(D, P)``."""
     mixed = weights[:, :1] * planes[0]
     for k in range(1, len(planes)):
         mixed += weights[:, k, None] * planes[k]
@@ -77,7 +80,7 @@ def mix(weights: jax.Array, planes: jax.Array) -> jax.Array:
 def separable(
     rows: jax.Array | np.ndarray, planes: jax.Array, columns: jax.Array | np.ndarray
 ) -> jax.Array:
-    """``rows @ plane @ columns.T`` of a plane ``(H, W)``, or of each of ``(C, H, W)``."""
+    """Compute ``rows @ plane @ columns.T`` for a plane ``(H, W)``, or for each of ``(C, H, W)``."""
     if planes.ndim == 2:
         return product(rows, product(planes, columns.T))
     count, height, width = planes.shape
@@ -89,15 +92,15 @@ def separable(
 def apply_separable(
     rows: jax.Array | np.ndarray, image: jax.Array, columns: jax.Array | np.ndarray
 ) -> jax.Array:
-    """``rows @ image @ columns.T`` for each channel of an image ``(H, W, C)``."""
+    """Compute ``rows @ image @ columns.T`` for each channel of an image ``(H, W, C)``."""
     return apply_across(apply_down(rows, image), columns)
 
 
 def apply_down(rows: jax.Array | np.ndarray, image: jax.Array) -> jax.Array:
-    """``rows @ image`` for each channel of an image ``(H, W, C)``."""
+    """Compute ``rows @ image`` for each channel of an image ``(H, W, C)``."""
     return contract("yi,ixc->yxc", rows, image)
 
 
 def apply_across(image: jax.Array, columns: jax.Array | np.ndarray) -> jax.Array:
-    """``image @ columns.T`` for each channel of an image ``(H, W, C)``."""
+    """Compute ``image @ columns.T`` for each channel of an image ``(H, W, C)``."""
     return contract("xj,yjc->yxc", columns, image)

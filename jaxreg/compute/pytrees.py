@@ -1,4 +1,4 @@
-"""Batches of pytrees such as transforms and registrations, and functions that take them."""
+"""Indexing and fetching of batched pytrees (transforms, registrations), and rank promotion."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def of_any_rank(function: F) -> F:
-    """A function that may broadcast though its caller, by `jax.numpy_rank_promotion`, may not."""
+def allow_rank_promotion(function: F) -> F:
+    """Let a function broadcast even where the caller's `jax.numpy_rank_promotion` forbids it."""
 
     @functools.wraps(function)
     def allowed(*args: Any, **kwargs: Any) -> Any:
@@ -25,15 +25,15 @@ def of_any_rank(function: F) -> F:
 
 
 def as_one(function: F) -> F:
-    """One call to the device instead of dozens; part of a larger program, nothing changes."""
-    return cast(F, jax.jit(of_any_rank(function), inline=True))
+    """Compile a function, so that one device call replaces dozens; inlined in larger programs."""
+    return cast(F, jax.jit(allow_rank_promotion(function), inline=True))
 
 
 def part(batch: Any, index: Any, batch_shape: tuple[int, ...]) -> Any:
-    """What an index takes of every field of a batch; a scalar among them is that of all.
+    """Index every field of a batch; a scalar field belongs to all elements and stays as it is.
 
     Raises:
-      IndexError: as NumPy does, where JAX would take what is nearest.
+      IndexError: the index is out of range, which JAX alone would clamp, or contains ``...``.
     """
     if isinstance(index, list):
         index = np.asarray(index, None if index else np.int32)
@@ -46,12 +46,15 @@ def part(batch: Any, index: Any, batch_shape: tuple[int, ...]) -> Any:
 
 
 def _without_lists(batch: Any) -> Any:
-    """The same with arrays for fields that are lists, which to JAX are containers."""
+    """Convert fields that are lists to arrays; JAX would take a list for a container."""
     array = lambda v: np.asarray(v, np.float32) if isinstance(v, list) else v  # noqa: E731
     return jax.tree.map(array, batch, is_leaf=lambda v: isinstance(v, list))
 
 
 def on_host(batch: Any) -> Any:
-    """The same fetched once, where a device would be asked for each field of each element."""
+    """Fetch a batch from the device in one transfer; a traced batch is returned as it is.
+
+    Indexing a batch on the device would cost a transfer for each field of each element.
+    """
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch))
     return batch if traced else jax.device_get(batch)

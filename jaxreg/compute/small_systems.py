@@ -1,4 +1,4 @@
-"""Linear systems of a few unknowns, in forms that cost less than a call of LAPACK."""
+"""Small linear systems, solved in closed form or by sweeping: cheaper than a LAPACK call."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 
 def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """Solve ``(..., 3, 3)`` normal equations, scaled to unit diagonal and faintly damped.
+    """Solve ``(..., 3, 3)`` normal equations by cofactors.
 
-    By cofactors: thousands of systems of three are no work for a linear algebra library.
+    The matrix is scaled to unit diagonal, and 1e-6 is added to that diagonal. Cofactors cost less
+    than a linear algebra library for thousands of 3x3 systems.
     """
     diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
     scale = jax.lax.rsqrt(jnp.maximum(jnp.abs(diagonal), 1e-12))
@@ -22,7 +23,7 @@ def solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def inverse(matrix: jax.Array) -> jax.Array:
-    """Inverses of N symmetric positive 3x3 matrices by cofactors: no LAPACK call for nine numbers.
+    """Invert N symmetric positive 3x3 matrices ``(N, 3, 3)`` by cofactors.
 
     >>> inverse(2.0 * jnp.eye(3)[None])[0].tolist()
     [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
@@ -34,15 +35,15 @@ def inverse(matrix: jax.Array) -> jax.Array:
 
 
 def _crossed(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The cofactors of a 3x3 matrix of these rows or columns, row by row or column by column."""
+    """Cofactors of a 3x3 matrix, as rows if given its rows, or as columns if given its columns."""
     return jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)
 
 
 def swept_inverse(matrix: jax.Array) -> jax.Array:
-    """Inverse of a matrix ``(U, U)`` that needs no pivoting, such as a damped normal matrix.
+    """Invert a matrix ``(U, U)`` that needs no pivoting, such as a damped normal matrix.
 
-    One rank-one update a row, the sweep operator (Goodnight 1979,
-    doi:10.1080/00031305.1979.10482685): less to compile and to start than a decomposition.
+    The sweep operator (Goodnight 1979, doi:10.1080/00031305.1979.10482685) applies one rank-one
+    update per row, and is faster to compile and to launch than a decomposition.
     """
 
     def sweep(k: int, m: jax.Array) -> jax.Array:

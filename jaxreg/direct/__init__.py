@@ -1,9 +1,9 @@
 """The direct method: global search, then Gauss-Newton to numerical precision.
 
-What happens to a pair, in order:
+The stages of a registration and their modules:
 
 1. `preparation`: outlier pixels, zero padding, common intensity units, dominant colour axis.
-   `masking`: which pixels count, and what stands in for those that do not.
+   `masking`: which pixels count, and the values that replace those that do not.
 2. `coarse_to_fine`: `correlation` of all rotations and shifts on a coarse `pyramid` level,
    `refinement` of the candidates by Gauss-Newton, `ranking` by local evidence; a finer search and
    `sliding` where no candidate is clearly the best.
@@ -12,5 +12,5 @@ What happens to a pair, in order:
    (`instruments`, denoised by `denoising`; `resampling`, `intensity` and `robust` weights).
 4. `trust`: whether the answer should be trusted, and if not, why.
 
-`align` runs these for one pair; `settings` holds what is asked of it.
+`align` runs these for one pair; `settings` holds the options.
 """

@@ -1,9 +1,9 @@
 """Global search: normalised cross-correlation over all rotations and shifts, on a coarse grid.
 
-The disc inscribed in the fixed image is turned by a circle of angles and correlated with the
-moving image at every whole shift. The correlation is the true normalised one: for each shift it
-counts only what lies inside the moving frame (Padfield 2012, doi:10.1109/TIP.2011.2181402). On a
-grid this small all of it is a few matrix products, which beat the FFT on every device.
+The disc inscribed in the source is rotated by angles of the full circle and correlated with the
+target at every whole shift. Means and variances are those of the overlap at each shift, inside the
+target's frame (Padfield 2012, doi:10.1109/TIP.2011.2181402). On a grid this small all of it is a
+few matrix products, which are faster than the FFT on every device.
 """
 
 from __future__ import annotations
@@ -16,41 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.compute.products import contract, product
-from jaxreg.direct.masking import Masks
+from jaxreg.direct.masking import Masks, Pair
 from jaxreg.geometry import RigidTransform
 from jaxreg.warping import sample
 
 
-class Peaks(NamedTuple):
-    """The best coarse alignments, best first.
-
-    Attributes:
-      transform: ``(K,)`` transforms, in pixels of the coarse grid.
-      score: ``(K,)``, see `evidence`; less 100 for what is no local maximum.
-    """
-
-    transform: RigidTransform
-    score: jax.Array
-
-
 @functools.cache
 def _disc(side: int) -> np.ndarray:
-    """``(side, side)`` float32: 1 inside the inscribed disc."""
+    """``(side, side)`` float32: 1 inside the inscribed disc, else 0."""
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     return (np.hypot(x, y) <= side / 2).astype(np.float32)
 
 
 def rotated_discs(image: jax.Array, angles: int) -> jax.Array:
-    """The central disc of an image ``(H, W)`` at ``angles`` even turns of the full circle.
+    """Rotate the central disc of an image by ``angles`` evenly spaced angles of the full circle.
 
-    Only the first quarter is interpolated; the rest are exact quarter turns of it.
+    Only the first quarter is interpolated; the others are exact rotations of it by 90 degrees.
 
     Args:
       image: ``(H, W)``.
-      angles: how many, a multiple of 4.
+      angles: number of angles, a multiple of 4.
 
     Returns:
-      ``(angles, S, S)``, ``S = min(H, W)``, zero outside the disc; entry k is turned by
+      ``(angles, S, S)`` with ``S = min(H, W)``, zero outside the disc; entry k is rotated by
       ``360 k / angles`` degrees.
     """
     height, width = image.shape
@@ -59,7 +47,7 @@ def rotated_discs(image: jax.Array, angles: int) -> jax.Array:
     theta = np.deg2rad(90.0 * np.arange(angles // 4) / (angles // 4))[:, None, None]
     cos, sin = np.cos(theta), np.sin(theta)
     source = np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)
-    # Within the disc's rim rounding may leave the frame by a hair; outside it nothing counts.
+    # Rounding may put points of the disc just outside the frame; those off the disc do not count.
     source = np.clip(source, -(side - 1) / 2, (side - 1) / 2)
     points = source + np.array([(width - 1) / 2, (height - 1) / 2])
     quarter = sample(image, points.astype(np.float32)) * _disc(side)
@@ -68,12 +56,12 @@ def rotated_discs(image: jax.Array, angles: int) -> jax.Array:
 
 
 def _start(size: int, side: int) -> int:
-    """Where a centred square of ``side`` pixels begins along an axis of ``size``."""
+    """First pixel of a centred square of ``side`` pixels along an axis of ``size`` pixels."""
     return (size - side) // 2
 
 
 def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
-    """``((2 reach + 1)^2, side^2)`` windows of an image at all shifts (dy major), zeros outside."""
+    """``((2 reach + 1)^2, side^2)``: windows at all shifts (dy major), zero outside the image."""
     height, width = image.shape
     top, left = reach - _start(height, side), reach - _start(width, side)
     top, left = max(top, 0), max(left, 0)
@@ -88,21 +76,21 @@ def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
 
 @functools.cache
 def _in_frame(size: int, side: int, reach: int, mirrored: bool) -> np.ndarray:
-    """``(2 reach + 1, side)``: 1 where a template's line lies in the frame at each shift."""
+    """``(2 reach + 1, side)``: 1 where a line of the template is in the frame at each shift."""
     start = _start(size, side)
-    if mirrored:  # an odd rest is no longer on the same side
+    if mirrored:  # an odd difference of the sizes leaves the extra pixel on the other side
         start = size - side - start
     line = start + np.arange(side) + np.arange(-reach, reach + 1)[:, None]
     return ((line >= 0) & (line < size)).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=8)  # large where an image is much longer than wide
+@functools.lru_cache(maxsize=8)  # few: they are large for elongated images
 def _shifted_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
-    """``((2 reach + 1)^2, H W)``: the disc in the frame at all shifts (dy major)."""
+    """``((2 reach + 1)^2, H W)``: 1 where the disc covers the frame at each shift (dy major)."""
     span = 2 * reach + 1
     place = np.zeros((span, span, *shape), np.float32)
     for shift in np.ndindex(span, span):
-        # What of the square, as rows and columns, lies in the frame, and where there.
+        # The rows and columns of the square that are in the frame, and their place in the frame.
         first = [_start(size, side) + s - reach for size, s in zip(shape, shift, strict=True)]
         disc = tuple(slice(max(-f, 0), min(side, n - f)) for f, n in zip(first, shape, strict=True))
         frame = tuple(slice(max(f, 0), min(f + side, n)) for f, n in zip(first, shape, strict=True))
@@ -111,16 +99,18 @@ def _shifted_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
 
 
 def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> jax.Array:
-    """Sums of each template and of its square over what the moving frame shows at each shift.
+    """Sum each template and its square over its pixels in the target's frame at each shift.
+
+    A template rotated by 90 degrees has the sums of the unrotated one over the frame rotated by
+    -90 degrees.
 
     Args:
-      quarter: ``(angles / 4, S, S)``, the templates of the first quarter turn.
-      shape: of the moving image.
+      quarter: ``(angles / 4, S, S)``, the templates of the first quarter of the circle.
+      shape: of the target.
       reach: largest shift.
 
     Returns:
-      ``(2 reach + 1, 2 reach + 1, 2, angles)``. A template turned by a quarter has the sums of the
-      unturned one over the frame turned back.
+      ``(2 reach + 1, 2 reach + 1, 2, angles)``.
     """
     count, side = quarter.shape[:2]
     lines = jnp.concatenate([quarter, quarter**2]).reshape(-1, side)
@@ -136,12 +126,12 @@ def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> ja
 
 
 class Limits(NamedTuple):
-    """How far a search goes; data, so that nothing is compiled anew for others.
+    """Limits of a search; arrays, so that other values need no new compilation.
 
     Attributes:
-      shift: the largest along an axis, in pixels of the grid; one is always searched.
-      rotation: the largest, either way, in degrees.
-      of_inverse: whether they limit the inverse of what is searched, whose shift has other axes.
+      shift: largest shift along either axis, in pixels of the grid; one pixel is always searched.
+      rotation: largest absolute rotation, in degrees.
+      of_inverse: whether they apply to the inverse transform, whose shift has rotated axes.
     """
 
     shift: jax.typing.ArrayLike
@@ -150,9 +140,9 @@ class Limits(NamedTuple):
 
 
 def within(limits: Limits, angles: int, reach: int) -> jax.Array:
-    """``(2 reach + 1, 2 reach + 1, angles)``: whether an alignment of a volume is to be searched.
+    """``(2 reach + 1, 2 reach + 1, angles)``: which entries of a correlation volume are searched.
 
-    The turns are those that cover angles up to the limit.
+    The grid's angles cover those up to the limit: the last one may lie beyond it.
 
     >>> [int(k) for k in jnp.arange(36)[within(Limits(2.0, 15.0), 36, reach=2)[0, 0]]]
     [0, 1, 2, 34, 35]
@@ -161,16 +151,25 @@ def within(limits: Limits, angles: int, reach: int) -> jax.Array:
     """
     y, x, k = np.mgrid[-reach : reach + 1, -reach : reach + 1, :angles].astype(np.float32)
     cos, sin = (f(2.0 * np.pi / angles * k) for f in (np.cos, np.sin))
-    there = np.maximum(abs(y), abs(x))
-    back = np.maximum(abs(cos * y - sin * x), abs(cos * x + sin * y))
-    # Half a pixel more: of an inverse the shifts lie between whole pixels.
+    forward = np.maximum(abs(y), abs(x))
+    inverse = np.maximum(abs(cos * y - sin * x), abs(cos * x + sin * y))
+    # Half a pixel more, because the shifts of an inverse lie between whole pixels.
     furthest = jnp.maximum(jnp.round(limits.shift), 1.0) + 0.5
-    near = jnp.where(limits.of_inverse, back, there) < furthest
+    near = jnp.where(limits.of_inverse, inverse, forward) < furthest
     return near & (np.minimum(k, angles - k) < limits.rotation * (angles / 360.0) + (1.0 - 1e-4))
 
 
 class _Sums(NamedTuple):
-    """Sums over what counts at each shift (rows) and turn (columns), or for all turns alike."""
+    """Sums over the overlap: a row for each shift, a column for each angle or one for all.
+
+    Attributes:
+      number: of pixels.
+      template: of the rotated source.
+      template_energy: of its square.
+      window: of the shifted target.
+      window_energy: of its square.
+      both: of their product.
+    """
 
     number: jax.Array | np.ndarray
     template: jax.Array
@@ -180,31 +179,23 @@ class _Sums(NamedTuple):
     both: jax.Array
 
 
-def correlation_volume(
-    fixed: jax.Array,
-    moving: jax.Array,
-    angles: int,
-    reach: int,
-    masks: Masks | None = None,
-) -> jax.Array:
-    """`evidence` of every alignment of the turned fixed disc and the moving image.
+def correlation_volume(pair: Pair, angles: int, reach: int) -> jax.Array:
+    """Compute the `evidence` of every rotation of the source's disc at every shift.
 
     Args:
-      fixed: ``(H, W)``.
-      moving: ``(H, W)``.
-      angles: number of even turns, a multiple of 4.
+      pair: planes ``(H, W)``.
+      angles: number of evenly spaced angles, a multiple of 4.
       reach: largest shift, in pixels.
-      masks: which pixels count, if not all do.
 
     Returns:
       ``(2 reach + 1, 2 reach + 1, angles)``, axes ``(ty, tx, theta)``; entry
       ``[reach + dy, reach + dx, k]`` is the alignment ``(dx, dy, 360 k / angles)``, less half a
       pixel along the longer axis if its length has the other parity (see `search`).
     """
-    if masks is None:
-        sums = _sums_over_frame(fixed, moving, angles, reach)
+    if pair.masks is None:
+        sums = _sums_over_frame(pair, angles, reach)
     else:
-        sums = _sums_over_masks(fixed, moving, masks, angles, reach)
+        sums = _sums_over_masks(pair, pair.masks, angles, reach)
     template_energy = sums.template_energy - sums.template**2 / sums.number
     window_energy = sums.window_energy - sums.window**2 / sums.number
     covariance = sums.both - sums.template * (sums.window / sums.number)
@@ -212,41 +203,40 @@ def correlation_volume(
     floor = 1e-6 * jnp.max(energy) + 1e-12
     ncc = covariance * jax.lax.rsqrt(jnp.maximum(energy, floor))
     span = 2 * reach + 1
-    share = sums.number / _disc(min(fixed.shape)).sum()
+    share = sums.number / _disc(min(pair.source.shape)).sum()
     return evidence(ncc, share).reshape(span, span, -1)
 
 
-def _sums_over_frame(fixed: jax.Array, moving: jax.Array, angles: int, reach: int) -> _Sums:
-    """Where all pixels count: most sums are then products of lines."""
-    side = min(fixed.shape)
-    template = rotated_discs(fixed - fixed.mean(), angles)
-    moving = moving - moving.mean()
-    window = _windows(moving, side, reach)
-    disc = _shifted_disc(moving.shape, side, reach)
+def _sums_over_frame(pair: Pair, angles: int, reach: int) -> _Sums:
+    """Sums where all pixels count: most of them are then separable products."""
+    source, target = pair.source, pair.target
+    side = min(source.shape)
+    template = rotated_discs(source - source.mean(), angles)
+    target = target - target.mean()
+    window = _windows(target, side, reach)
+    disc = _shifted_disc(target.shape, side, reach)
     count = disc.sum(1, keepdims=True)
-    sums = _sums_in_frame(template[: angles // 4], moving.shape, reach)
+    sums = _sums_in_frame(template[: angles // 4], target.shape, reach)
     template_sum, template_energy = (sums[:, :, k].reshape(-1, angles) for k in range(2))
-    flat = moving.reshape(-1)
+    flat = target.reshape(-1)
     window_sum, window_energy = (product(disc, v)[:, None] for v in (flat, flat**2))
-    # Windows times templates, not the reverse: two to three times as fast on CPUs.
+    # Windows times templates is two to three times as fast on CPUs as templates times windows.
     both = product(window, template.reshape(angles, -1).T)
     return _Sums(count, template_sum, template_energy, window_sum, window_energy, both)
 
 
-def _sums_over_masks(
-    fixed: jax.Array, moving: jax.Array, masks: Masks, angles: int, reach: int
-) -> _Sums:
-    """Where masks say what counts: every sum is a product of windows and templates."""
-    side, span = min(fixed.shape), 2 * reach + 1
+def _sums_over_masks(pair: Pair, masks: Masks, angles: int, reach: int) -> _Sums:
+    """Sums where only some pixels count: each of them is a product of windows and templates."""
+    side, span = min(pair.source.shape), 2 * reach + 1
 
     def centred(image: jax.Array, mask: jax.Array) -> jax.Array:
         return image - (image * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
-    # Half of a pixel may be made up: the finish is stricter.
+    # A rotated pixel counts if half of it does; the finish is stricter.
     seen = (rotated_discs(masks.source, angles) >= 0.5).astype(jnp.float32)
-    template = rotated_discs(centred(fixed, masks.source), angles) * seen
+    template = rotated_discs(centred(pair.source, masks.source), angles) * seen
     templates = jnp.stack([seen, template, template**2])
-    window = centred(moving, masks.target) * masks.target
+    window = centred(pair.target, masks.target) * masks.target
     windows = jnp.stack([_windows(v, side, reach) for v in (masks.target, window, window**2)])
     sums = product(windows.reshape(-1, side * side), templates.reshape(-1, side * side).T)
     sums = jnp.moveaxis(sums.reshape(3, span * span, 3, -1), 1, 2)
@@ -255,58 +245,51 @@ def _sums_over_masks(
 
 
 def evidence(ncc: jax.Array, share: jax.Array) -> jax.Array:
-    """How much an alignment says: the mutual information of two Gaussian images over their overlap.
+    """Evidence for an alignment: the mutual information of two Gaussian images over their overlap.
 
-    A correlation of 0.99 over half of the image is less of a coincidence than 1.0 over a tenth:
-    near-featureless corners match anything. Correlations are told apart up to about 0.99; below
-    0.1 either way all say next to nothing.
+    A correlation of 0.99 over half of the image is less likely a coincidence than 1.0 over a tenth
+    of it, because a corner with few features matches anything. Correlations are distinguished up to
+    about 0.99; those between -0.1 and 0.1 give almost no evidence.
 
     Args:
-      ncc: normalised cross-correlation; anticorrelation counts against.
-      share: the part of the image that overlaps, in [0, 1].
+      ncc: normalised cross-correlation; a negative one gives negative evidence.
+      share: share of the image that overlaps, in [0, 1].
     """
     return -jnp.sign(ncc) * share * jnp.log(1.01 - jnp.square(jnp.clip(ncc, -1.0, 1.0)))
 
 
-def search(
-    fixed: jax.Array,
-    moving: jax.Array,
-    angles: int,
-    reach: int,
-    count: int,
-    limits: Limits,
-    masks: Masks | None = None,
-) -> Peaks:
-    """The best local maxima of `correlation_volume`, whose angle axis, the last, is a circle.
+def search(pair: Pair, angles: int, reach: int, count: int, limits: Limits) -> RigidTransform:
+    """Find the best local maxima of `correlation_volume`.
 
     Args:
-      fixed: ``(H, W)``.
-      moving: ``(H, W)``.
-      angles: number of even turns, a multiple of 4.
-      reach: largest shift that there can be, in pixels.
-      count: how many peaks.
-      limits: which are searched.
-      masks: which pixels count, if not all do.
+      pair: planes ``(H, W)``.
+      angles: number of evenly spaced angles, a multiple of 4.
+      reach: largest shift that any limits allow, in pixels.
+      count: number of maxima.
+      limits: of the alignments searched.
+
+    Returns:
+      ``(count,)`` transforms from source to target, best first. If there are too few local maxima,
+      the best other alignments follow.
     """
-    volume = correlation_volume(fixed, moving, angles, reach, masks)
+    volume = correlation_volume(pair, angles, reach)
     volume = jnp.where(within(limits, angles, reach), volume, -jnp.inf)
     highest = _highest_around(volume)
-    # What is no maximum comes after all that are, should there be too few.
-    ranked = jnp.where(volume >= highest, volume, volume - 100.0)
-    score, index = jax.lax.top_k(ranked.reshape(-1), count)
+    ranked = jnp.where(volume >= highest, volume, volume - 100.0)  # maxima come first
+    _, index = jax.lax.top_k(ranked.reshape(-1), count)
     y, x, k = jnp.unravel_index(index, ranked.shape)
-    # An even square in an odd axis, or the reverse, sits half a pixel off its centre.
-    half_y, half_x = (0.5 * ((size - min(fixed.shape)) % 2) for size in fixed.shape)
-    transform = RigidTransform(
+    # An even square in an axis of odd length, or the reverse, is half a pixel off the centre.
+    shape = pair.source.shape
+    half_y, half_x = (0.5 * ((size - min(shape)) % 2) for size in shape)
+    return RigidTransform(
         (x - reach).astype(jnp.float32) - half_x,
         (y - reach).astype(jnp.float32) - half_y,
         k.astype(jnp.float32) * (360.0 / angles),
     )
-    return Peaks(transform, score)
 
 
 def _highest_around(volume: jax.Array) -> jax.Array:
-    """The maximum of each cell and its 26 neighbours, axis by axis; the last is a circle."""
+    """Maximum of each cell and its 26 neighbours; the last axis, the angles, is periodic."""
     around = jnp.concatenate([volume[..., -1:], volume, volume[..., :1]], axis=2)
     for axis, padding in enumerate((1, 1, 0)):
         window, pads = [1, 1, 1], [(0, 0)] * 3

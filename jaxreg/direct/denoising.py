@@ -1,8 +1,8 @@
 """Empirical Wiener filter in the cosine domain, for images whose noise level is known.
 
-Where the refinement weighs pixels by the gradient of a noisy image, the noise in that gradient
-costs accuracy. Channels are decorrelated first (the noise is independent, the picture is not),
-then each band of frequencies is shrunk by the share of its power that is not noise.
+The finish projects its residual on image gradients, and the noise in these costs accuracy. The
+channels are decorrelated first (the noise is independent, the picture is not); then each band of
+frequencies is multiplied by the share of its power that is not noise.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 
 from jaxreg.compute.products import mix, product, separable, times
 
+# Radial bands of frequencies, each with one gain: few enough for a stable estimate of the power in
+# each of them on a 32x32 image. No comparison of values is on record.
 _BANDS = 12
 
 
 @functools.cache
 def _cosines(size: int) -> np.ndarray:
-    """``(size, size)`` orthonormal DCT-II; its mirrored border rings less than an FFT's wrap."""
+    """``(size, size)``: orthonormal DCT-II, whose mirrored border rings less than an FFT's wrap."""
     k, n = np.mgrid[:size, :size]
     matrix = np.sqrt(2 / size) * np.cos(np.pi * (n + 0.5) * k / size)
     matrix[0] /= np.sqrt(2)
@@ -29,7 +31,7 @@ def _cosines(size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)  # 200 MB each at the largest
 def _bands(height: int, width: int) -> np.ndarray:
-    """``(B, H W)`` one-hot radial band of each cosine, the constant one left out."""
+    """``(B, H W)``: one-hot radial band of each cosine, without the constant one."""
     radius = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
     band = np.minimum((radius * _BANDS).astype(int), _BANDS - 1)
     one_hot = np.eye(_BANDS, dtype=np.float32)[band]
@@ -38,7 +40,11 @@ def _bands(height: int, width: int) -> np.ndarray:
 
 
 def cosine_blur(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
-    """``(size, size)``: a Gaussian blur of a line, mirrored at its ends; sigma in px may be traced.
+    """``(size, size)``: Gaussian blur of a line that is mirrored at its ends.
+
+    Args:
+      size: pixels of the line.
+      sigma: standard deviation in px; may be traced.
 
     >>> bool(jnp.allclose(cosine_blur(8, 0.0), jnp.eye(8), atol=1e-6))
     True
@@ -52,7 +58,7 @@ def cosine_blur(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
 
 @functools.lru_cache(maxsize=16)
 def _waves(height: int, width: int, spline: bool) -> np.ndarray:
-    """``(L, L, B)``: what white noise of each band adds to `covariance_at_lags`."""
+    """``(L, L, B)``: contribution of white noise in each band to `covariance_at_lags`."""
 
     def waves(size: int) -> np.ndarray:
         frequency = np.pi * np.arange(size) / size
@@ -64,34 +70,35 @@ def _waves(height: int, width: int, spline: bool) -> np.ndarray:
     return (both / (height * width)).astype(np.float32)
 
 
-def covariance_at_lags(left: jax.Array, shape: tuple[int, ...], spline: bool) -> jax.Array:
+def covariance_at_lags(cross_power: jax.Array, shape: tuple[int, ...], spline: bool) -> jax.Array:
     """Covariance of white noise and the same noise denoised, at lags of whole pixels.
 
     Args:
-      left: see `wiener`.
-      shape: of the image, ``(H, W)`` first.
-      spline: whether both have become coefficients of the cubic spline.
+      cross_power: ``(B,)`` of the two in each band, see `wiener`.
+      shape: of the image, starting with ``(H, W)``.
+      spline: whether both are converted to coefficients of the cubic spline.
 
     Returns:
       ``(L, L)``, for 0 to 1 pixels down and to the right, or 0 to 3 for coefficients.
     """
     waves = _waves(*shape[:2], spline)
-    return product(waves.reshape(-1, _BANDS), left).reshape(waves.shape[:2])
+    return product(waves.reshape(-1, _BANDS), cross_power).reshape(waves.shape[:2])
 
 
 def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Shrink the frequencies of an image that its white noise outweighs.
+    """Denoise an image: shrink the bands of frequencies that its white noise dominates.
 
-    The filter is a constant to derivatives: between channels of equal power it has none.
+    Differentiation treats the filter as a constant, because its eigenvectors have no derivative
+    where channels have equal power.
 
     Args:
       image: ``(H, W, C)``.
-      noise: ``(C, C)`` its covariance, of each pixel's channels. Zero returns the image, except
-        that bands with some millionth of the strongest one's power are damped.
+      noise: ``(C, C)`` covariance of the noise in the channels of a pixel. With zero the image is
+        returned, except that bands with about a millionth of the strongest band's power are damped.
 
     Returns:
-      ``(H, W, C)``, the means of the channels unchanged; and ``(B,)``, the noise of all channels
-      times the share of it that is left in each band.
+      ``(H, W, C)``, with the channel means unchanged; and ``(B,)``, the cross power of the noise
+      and the same noise denoised in each band: noise variance times gain, summed over the channels.
     """
     height, width, channels = image.shape
     rows, columns, bands = _cosines(height), _cosines(width), _bands(height, width)

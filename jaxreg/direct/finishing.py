@@ -1,8 +1,8 @@
-"""The last stage of a registration: to numerical precision, with its covariance.
+"""Last stage of a registration: refine to numerical precision and estimate the covariance.
 
-Which of the two images is pulled onto the other's pixels, and by which kernel, is decided by the
-images alone (`jaxreg.direct.kernel_choice`), so that swapping them gives the inverse. The rest is
-`jaxreg.direct.optimum`'s.
+The images alone decide which of them is pulled onto the other's pixels, and by which kernel
+(`jaxreg.direct.kernel_choice`), so that swapping them gives the inverse. `jaxreg.direct.optimum`
+then finds the optimum.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from jaxreg.direct.resampling import DEGREE, sampled
 from jaxreg.direct.settings import AUTO
 from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
 
-# A residual that no kernel explains need not be white, and then single pixels misjudge the
-# estimate's variance: it is scaled by the slow share of the residual over that of white noise,
-# within these bounds. Measured on scenes of the training photographs.
+# A residual that no kernel explains need not be white, and then a sum over single pixels misjudges
+# the variance. It is multiplied by the residual's slow share over that of white noise, within these
+# bounds, which were measured on scenes of the training photographs.
 _INFLATION = 0.4, 2.5
 
 
 class Finished(NamedTuple):
-    """The end of a registration.
+    """A finished registration.
 
     Attributes:
       transform: from fixed to moving.
       covariance: ``(3, 3)`` of ``(tx, ty, theta)``, px and degrees.
-      value: ``(P, C)``, the source on the target's pixels at the end.
+      value: ``(P, C)``, the source at the target's pixels.
       target: ``(P, C)``.
       inside: ``(P,)`` weight of the overlap.
-      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
-      settled: scalar bool, False if no optimum was found near the start, which then is the answer.
+      weight: ``(P,)``, weight of the overlap times robust weight.
+      settled: scalar bool; False if no optimum was found near the start, which then is the answer.
     """
 
     transform: RigidTransform
@@ -59,15 +59,15 @@ def finish(
     kernel: jax.typing.ArrayLike = AUTO,
     border: Border | None = None,
 ) -> Finished:
-    """Refine a close alignment to the end.
+    """Refine a close alignment to numerical precision.
 
-    The transform is differentiable with respect to the images, through the optimum it is.
+    The transform is differentiable with respect to the images, by the implicit function theorem.
 
     Args:
-      pair: fixed and moving ``(H, W, C)``, and what is asked and known of them.
-      transform: within a few tenths of a pixel.
-      kernel: that of the answer, `LINEAR` or `SPLINE`; `AUTO` chooses it by the residual.
-      border: of both images, where it does not count.
+      pair: fixed (the source) and moving ``(H, W, C)``; `Pair.detail_ratio` is set here.
+      transform: from fixed to moving, within a few tenths of a pixel.
+      kernel: `LINEAR` or `SPLINE`; `AUTO` chooses one by the residual.
+      border: what to leave out of both images, if anything.
     """
     ratio = finest_detail(pair.target) / finest_detail(pair.source)
     pair = pair._replace(detail_ratio=ratio)
@@ -99,7 +99,7 @@ def _without_border(border: Border, pair: Pair, t: RigidTransform) -> tuple[Pair
 
 
 def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:
-    """What is said of an optimum; differentiable with respect to the images."""
+    """Evaluate an optimum; the transform is differentiable with respect to the images."""
     transform = differentiable(pair, end, linear)
     end = end._replace(unknowns=end.unknowns._replace(transform=transform))
     points, value, fit = agreement(pair, end, linear)
@@ -109,11 +109,11 @@ def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:
 
 
 def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
-    """Of the estimate, by each pixel's own residuals.
+    """Covariance ``(3, 3)`` of the estimate from the residuals of single pixels.
 
-    White (1980, doi:10.2307/1912934): right also where residuals are larger at the edges, which say
-    most, than on the ground between them, and where a pixel's channels share them. No residual
-    counts as smaller than rounding to grey levels would leave it.
+    White's estimator (1980, doi:10.2307/1912934) holds even if residuals are larger at edges, which
+    determine most, than between them, and if the channels of a pixel share them. No residual counts
+    as smaller than the one due to rounding to grey levels.
     """
     influence = product(end.common, end.system.instruments)
     least = jnp.sqrt(jnp.asarray(grain))
@@ -124,7 +124,7 @@ def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
 
 
 def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, jax.Array]:
-    """The inverse of a transform, and its covariance carried over."""
+    """Invert a transform, and propagate its covariance."""
     inverse = t.inverse()
     cos, sin = cos_sin_degrees(t.theta)
     jacobian = jnp.array(

@@ -1,7 +1,7 @@
-"""What the finish projects its residual on: derivatives of both images, denoised.
+"""The instruments on which the finish projects its residual: denoised derivatives of both images.
 
-Which frequencies to trust: a Wiener filter at the measured noise, and a blur against aliasing where
-the residual's colour shows it.
+A Wiener filter at the measured noise denoises them, and a blur suppresses aliasing where the
+residual's spectrum shows it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxreg.compute.products import apply_separable, dots, mean_once, product
 from jaxreg.direct.denoising import cosine_blur, wiener
 from jaxreg.direct.intensity import Fit
 from jaxreg.direct.masking import Pair
-from jaxreg.direct.normal_equations import after_a_small_move, columns
+from jaxreg.direct.normal_equations import after_a_small_move, design_matrix
 from jaxreg.direct.pyramid import blurring_matrix
 from jaxreg.direct.resampling import (
     Points,
@@ -30,29 +30,29 @@ from jaxreg.direct.resampling import (
 from jaxreg.direct.robust import scale_of
 from jaxreg.interpolation import spline_gradient
 
-# Where neither kernel is exact, aliasing makes the finest detail differ between the views: the
-# derivative is taken from an image blurred by up to this many px. Chosen on scene pairs of the
+# px: largest standard deviation of the blur before the derivative is taken. Where neither kernel is
+# exact, aliasing makes the finest detail differ between the images. Chosen on scene pairs of the
 # training photographs, as are the two shares below.
 _ALIASING_BLUR = 1.5
-# A blur by so many px leaves about 5% of the power of white noise; 2% and less of aliasing's, which
-# lies in the finest detail; and more than half of the power of what hides a part of a view.
+# px: the blur of `slow_share`. It leaves about 5% of the power of white noise, at most 2% of that
+# of aliasing, which is in the finest detail, and over half of that of an object hiding a part.
 _SLOW = 1.5
 WHITE, _ALIASING = 0.05, 0.02
 
 
 class Instruments(NamedTuple):
-    """What residuals are projected on, and what changes them, see `columns`.
+    """The instruments and the model's derivatives, each as `design_matrix` has them.
 
     Attributes:
-      columns: ``(U, P * C)``, the mean of both images, each denoised on its own grid. Each stays
-        with its own noise as the transform moves; averaging the pictures first would tie the
-        estimate to the transform at which they were averaged.
-      source: ``(3, P * C)``, the source's part of their slopes.
-      model: ``(U, P * C)``, of the target as it is: what the residual itself changes by.
-      slow: scalar, the share of the residual's power that is not fine detail, see `slow_share`;
-        that of white noise where the kernel is bilinear.
-      noise_alone: ``(3,)``, the expected first products with a residual of noise alone, which the
-        source's part and the source's values share.
+      columns: ``(U, P * C)``, instruments: the mean of both images' derivatives, where each image
+        is denoised on its own grid. So each keeps its own noise as the transform moves; averaging
+        the images first would tie the estimate to the transform at which they were averaged.
+      source: ``(3, P * C)``, the source's derivatives by the transform.
+      model: ``(U, P * C)``, derivatives of the target without denoising, those of the residual.
+      slow: scalar, the residual's slow share, see `slow_share`; that of white noise if the kernel
+        is bilinear.
+      noise_alone: ``(3,)``, expected projections of a residual of noise alone: the source's
+        instruments and its values share their noise.
     """
 
     columns: jax.Array
@@ -70,14 +70,14 @@ def instruments(
     steep: jax.Array,
     linear: jax.Array,
 ) -> Instruments:
-    """The instruments of an alignment.
+    """Compute the instruments of an alignment.
 
     Args:
       pair: images ``(H, W, C)``.
-      points: where the target's pixels lie in the source.
-      value: ``(P, C)``, the source there.
-      fit: how well that explains the target.
-      steep: ``(P,)`` `steepness`.
+      points: positions of the target's pixels in the source.
+      value: ``(P, C)``, the source at the points.
+      fit: of the target by these values.
+      steep: ``(P,)`` `gradient_magnitude`.
       linear: the kernel, see `by_kernel`.
     """
     seen = _seen(pair, points, value, fit)
@@ -85,7 +85,7 @@ def instruments(
     noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
     source, left = wiener(pair.source, noise)
     target, _ = wiener(seen, noise * of_target / power)
-    model = columns(*_of_target(seen, points))
+    model = design_matrix(*_of_target(seen, points))
     denoised = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
     as_it_is = lambda denoised, *_: denoised  # noqa: E731
     operands = denoised, model[:3], points.inside, fit, steep
@@ -93,8 +93,8 @@ def instruments(
     image = interpolant(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
     slope_of_target, level_of_target = _of_target(target, points)
-    mean = columns(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
-    # Where the residual is aliasing it is not noise.
+    mean = design_matrix(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
+    # A residual that is aliasing is no noise.
     share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
     shared = -0.5 * fit.gain * share * noise_slopes(points, pair.source.shape, left, linear)
     noise_alone = product(shared, fit.weight * trust)
@@ -103,7 +103,7 @@ def instruments(
 
 
 class _Denoised(NamedTuple):
-    """Source and target ``(H, W, C)``, how far to trust each pixel ``(P,)``, and `slow_share`."""
+    """Source and target ``(H, W, C)``, trust in each pixel ``(P,)``, and `slow_share`."""
 
     source: jax.Array
     target: jax.Array
@@ -114,8 +114,8 @@ class _Denoised(NamedTuple):
 def _against_aliasing(
     denoised: _Denoised, slope: jax.Array, inside: jax.Array, fit: Fit, steep: jax.Array
 ) -> _Denoised:
-    """The same with a blur and less trust in what is steep, as far as the residual is aliasing."""
-    # What a small move would explain is no property of the optimum.
+    """Blur both images and trust steep pixels less, as far as the residual is aliasing."""
+    # The part that a small move would explain vanishes at the optimum.
     slope = jax.lax.stop_gradient(slope)  # trust and blur are constants to derivatives
     rest, _ = after_a_small_move(slope, fit.weight, fit.residual)
     slow = slow_share((inside[:, None] * rest).reshape(denoised.source.shape))
@@ -127,7 +127,7 @@ def _against_aliasing(
 
 
 def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
-    """The target in the source's grey values, and the source itself beyond the overlap."""
+    """The target in the source's units, continued by the source beyond the overlap."""
     expected = (fit.gain * value + fit.bias).reshape(pair.target.shape)
     inside = points.inside.reshape(*pair.target.shape[:2], 1)
     return (jnp.where(inside > 0, pair.target, expected) - fit.bias) / fit.gain
@@ -143,15 +143,16 @@ def _of_target(image: jax.Array, points: Points) -> tuple[jax.Array, jax.Array]:
 def precision(
     size: jax.Array, weight: jax.Array, steep: jax.Array, aliased: jax.Array
 ) -> jax.Array:
-    """Weight of each pixel ``(P,)``: the less, the larger a residual is expected there.
+    """Weight of each pixel ``(P,)``: the smaller, the larger the expected residual.
 
-    Half way between equal weights and that expectation's inverse, and only as far as the residual
-    is aliasing: where a straight edge is along itself the faint rest of the picture tells.
+    It is half way between equal weights and the inverse of the expected residual, and differs from
+    1 only as far as the residual is aliasing. The faint rest of a picture thus tells where it lies
+    along a straight edge.
 
     Args:
-      size: ``(P,)`` of the residuals.
+      size: ``(P,)``, absolute residuals.
       weight: ``(P,)``.
-      steep: ``(P,)`` `steepness`.
+      steep: ``(P,)`` `gradient_magnitude`.
       aliased: scalar, see `aliased`.
     """
     mean = dots(weight, size) / jnp.maximum(weight.sum(), 1.0)
@@ -160,7 +161,7 @@ def precision(
 
 
 def slow_share(residual: jax.Array) -> jax.Array:
-    """How much of the power of a residual ``(H, W, C)`` survives a blur: its colour, a scalar."""
+    """Share of the power of a residual ``(H, W, C)`` that a blur leaves; a scalar."""
     rows, across = (blurring_matrix(size, _SLOW) for size in residual.shape[:2])
     blurred, residual = (
         image.reshape(-1) for image in (apply_separable(rows, residual, across), residual)
@@ -169,8 +170,9 @@ def slow_share(residual: jax.Array) -> jax.Array:
 
 
 def aliased(slow: jax.Array) -> jax.Array:
-    """Whether a residual of this colour is aliasing, 0 to 1; 0 for white noise and what is slower.
+    """How far a residual with this slow share is aliasing: 0 to 1.
 
-    Noise calls for the sharpest derivative there is, an occlusion for robust weights.
+    It is 0 for white noise, which needs the sharpest derivative, and for anything slower, such as
+    an object hiding a part of the view, which is left to the robust weights.
     """
     return jnp.clip((WHITE - slow) / (WHITE - _ALIASING), 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""How bright the target is for an aligned source, and which pixels agree: a robust fit."""
+"""Robust fit of gain and bias between an aligned source and target, and measures of detail."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxreg.direct.robust import OUTLIER, settled_weight
 
 
 class Fit(NamedTuple):
-    """How well the source explains the target at some transform.
+    """Robust fit of the target by the source at some transform.
 
     Attributes:
-      gain: scalar, grey values of the target for one of the source.
-      bias: ``(C,)``.
-      residual: ``(P, C)``, raw.
-      weight: ``(P,)``, of the overlap, less where the residual is an outlier.
-      variance: scalar, the weighted mean square of the residual.
+      gain: scalar, grey values of the target per grey value of the source.
+      bias: ``(C,)``, in grey values of the target.
+      residual: ``(P, C)``, ``target - gain * source - bias``, unweighted.
+      weight: ``(P,)``, weight of the overlap times robust weight.
+      variance: scalar, weighted mean square of the residual.
     """
 
     gain: jax.Array
@@ -30,7 +30,7 @@ class Fit(NamedTuple):
     variance: jax.Array
 
     def covariance(self) -> jax.Array:
-        """``(C, C)`` of the channels of the residual."""
+        """Weighted second moments ``(C, C)`` of the residual's channels."""
         planes = self.residual.T
         return times(planes, self.weight * planes) / jnp.maximum(self.weight.sum(), 1.0)
 
@@ -45,21 +45,21 @@ def weigh(
     steep: jax.Array | None = None,
     grain: jax.typing.ArrayLike = 0.0,
 ) -> Fit:
-    """Residuals for a given gain and bias, and their robust weights.
+    """Compute residuals for a given gain and bias, and their robust weights.
 
     Args:
-      value: ``(P, C)`` of the source.
+      value: ``(P, C)``, the source at the target's pixels.
       target: ``(P, C)``.
       inside: ``(P,)`` weight of the overlap.
-      gain: grey values of the target for one of the source.
-      bias: ``(C,)``, or one for all channels.
-      outlier: how many scales of the residual are one, see `settled_weight`.
-      steep: ``(P,)`` `steepness`, if the scale is to grow with it.
+      gain: grey values of the target per grey value of the source.
+      bias: ``(C,)``, or a scalar for all channels.
+      outlier: number of scales from which a residual loses weight, see `settled_weight`.
+      steep: ``(P,)`` `gradient_magnitude`, if the scale of the residual is to grow with it.
       grain: see `Pair`.
     """
     residual = target - gain * value - bias
     square = mean_once(jnp.square(residual))
-    # Weights count as constants: a residual of zero has no slope to derive them by.
+    # Weights are constants to derivatives: the absolute value of a zero residual has none.
     settled = settled_weight(square, inside, outlier, steep, grain)
     weight = inside * jax.lax.stop_gradient(settled)
     variance = dots(weight, square) / jnp.maximum(weight.sum(), 1.0)
@@ -75,19 +75,19 @@ def fit_intensity(
     steep: jax.Array | None = None,
     grain: jax.typing.ArrayLike = 0.0,
 ) -> Fit:
-    """Fit gain and bias where images agree.
+    """Fit gain and bias to the pixels where the images agree.
 
-    The first weights are those of the brightness expected: a fit to all pixels would follow what
-    hides a part of the view.
+    The fit is weighted by the residuals at the expected gain and bias: one to all pixels would
+    follow an object that hides a part of the view.
 
     Args:
-      value: ``(P, C)`` of the source.
+      value: ``(P, C)``, the source at the target's pixels.
       target: ``(P, C)``.
       inside: ``(P,)`` weight of the overlap.
-      gain: about what will be found.
-      bias: likewise; ``(C,)``, or one for all channels.
+      gain: the expected gain.
+      bias: the expected bias, ``(C,)``, or a scalar for all channels.
       steep: see `weigh`.
-      grain: likewise.
+      grain: see `Pair`.
     """
     weight = weigh(value, target, inside, gain, bias, steep=steep, grain=grain).weight
     count = jnp.maximum(weight.sum(), 1.0)
@@ -96,23 +96,24 @@ def fit_intensity(
     weighted = (weight[:, None] * source).reshape(-1)
     common = dots(weighted, (target - mean_target).reshape(-1))
     gain = common / jnp.maximum(dots(weighted, source.reshape(-1)), 1e-12)
-    # A gain near or below zero means that the images are not aligned: hold it where the residual
-    # still says which way to go.
+    # A gain near or below zero means that the images are not aligned. At a small positive gain the
+    # residual still tells which way to go.
     gain = jnp.clip(gain, 0.1, 10.0)
     bias = mean_target - gain * mean_value
     return weigh(value, target, inside, gain, bias, steep=steep, grain=grain)
 
 
-def steepness(*images: jax.Array) -> jax.Array:
-    """Gradient magnitude of aligned images about each pixel, the smallest of them; ``(P,)``.
+def gradient_magnitude(*images: jax.Array) -> jax.Array:
+    """``(P,)``: gradient magnitude around each pixel, the smallest of several aligned images'.
 
-    Its root mean square over the pixel and its eight neighbours, a constant to derivatives. The
-    residual of a close alignment grows with it, be its cause aliasing, another kernel or the rest
-    of the way. In an image that is flat but for a few edges, a scale that is the same everywhere
-    would make outliers of these, and they carry all the information.
+    It is the root mean square over the pixel and its eight neighbours, and a constant to
+    derivatives. The residual of a close alignment grows with it, whether it is caused by aliasing,
+    by a different kernel or by a small misalignment. In an image that is flat but for a few edges,
+    a uniform scale of the residual would make outliers of the edges, which carry all the
+    information.
 
     Args:
-      *images: ``(H, W, C)``, or bands of rows ``(B, R, W, C)``, two rows or more.
+      *images: ``(H, W, C)``, or bands ``(B, R, W, C)`` of R rows each, R at least 2.
     """
 
     def energy(image: jax.Array) -> jax.Array:
@@ -129,8 +130,8 @@ def steepness(*images: jax.Array) -> jax.Array:
 def finest_detail(image: jax.Array) -> jax.Array:
     """Squared geometric mean of the mixed second differences (d²/dx² d²/dy²) of ``(H, W, C)``.
 
-    A measure of noise, for few pixels of a picture have such detail; zeros, as in padding, do not
-    count. A constant to derivatives.
+    It measures noise, because few pixels of a picture have such detail. Differences of zero, as in
+    padding, do not count. It is a constant to derivatives.
     """
     image = jax.lax.stop_gradient(image)
     down = image[:-2] - 2.0 * image[1:-1] + image[2:]

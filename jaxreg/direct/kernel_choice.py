@@ -1,7 +1,7 @@
-"""Which image was pulled onto the other's pixels, and by which kernel, if by one of ours.
+"""Choose which image is pulled onto the other's pixels, and by which kernel.
 
-Whichever leaves the smaller residual, counted against the noise that interpolation averages away.
-Pairs made by bilinear warping are thus recognised, and can be solved exactly.
+The choice is the direction and kernel with the smaller residual, relative to the noise that
+interpolation leaves. So pairs that were made by bilinear warping are recognised and solved exactly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxreg.compute.branching import apart
 from jaxreg.compute.products import dots
-from jaxreg.direct.intensity import fit_intensity, steepness
+from jaxreg.direct.intensity import fit_intensity, gradient_magnitude
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.normal_equations import Unknowns, after_a_small_move
 from jaxreg.direct.resampling import (
@@ -28,11 +28,12 @@ from jaxreg.direct.resampling import (
 from jaxreg.direct.settings import AUTO, LINEAR
 from jaxreg.geometry import RigidTransform
 
-_MANY_PIXELS = 3072  # from here on a third is enough to choose direction and kernel by
-# The share of the spline's residual that the bilinear kernel may leave if that looks like aliasing.
-# Measured on pairs of training images (up to .01) and scenes of the training photographs (from .3).
+_MANY_PIXELS = 3072  # images with so many or more are judged by a third of their rows
+# Largest residual of the bilinear kernel, as a share of the spline's, with which it is chosen even
+# though the spline's residual looks like aliasing. Measured on pairs of training images (up to
+# 0.01) and scenes of the training photographs (from 0.3).
 _OF_ALIASING = 0.1
-# Mean square of a residual, in units of the pair's spread, that leaves a kernel nothing to explain.
+# Variance of a residual, in units of the pair's spread, below which the fit is exact.
 _EXACT = 1e-9
 
 
@@ -41,9 +42,9 @@ class Trial(NamedTuple):
 
     Attributes:
       mismatch: variance of the residual, in units of the noise that the kernel lets through.
-      neighbours: their correlation in the residual, see `_neighbour_correlation`.
-      gain: scalar, found there.
-      bias: ``(C,)``, likewise.
+      neighbours: correlation of neighbouring residuals, see `_neighbour_correlation`.
+      gain: scalar, fitted.
+      bias: ``(C,)``, fitted.
     """
 
     mismatch: jax.Array
@@ -53,12 +54,12 @@ class Trial(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a pair was made by.
+    """The chosen direction and kernel.
 
     Attributes:
-      back: scalar bool, whether the other way round.
-      linear: scalar bool, whether by the bilinear kernel; else the spline is the better one.
-      start: the alignment that way, with the brightness found there.
+      back: scalar bool, whether the pair is to be swapped.
+      linear: scalar bool, whether the kernel is bilinear; else it is the spline.
+      start: the alignment in that direction, with the fitted gain and bias.
     """
 
     back: jax.Array
@@ -75,8 +76,8 @@ def choose(
 
     Args:
       there: a pair and its alignment.
-      back: the same the other way round.
-      kernel: the one to take, `LINEAR` or `SPLINE`; `AUTO` chooses.
+      back: the swapped pair and the inverse alignment.
+      kernel: `LINEAR` or `SPLINE` to force one; `AUTO` to choose.
     """
     ways = jax.tree.map(lambda *v: jnp.stack(v), there, back)
 
@@ -108,16 +109,16 @@ def choose(
 
 
 def _better_way(trials: Trial) -> jax.Array:
-    """0, or 1 if the first trial left more than the second."""
+    """Index of the direction with the smaller mismatch; 0 if they are equal."""
     return (trials.mismatch[1] < trials.mismatch[0]).astype(jnp.int32)
 
 
 @functools.cache
 def _some_rows(height: int, width: int) -> tuple[np.ndarray | slice, int]:
-    """Bands of rows that tell the kernel by: pairs of rows, every third, or all of a small image.
+    """Bands of rows to judge a kernel by: every third pair of rows, or all rows of a small image.
 
     Returns:
-      Their index, and the rows of a band.
+      The index of the rows, and the number of rows in a band.
     """
     if height * width < _MANY_PIXELS:
         return slice(None), height
@@ -125,9 +126,10 @@ def _some_rows(height: int, width: int) -> tuple[np.ndarray | slice, int]:
 
 
 def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
-    """How well a kernel explains a pair.
+    """Measure how well a kernel explains a pair.
 
-    What a small move would explain does not count: the start is not the optimum yet.
+    The part of the residual that a small move would explain does not count, because the start is
+    not the optimum yet.
     """
     height, width, channels = pair.source.shape
     rows, band = _some_rows(height, width)
@@ -144,7 +146,7 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     slope = apart(points.cos > -2.0, slopes, pair.target, lever)
     value = pull(interpolant(pair.source, linear), points, linear)
     bands = -1, band, width, channels
-    steep = steepness(value.reshape(bands), pair.target[rows].reshape(bands))
+    steep = gradient_magnitude(value.reshape(bands), pair.target[rows].reshape(bands))
     pixels = some(pair.target, channels)
     fit = fit_intensity(value, pixels, points.inside, steep=steep, grain=pair.grain)
     rest, moved = after_a_small_move(slope, fit.weight, fit.residual)
@@ -153,24 +155,32 @@ def trial(pair: Pair, t: RigidTransform, *, linear: bool | jax.Array) -> Trial:
     kept = jnp.square(fit.gain) * noise_gain(points, linear)
     of_target = pair.noise_of_target(fit.gain)
     neighbours = _neighbour_correlation((fit.weight[:, None] * rest).reshape(bands))
-    # In units of the geometric mean of both images' noise, which are the same either way.
+    # In units of the geometric mean of both images' noise, which is the same in both directions.
     mismatch = variance * jnp.sqrt(of_target) / (kept + of_target)
     return Trial(mismatch, neighbours, fit.gain, fit.bias)
 
 
 def bilinear_explains_more(least: jax.Array, spline: Trial) -> jax.Array:
-    """Whether the bilinear kernel, with its `Trial.mismatch`, is the pair's own.
+    """Decide whether a pair was made by the bilinear kernel.
 
-    What it smoothed away is coarser than the pair's noise: if it made the pair, neighbours in the
-    spline's residual are correlated. Aliasing makes them anticorrelated, and little of it passes
-    the bilinear kernel: then a somewhat smaller residual is no sign.
+    If it was, neighbours in the spline's residual are correlated, because the detail that the
+    bilinear kernel smoothed away is coarser than noise. Aliasing makes them anticorrelated, and the
+    bilinear kernel damps it: then a somewhat smaller residual proves nothing.
+
+    Args:
+      least: `Trial.mismatch` of the bilinear kernel.
+      spline: the trial of the spline.
     """
     most = jnp.where(spline.neighbours > 0.0, 1.0, _OF_ALIASING)
     return least <= most * spline.mismatch
 
 
 def _neighbour_correlation(bands: jax.Array) -> jax.Array:
-    """Correlation of neighbours, below plus beside, in bands of rows ``(B, R, W, C)``; -2 to 2."""
+    """Correlation with the pixel below plus that with the pixel beside, -2 to 2; a scalar.
+
+    Args:
+      bands: bands of rows ``(B, R, W, C)``.
+    """
 
     def mean(a: jax.Array, b: jax.Array) -> jax.Array:
         return dots(a.reshape(-1), b.reshape(-1)) / a.size

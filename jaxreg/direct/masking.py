@@ -1,7 +1,7 @@
-"""A pair of images, which of their pixels count, and what stands in for those that do not.
+"""Pairs of images and their masks, and the filling of masked pixels.
 
-What does not count has no weight in any sum over pixels. Blurs, splines and gradients reach over
-it, though, so it is filled with what its surroundings suggest, lest its rim look like an edge.
+Masked pixels have no weight in any sum over pixels. But blurs, splines and gradients read them, so
+they are filled with the mean of their surroundings: otherwise their border would look like an edge.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jaxreg.compute.products import apply_separable, separable
 from jaxreg.direct.pyramid import blurring_matrix, downsample
 
-_REACH = 2.0  # px: standard deviation of the surroundings
-_FAR = 1e-3  # weight of the mean of all beside that of the surroundings, for want of any
+_REACH = 2.0  # px: standard deviation of the Gaussian neighbourhood that fills a pixel
+_FAR = 1e-3  # weight of the whole image's mean, which counts where no unmasked pixel is near
 
 
 class Masks(NamedTuple):
-    """Which pixels of a pair count: 1, or 0 where a mask takes them out.
+    """Which pixels of a pair count: 1, or 0 where they are masked out.
 
     Attributes:
       source: ``(H, W)`` float32.
@@ -31,11 +31,11 @@ class Masks(NamedTuple):
     target: jax.Array
 
     def swapped(self) -> Masks:
-        """Those of the pair whose images have changed places."""
+        """Swap the masks of source and target."""
         return Masks(self.target, self.source)
 
     def without_rim(self) -> Masks:
-        """Without the source's neighbours of masked pixels, which a spline would mix in."""
+        """Mask the neighbours of the source's masked pixels too, which a spline mixes with them."""
         neighbours = jax.lax.reduce_window(
             jax.lax.stop_gradient(self.source),
             jnp.float32(1.0),
@@ -47,20 +47,22 @@ class Masks(NamedTuple):
         return Masks(neighbours, self.target)
 
     def coarser(self, factor: float) -> Masks:
-        """Of pixels ``factor`` times as large: those of which half counts."""
+        """Downsample to pixels ``factor`` times as large; one counts if half of it does."""
         half = (downsample(v, factor) >= 0.5 for v in self)
         return Masks(*(v.astype(jnp.float32) for v in half))
 
 
 class Pair(NamedTuple):
-    """Two images, the source to be pulled onto the target's pixels.
+    """Two images; the source is pulled onto the target's pixels.
+
+    Source and target are the fixed and the moving image, or these swapped.
 
     Attributes:
-      source: ``(H, W, C)``, or planes ``(H, W)``.
+      source: ``(H, W, C)``, or a plane ``(H, W)``.
       target: the same shape.
       masks: which pixels count, if not all do.
-      turn: what the derivatives by the angle are multiplied with: 1, or 0 where it is held.
-      detail_ratio: of the finest detail of target and source, as variances.
+      turn: factor of the derivatives by the angle: 1, or 0 to hold the angle.
+      detail_ratio: variance of the target's finest detail over that of the source's.
       grain: variance of the residual due to rounding both images to grey levels.
       counts: which pixels of the target count near the alignment in question, ``(P,)``, if not all.
     """
@@ -74,7 +76,7 @@ class Pair(NamedTuple):
     counts: float | jax.Array = 1.0
 
     def swapped(self) -> Pair:
-        """The same the other way round."""
+        """Swap source and target."""
         masks = self.masks and self.masks.swapped()
         ratio = 1.0 / self.detail_ratio
         return self._replace(
@@ -82,31 +84,31 @@ class Pair(NamedTuple):
         )
 
     def noise_of_target(self, gain: jax.Array) -> jax.Array:
-        """Variance of the target's noise, in units of the source's.
+        """Variance of the target's noise in units of the source's.
 
-        The same if the exposure changed; if one image was only multiplied, so was its noise. The
-        finest detail tells which of these, or what between.
+        It is 1 if the exposure changed, and the squared gain if one image was only multiplied. The
+        finest detail tells which, or which value in between.
 
         Args:
-          gain: grey values of the target for one of the source.
+          gain: grey values of the target per grey value of the source.
         """
         power = jnp.square(gain)
         return jnp.clip(self.detail_ratio, jnp.minimum(power, 1.0), jnp.maximum(power, 1.0))
 
     def each(self, function: Callable[[jax.Array], jax.Array]) -> Pair:
-        """With what a function makes of either image."""
+        """Apply a function to both images."""
         return self._replace(source=function(self.source), target=function(self.target))
 
     def without_rim(self) -> Pair:
-        """With `Masks.without_rim`, if there are any."""
+        """Apply `Masks.without_rim`, if there are masks."""
         return self._replace(masks=self.masks and self.masks.without_rim())
 
 
 def fill(images: jax.Array, masks: jax.Array) -> jax.Array:
-    """Images ``(N, H, W, C)`` whose masked pixels are replaced by the mean of their surroundings.
+    """Replace masked pixels of images ``(N, H, W, C)`` by the mean of their surroundings.
 
     Args:
-      images: of any unit; what does not count may be NaN.
+      images: of any unit; masked pixels may be NaN.
       masks: ``(N, H, W)`` float32, 1 where a pixel counts, else 0.
     """
 

@@ -1,7 +1,7 @@
 """Normal equations of the finish, from residuals of all pixels and channels to steps.
 
-They are those of instrumental variables: what the residual is projected on need not be the
-derivative of the model. All of it in forms that CPUs are fast at.
+They are those of instrumental variables: the residual is projected on instruments, which need not
+be the derivatives of the model. All are written in forms that are fast on CPUs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ from jaxreg.compute.products import product, times
 from jaxreg.compute.small_systems import solve, swept_inverse
 from jaxreg.geometry import RigidTransform
 
-# Of a secant's step, in plain ones: how long it may be, and how far it must lead their way.
-_LONGEST, _AHEAD = 3.0, 0.1
+# Limits of a secant's step relative to the plain one, that of the normal matrix. They stop steps
+# learnt from a residual that jumps as pixels enter the overlap: without them a converged pair was
+# thrown 11 px off. No comparison of values is on record.
+_LONGEST = 3.0  # its length at most, in lengths of the plain step
+_AHEAD = 0.1  # its component along the plain step at least, in lengths of the plain step
+# The secant is updated if the step that its inverse predicts from the drop of the projections has
+# more than this share of the step taken along it.
+_LEAST_PREDICTED = 0.2
 
 
 class Unknowns(NamedTuple):
-    """What the finish looks for, U = 4 + C numbers.
+    """The U = 4 + C unknowns of the finish.
 
     Attributes:
-      transform: from source to target.
-      gain: scalar, grey values of the target for one of the source.
-      bias: ``(C,)``.
+      transform: from source to target, px and degrees.
+      gain: scalar, grey values of the target per grey value of the source.
+      bias: ``(C,)``, in grey values of the target.
     """
 
     transform: RigidTransform
@@ -33,20 +39,20 @@ class Unknowns(NamedTuple):
     bias: jax.Array
 
     def moved(self, step: jax.Array) -> Unknowns:
-        """A step ``(U,)`` away."""
+        """Add a step ``(U,)``; the gain stays between 0.1 and 10."""
         t = self.transform
         t = RigidTransform(t.tx + step[0], t.ty + step[1], t.theta + step[2])
         return Unknowns(t, jnp.clip(self.gain + step[3], 0.1, 10.0), self.bias + step[4:])
 
 
 class System(NamedTuple):
-    """What takes weighted residuals to steps of the `Unknowns`.
+    """A linear system that maps weighted residuals to steps of the `Unknowns`.
 
     Attributes:
-      instruments: ``(U, P * C)``, what residuals are projected on.
-      inverse: ``(U, U)`` of instruments times derivatives; zero for gain and bias if held.
-      scale: ``(U,)``, what makes steps comparable.
-      noise: ``(U,)``, what noise alone adds to the residuals' products with the instruments.
+      instruments: ``(U, P * C)``, on which residuals are projected.
+      inverse: ``(U, U)``, of the normal matrix; zero for gain and bias where they are held.
+      scale: ``(U,)``, weights of the squared components of a step in its length.
+      noise: ``(U,)``, the expected projections of a residual of noise alone.
     """
 
     instruments: jax.Array
@@ -55,51 +61,74 @@ class System(NamedTuple):
     noise: jax.Array
 
 
-def columns(slope: jax.Array, level: jax.Array) -> jax.Array:
-    """``(U, P * C)``: how a source changes with the `Unknowns`.
+def design_matrix(slope: jax.Array, level: jax.Array) -> jax.Array:
+    """``(U, P * C)``: derivatives of ``gain * source + bias`` by the `Unknowns` at a gain of 1.
+
+    This is the transposed design matrix: one row for each unknown.
 
     Args:
-      slope: ``(3, P, C)``, with the transform.
-      level: ``(P, C)``, its values.
+      slope: ``(3, P, C)``, derivatives of the source by the transform.
+      level: ``(P, C)``, values of the source.
     """
     pixels, channels = level.shape
     biases = jnp.tile(jnp.eye(channels, dtype=jnp.float32), (1, pixels))
     return jnp.concatenate([slope.reshape(3, -1), level.reshape(1, -1), biases])
 
 
-def moments(instruments: jax.Array, weight: jax.Array, residual: jax.Array) -> jax.Array:
-    """``(U,)`` products of ``(U, P * C)`` with a residual ``(P, C)``, weighted ``(P,)``."""
+def model_jacobian(design: jax.Array, gain: jax.Array) -> jax.Array:
+    """``(U, P * C)``: derivatives of ``gain * source + bias``, from a `design_matrix`."""
+    return jnp.concatenate([gain * design[:3], design[3:]])
+
+
+def projections(instruments: jax.Array, weight: jax.Array, residual: jax.Array) -> jax.Array:
+    """``(U,)``: products of instruments ``(U, P * C)`` and a residual, weighted per pixel.
+
+    Args:
+      instruments: ``(U, P * C)``.
+      weight: ``(P,)``.
+      residual: ``(P, C)``.
+    """
     return product(instruments, (weight[:, None] * residual).reshape(-1))
 
 
-def of_model(columns: jax.Array, gain: jax.Array) -> jax.Array:
-    """Derivatives ``(U, P * C)`` of ``gain * source + bias`` from those of the source."""
-    return jnp.concatenate([gain * columns[:3], columns[3:]])
+def normal_matrix(instruments: jax.Array, jacobian: jax.Array, weight: jax.Array) -> jax.Array:
+    """``(V, U)``: products of instruments and derivatives, weighted per pixel.
 
-
-def normal_matrix(left: jax.Array, right: jax.Array, weight: jax.Array) -> jax.Array:
-    """``(U, U)`` weighted products of ``(U, P * C)`` over all pixels and channels."""
-    weighted = right * jnp.repeat(weight, right.shape[1] // weight.size)
-    return times(left, weighted).T
+    Args:
+      instruments: ``(V, P * C)``.
+      jacobian: ``(U, P * C)``.
+      weight: ``(P,)``.
+    """
+    weighted = jacobian * jnp.repeat(weight, jacobian.shape[1] // weight.size)
+    return times(instruments, weighted).T
 
 
 def after_a_small_move(
     slope: jax.Array, weight: jax.Array, residual: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A residual ``(P, C)`` less what a small move would explain, and the energy of that.
+    """Subtract from a residual ``(P, C)`` the part that a small move explains.
 
     Args:
-      slope: ``(3, P * C)``, how the image changes with the transform.
+      slope: ``(3, P * C)``, derivatives of the image by the transform.
       weight: ``(P,)``.
       residual: ``(P, C)``.
+
+    Returns:
+      The rest ``(P, C)``, and the weighted energy of the part subtracted, a scalar.
     """
-    drop = moments(slope, weight, residual)
+    drop = projections(slope, weight, residual)
     step = solve(normal_matrix(slope, slope, weight), drop)
     return residual - product(step, slope).reshape(residual.shape), product(drop, step)
 
 
 def damped_inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:
-    """Inverse of the normal matrix, or of its block of ``(tx, ty, theta)`` alone, rest zero."""
+    """Invert the normal matrix ``(U, U)``, faintly damped.
+
+    Args:
+      normal: the matrix.
+      changed: scalar bool, whether gain and bias are unknowns; if not, only the block of
+        ``(tx, ty, theta)`` is inverted and the rest is zero.
+    """
     unknowns = len(normal)
     free = changed | (jnp.arange(unknowns) < 3)
     both = free[:, None] & free
@@ -111,34 +140,34 @@ def damped_inverse(normal: jax.Array, changed: jax.Array) -> jax.Array:
 
 
 def secant(inverse: jax.Array, scale: jax.Array, step: jax.Array, drop: jax.Array) -> jax.Array:
-    """The inverse that sends the drop of the moments back to the step that caused it.
+    """Update an inverse so that it maps the drop of the projections to the step that caused it.
 
-    The denoised derivatives are steeper or flatter than the residual's own, more so in one
-    direction than another: Broyden's update (1965, doi:10.1090/S0025-5718-1965-0198670-6) learns
-    it from the steps taken.
+    The denoised derivatives are steeper or flatter than the residual's own, in some directions more
+    than in others. Broyden's update (1965, doi:10.1090/S0025-5718-1965-0198670-6) learns the
+    difference from the steps taken.
 
     Args:
-      inverse: ``(U, U)``, from moments to steps.
-      scale: ``(U,)``, what makes steps comparable.
-      step: ``(U,)``, the last step; zero for none.
-      drop: ``(U,)``, by how much the moments fell with it.
+      inverse: ``(U, U)``, from projections to steps.
+      scale: ``(U,)``, see `System`.
+      step: ``(U,)``, the last step; zero if there was none.
+      drop: ``(U,)``, the decrease of the projections with that step.
     """
     row = product(scale * step, inverse)
     expected, taken = product(row, drop), product(scale * step, step)
-    known = (taken > 0.0) & (expected > 0.2 * taken)
+    known = (taken > 0.0) & (expected > _LEAST_PREDICTED * taken)
     error = step - product(inverse, drop)
     return inverse + jnp.where(known, jnp.outer(error, row) / jnp.where(known, expected, 1.0), 0.0)
 
 
 def guarded(step: jax.Array, plain: jax.Array, scale: jax.Array) -> jax.Array:
-    """A secant's step, shortened if it leaps; half the plain one if it leads elsewhere.
+    """Shorten a secant's step that is too long; take half the plain step if it goes elsewhere.
 
-    Where the residual jumps, as pixels enter the overlap, a secant learns what is not so.
+    Where the residual jumps, as pixels enter the overlap, the secant learns wrong derivatives.
 
     Args:
       step: ``(U,)``, by the secant's inverse.
-      plain: ``(U,)``, by that of the normal matrix.
-      scale: ``(U,)``, what makes steps comparable.
+      plain: ``(U,)``, by the inverse of the normal matrix.
+      scale: ``(U,)``, see `System`.
     """
     along, ahead = product(scale * plain, step), product(scale * plain, plain)
     short = jnp.minimum(1.0, _LONGEST * jnp.sqrt(ahead / (product(scale * step, step) + 1e-30)))

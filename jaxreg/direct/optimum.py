@@ -1,12 +1,12 @@
-"""The optimum of an alignment whose direction and kernel are chosen, and its derivative.
+"""Find the optimum of an alignment whose direction and kernel are chosen, and its derivative.
 
 The normal equations are those of instrumental variables: the residual
 ``target - gain * source(T^-1 p) - bias`` is projected on the derivative of a *denoised* image
 instead of the noisy one's. At low noise that is Gauss-Newton; at high noise it keeps the estimate
-near the Cramér-Rao bound, from which the noise in the derivative would otherwise carry it away.
+near the Cramér-Rao bound, which it would miss with the noise in the derivative.
 
-Whether the brightness changed: gain and bias are held at 1 and 0 unless the images clearly say
-otherwise, for fitting them costs accuracy.
+Gain and bias are held at 1 and 0 unless the images clearly show a change of brightness, because
+fitting them costs accuracy.
 """
 
 from __future__ import annotations
@@ -21,47 +21,48 @@ from jaxreg.compute.branching import run_long_rarely
 from jaxreg.compute.products import dots, mean_once, product
 from jaxreg.compute.small_systems import solve, swept_inverse
 from jaxreg.direct.instruments import aliased, instruments
-from jaxreg.direct.intensity import Fit, fit_intensity, steepness, weigh
+from jaxreg.direct.intensity import Fit, fit_intensity, gradient_magnitude, weigh
 from jaxreg.direct.masking import Masks, Pair
 from jaxreg.direct.normal_equations import (
     System,
     Unknowns,
-    columns,
     damped_inverse,
+    design_matrix,
     guarded,
-    moments,
+    model_jacobian,
     normal_matrix,
-    of_model,
+    projections,
     secant,
 )
 from jaxreg.direct.refinement import clip_step
 from jaxreg.direct.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
 from jaxreg.geometry import RigidTransform
 
-# px: where neither kernel is exact, the source's rim is left out.
+# px: width of the source's rim over which weights fall to zero, except with the bilinear kernel.
 _ALIASING_RIM = 1.0
-# Scales from which a residual is an outlier. Near the optimum it has long tails, at just the edges
-# that say most: the limit is wider than elsewhere, and where the residual is aliasing wider still.
+# Scales from which a residual is an outlier. Near the optimum residuals have long tails at edges,
+# which determine most, so the limit is wider than elsewhere; it is wider still for aliasing.
 _TAILS, _TAILS_OF_ALIASING = 5.0, 12.0
-_FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: beyond lies another optimum than the start's
-_MOST_ARE_DONE = 8  # steps after which few pairs have not converged
+_FARTHEST = (3.0, 3.0, 12.0)  # px and degrees: an optimum farther from the start is another one
+_MOST_ARE_DONE = 8  # steps within which most pairs converge
 _MOST_STEPS = 100
-_CONVERGED = 3e-5  # px and degrees: steps below this are not worth another
-# Chi-square (1 gain + C biases) from which a brightness change is believed, for up to three
-# channels; one more for each further one, as much as it adds by itself.
+_CONVERGED = 3e-5  # px and degrees: the iteration ends with a step shorter than this
+# Chi-square (1 gain + C biases) from which a brightness change is accepted, for up to three
+# channels; plus 1, the expected increase, for each further channel.
 _BRIGHTNESS_CHANGED = 30.0
 
 
 class Optimum(NamedTuple):
-    """Where a search ended, and what that is an optimum of.
+    """The end of the iteration, and the equations that it solves.
 
     Attributes:
-      unknowns: there.
-      system: its instruments, and what takes moments to steps.
-      common: ``(3, U)``, from moments to the transform, going by what the images have in common.
-      slow: scalar, the residual's colour, see `slow_share`.
-      changed: scalar bool, whether gain and bias are unknowns at all.
-      settled: scalar bool, False if there was none near the start, which then is the transform.
+      unknowns: at the optimum.
+      counts: further weights, see `Pair`.
+      system: the normal equations.
+      common: ``(3, U)``, from projections to the transform, by the signal that the images share.
+      slow: scalar, the residual's slow share, see `slow_share`.
+      changed: scalar bool, whether gain and bias are unknowns; else they are held.
+      settled: scalar bool; False if no optimum was near the start, which then is the transform.
     """
 
     unknowns: Unknowns
@@ -73,16 +74,15 @@ class Optimum(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """What stays as it is from step to step.
+    """The constants of the iteration.
 
     Attributes:
-      image: the source, `interpolant`.
+      image: the source, see `interpolant`.
       target: ``(P, C)``.
       masks: which pixels count, if not all do.
-      counts: likewise, see `Pair`.
-      system: what takes moments to steps.
-      outlier: scalar, how many scales of the residual are one.
-      steep: ``(P,)``, by which that scale grows, see `_steepness`.
+      system: the normal equations.
+      outlier: scalar, number of scales from which a residual is an outlier.
+      steep: ``(P,)``, gradient magnitude with which the scale grows, see `_steepness`.
       grain: scalar, see `Pair`.
       linear: the kernel, see `by_kernel`.
     """
@@ -99,15 +99,15 @@ class _Problem(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What a step changes: the unknowns, and what the secant learns from.
+    """The variables of the iteration.
 
     Attributes:
-      unknowns: so far.
-      inverse: ``(U, U)``, from moments to steps.
-      step: ``(U,)``, the last one.
-      moments: ``(U,)``, before it.
-      moved: px or degrees, the longer of the last step and the plain one.
-      taken: steps so far.
+      unknowns: the current estimate.
+      inverse: ``(U, U)``, from projections to steps, updated by `secant`.
+      step: ``(U,)``, the last step.
+      moments: ``(U,)``, the projections before it.
+      moved: px or degrees, the longer of the last step and its plain version.
+      taken: number of steps.
     """
 
     unknowns: Unknowns
@@ -119,7 +119,7 @@ class _State(NamedTuple):
 
 
 def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
-    """The optimum near a start; has no derivative of its own, see `differentiable`.
+    """Find the optimum near a start; `differentiable` gives its derivative.
 
     Args:
       pair: images ``(H, W, C)``.
@@ -133,7 +133,7 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
     steep = _steepness(value, pair.target, linear)
     fit = fit_intensity(value, pixels, points.inside, start.gain, start.bias, steep, pair.grain)
     found = instruments(pair, points, value, fit, steep, linear)
-    left, right = found.columns, of_model(found.model, fit.gain)
+    left, right = found.columns, model_jacobian(found.model, fit.gain)
     products = normal_matrix(jnp.concatenate([left, found.source]), right, fit.weight)
     normal, common = products[:-3], products[-3:, :3]
     changed = _brightness_changed(left, normal, value, pixels, fit)
@@ -160,7 +160,7 @@ def find_optimum(pair: Pair, start: Unknowns, linear: jax.Array) -> Optimum:
 
 
 def agreement(pair: Pair, end: Optimum, linear: jax.Array) -> tuple[Points, jax.Array, Fit]:
-    """Where an optimum finds the target's pixels, the values there, and how well they fit."""
+    """Evaluate an optimum: points in the source, its values there, and the fit of the target."""
     transform, gain, bias = end.unknowns
     points = _points(pair, transform, linear)
     value = pull(interpolant(pair.source, linear), points, linear)
@@ -174,12 +174,12 @@ def agreement(pair: Pair, end: Optimum, linear: jax.Array) -> tuple[Points, jax.
 def differentiable(pair: Pair, end: Optimum, linear: jax.Array) -> RigidTransform:
     """The transform of an optimum as a function of the images, by the implicit function theorem.
 
-    The search behind it need not be unrolled: one more step from there, of value zero, has the
-    optimum's derivative. The theorem wants the residual's own derivative by the transform, where
-    the search was content with a smooth one.
+    The iteration is not unrolled: one more step from the optimum, of value zero, has the optimum's
+    derivative. The theorem needs the residual's own derivative by the transform, where the
+    iteration uses that of a denoised image.
 
-    First derivatives only: weights, filters and the points' places count as constants, so that a
-    second one is finite but is not the curvature.
+    Only first derivatives are right. Weights, filters and the positions of the points are constants
+    to them, so that a second derivative is finite but not the curvature.
     """
     del pair, linear
     return end.unknowns.transform
@@ -190,8 +190,8 @@ def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
     pair, end, linear = primals
     points, value, fit = agreement(pair, end, linear)
     gain = end.unknowns.gain
-    right = columns(slopes(interpolant(pair.source, linear), points, linear), value)
-    normal = normal_matrix(end.system.instruments, of_model(right, gain), fit.weight)
+    right = design_matrix(slopes(interpolant(pair.source, linear), points, linear), value)
+    normal = normal_matrix(end.system.instruments, model_jacobian(right, gain), fit.weight)
     inverse = damped_inverse(normal, end.changed)
     steep = _steepness(value, pair.target, linear)
 
@@ -200,20 +200,20 @@ def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
         residual = flat(target) - gain * value - end.unknowns.bias
         changed = pair._replace(source=source, target=target)
         left = instruments(changed, points, value, fit, steep, linear).columns
-        return product(inverse, moments(left, fit.weight, residual))[:3]
+        return product(inverse, projections(left, fit.weight, residual))[:3]
 
     moved = jax.jvp(step, pair[:2], tangents[0][:2])[1]
     return end.unknowns.transform, RigidTransform(moved[0], moved[1], moved[2])
 
 
 def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit: int) -> _State:
-    """Steps until one is too short to be worth another, or ``limit`` of them are taken.
+    """Iterate until a step is short enough, or ``limit`` steps are taken.
 
     Args:
-      problem: what stays as it is.
-      state: where to go on.
+      problem: the constants.
+      state: the variables to start from.
       shape: of the source, ``(H, W, C)``.
-      limit: how many steps at most, those before included.
+      limit: largest number of steps, including earlier ones.
     """
     image, target, masks, counts, system, outlier, steep, grain, linear = problem
 
@@ -222,9 +222,9 @@ def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit:
         points = source_points(shape, transform, _margin(linear), masks, counts)
         value = pull(image, points, linear)
         fit = weigh(value, target, points.inside, gain, bias, outlier, steep, grain)
-        found = moments(system.instruments, fit.weight, fit.residual) - system.noise
+        found = projections(system.instruments, fit.weight, fit.residual) - system.noise
         inverse = secant(state.inverse, system.scale, state.step, state.moments - found)
-        # The plain step tells a secant gone astray: one that leaps, turns back or shrinks.
+        # The plain step shows a secant that went wrong: a step too long, backwards or too short.
         plain = jnp.nan_to_num(product(system.inverse, found))
         delta = guarded(jnp.nan_to_num(product(inverse, found)), plain, system.scale)
         delta = delta.at[:3].set(clip_step(delta[:3]))
@@ -247,35 +247,35 @@ def _points(pair: Pair, transform: RigidTransform, linear: jax.Array) -> Points:
 
 
 def _steepness(value: jax.Array, target: jax.Array, linear: jax.Array) -> jax.Array:
-    """`steepness` of the source's values ``(P, C)`` and the target, where residuals grow with it.
+    """`gradient_magnitude` of the source's values ``(P, C)`` and the target, or zero.
 
-    Where the bilinear kernel is the pair's own they do not: zero.
+    It is zero for the bilinear kernel: in pairs made by it residuals do not grow with the gradient.
     """
     level = lambda value, _: jnp.zeros_like(value[..., 0].reshape(-1))  # noqa: E731
-    return by_kernel(linear, level, steepness, value.reshape(target.shape), target)
+    return by_kernel(linear, level, gradient_magnitude, value.reshape(target.shape), target)
 
 
 def _margin(linear: jax.Array) -> jax.Array:
-    """How far inside the source's frame a point counts in full."""
+    """Distance in px from the source's frame at which a point has full weight."""
     return jnp.where(linear, 0.0, _ALIASING_RIM)
 
 
 def _near(t: RigidTransform, start: RigidTransform) -> jax.Array:
-    """Whether a transform is one that the start can have meant."""
+    """Return whether a transform is so near the start that it belongs to the same optimum."""
     moved = jnp.abs(t.as_array() - start.as_array())
     return (moved < jnp.asarray(_FARTHEST, jnp.float32)).all()
 
 
 def _outlier(slow: jax.Array) -> jax.Array:
-    """How many scales of a residual of this colour are an outlier."""
+    """Number of scales from which a residual with this slow share is an outlier."""
     return _TAILS + (_TAILS_OF_ALIASING - _TAILS) * aliased(slow)
 
 
 def _by_what_is_common(inverse: jax.Array, normal: jax.Array, common: jax.Array) -> jax.Array:
-    """The first rows ``(3, U)`` of an inverse, for another block ``(3, 3)`` of the normal matrix.
+    """The first rows ``(3, U)`` of an inverse for another ``(3, 3)`` block of the normal matrix.
 
-    That of the source's instruments alone: the noise of both images is independent, so what is left
-    is what they have in common, which determines the transform.
+    The block is that of the source's instruments alone. The noise of the two images is independent,
+    so only the signal that they share is left in it, which determines the transform.
     """
     change = product(inverse[:3, :3], common - normal[:3, :3])
     return product(swept_inverse(jnp.eye(3, dtype=jnp.float32) + change), inverse[:3])
@@ -284,18 +284,19 @@ def _by_what_is_common(inverse: jax.Array, normal: jax.Array, common: jax.Array)
 def _brightness_changed(
     left: jax.Array, normal: jax.Array, value: jax.Array, target: jax.Array, fit: Fit
 ) -> jax.Array:
-    """Whether gain 1 and bias 0 are out of the question: a likelihood-ratio test.
+    """Test by likelihood ratio whether gain 1 and bias 0 are to be rejected.
 
-    The transform is free to make up for what it can, as it would if the test said no.
+    The part of the residual that a small move would explain does not count, because the transform
+    is free to explain it if gain and bias are held.
     """
     residual = target - value
-    drop = moments(left[:3], fit.weight, residual)
+    drop = projections(left[:3], fit.weight, residual)
     gained = product(drop, solve(normal[:3, :3], drop))
     energy = lambda v: dots(fit.weight, mean_once(jnp.square(v)) * v.shape[1])  # noqa: E731
     excess = energy(residual) - gained - energy(fit.residual)
     floor = 1e-7 * energy(target) / jnp.maximum(fit.weight.sum(), 1.0)
     unlikely = _BRIGHTNESS_CHANGED + max(value.shape[-1] - 3, 0)
-    # Channels whose noise is correlated count as fewer.
+    # Channels with correlated noise count as fewer channels.
     shared = fit.covariance()
     repeated = jnp.square(shared).sum() / jnp.maximum(jnp.trace(shared) * fit.variance, 1e-30)
     return excess > unlikely * jnp.maximum(repeated * fit.variance, floor)

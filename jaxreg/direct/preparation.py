@@ -1,8 +1,8 @@
-"""What the direct method does with two images before it registers them.
+"""Prepare a pair of images for the direct method.
 
-It leaves values that are not finite out, dims lone hot pixels, finds what is mere padding, brings
-both images into common units, and tells how fine their grey levels are and which mix of channels
-says most.
+A pair with values that are not finite becomes zero, isolated hot and dead pixels are dimmed,
+padding is found, and both images are brought to common units. The step between grey levels and the
+mix of channels that varies most are measured.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from jaxreg.compute.products import contract, mean_once, product, times
 from jaxreg.direct.border import Border, without_still_border
 from jaxreg.direct.masking import Masks
 
-# Spreads that differ by less than this factor, and means by less than so many spreads, are left for
-# the refinement to follow, whose gain may be up to 10.
+# Spreads that differ by less than this factor, and means that differ by less than so many spreads,
+# are left to the refinement, whose gain may be up to 10.
 _ALIKE = 8.0
-# Share of an image's largest value below which all channels of a pixel are as good as black, for
-# JPEG leaves no zeros; and the shares of such pixels up to which an image has none, and from which
-# it may be padded.
+# A pixel counts as black if no channel exceeds this share of the image's largest value (JPEG leaves
+# no exact zeros). An image has no padding up to the first share of black pixels, and may have some
+# from the second one on.
 _BLACK = 0.02
 _NONE, _SOME = 0.005, 0.02
-_RIM = 2  # px: a warp blends in a pixel's breadth, which at 45 degrees reaches over two
-_FAR = 3.0  # spreads
-# By how many ranges of all else a lone pixel sticks out that is a detector's and not the picture's,
-# and the share of pixels up to which there are such: the sharpest optics spread a tenth of a spot's
-# light to its neighbours.
+_RIM = 2  # px: padding blends into the picture over a pixel, at 45 degrees over two
+_FAR = 3.0  # spreads: padding is darker than the mean of the rest by more than this
+# A lone pixel is a defect of the detector if it exceeds its neighbours by so many ranges of all
+# other pixels (the sharpest optics spread a tenth of a spot's light to its neighbours), and if no
+# larger share of the pixels does.
 _LONE, _FEW = 10.0, 0.01
 _FAR_OUT = 10.0  # mean deviations: 1% of the pixels ten ranges out either way are beyond 11
-_COARSEST = 2.0  # spreads between grey levels: those of black and white, half and half
+_COARSEST = 2.0  # spreads: upper limit of the step, that of half black and half white pixels
 
 
 class Prepared(NamedTuple):
-    """A pair, ready to be registered.
+    """A pair that is ready to be registered.
 
     Attributes:
       fixed: ``(H, W, C)`` in common units.
-      moving: likewise.
+      moving: the same shape and units.
       axis: ``(C, 1)``, the mix of channels that varies most in both.
-      padding: ``(2, H, W)`` bool, what of fixed and moving is padding, with a rim.
-      more_in_fixed: scalar bool, whether the fixed image has more black pixels than the other.
+      padding: ``(2, H, W)`` bool, which pixels of fixed and moving are padding or next to it.
+      more_in_fixed: scalar bool, whether the fixed image has clearly more black pixels.
       grain: scalar, see `jaxreg.direct.masking.Pair`.
       finite: scalar bool; if False, both images are zero.
-      border: what of both is a border that stays, in-painted; None where masks say what counts.
+      border: the static border of both images, in-painted here; None if masks are given.
     """
 
     fixed: jax.Array
@@ -61,10 +61,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> Prepared:
-    """Prepare images ``(H, W, C)``, float32 of any unit, whose values are made up where masked.
+    """Prepare images ``(H, W, C)``, float32 of any unit, whose masked pixels are already filled.
 
-    Both take the same operations, as one stack: identical images stay so to the last bit.
-    Gradients pass through fixed and moving; units and axis count as constants.
+    Both images go through the same operations as one stack, so that identical images stay so to the
+    last bit. Gradients pass through fixed and moving; units and axis are constants to them.
     """
     pair = jnp.stack([fixed, moving])
     finite = jnp.isfinite(pair).all()
@@ -76,7 +76,7 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     brightest = functools.reduce(jnp.maximum, jnp.unstack(images, axis=-1))
     lowest, highest = lowest[:, None, None], highest[:, None, None]
     largest = jnp.maximum(jnp.maximum(highest, -lowest), 1e-30)
-    # None if there are values below zero: then zero is a value like any other.
+    # In an image with negative values zero is a value like any other, and nothing is black.
     black = (brightest <= _BLACK * largest) & (lowest >= 0.0)
     share = black.mean((1, 2))
     units = images / largest[..., None]
@@ -90,11 +90,16 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
 
 
 def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, ...]:
-    """Images ``(2, H, W, C)`` without hot or dead pixels and cosmic rays, and their extremes.
+    """Dim hot and dead pixels and cosmic rays in ``(2, H, W, C)``; also describe the images.
 
-    One of these can be thousands of times as bright as the picture, whose unit it would set. It is
-    left as bright as any three neighbours are together, where the finish leaves it out: two may be
-    hot. Not if all else is alike: then it is all there is.
+    Such a pixel can be thousands of times as bright as the picture, whose unit it would set. It is
+    clipped to the brightest level that three neighbours reach together (two may be hot), where the
+    robust weights of the finish reject it. If all other pixels are equal it stays, since it is then
+    the only content.
+
+    Returns:
+      The images; the smallest and the largest value of each, ``(2,)``; and the mean deviation of
+      each, with these pixels.
     """
     images = jax.lax.stop_gradient(pair)
     extremes = _extremes(images)
@@ -118,7 +123,7 @@ def _without_lone_pixels(pair: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _of_three(images: jax.Array) -> jax.Array:
-    """What three neighbours reach together, in a row, a column or a corner, at each pixel."""
+    """Largest level that three neighbours reach together (row, column or corner) at each pixel."""
     pixel, right, below = images[:, :-2, :-2], images[:, :-2, 1:-1], images[:, 1:-1, :-2]
     row = jnp.minimum(right, images[:, :-2, 2:])
     column = jnp.minimum(below, images[:, 2:, :-2])
@@ -127,31 +132,31 @@ def _of_three(images: jax.Array) -> jax.Array:
 
 
 def _extremes(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The least and the largest value of each image, ``(N,)``."""
+    """Smallest and largest value of each image, ``(N,)``."""
     return -_largest(-images), _largest(images)
 
 
 def _largest(images: jax.Array) -> jax.Array:
-    """``(N,)``; row by row: a maximum of all at once takes a CPU ten times as long."""
+    """Largest value of each image, ``(N,)``; row by row, which is ten times as fast on a CPU."""
     return images.reshape(*images.shape[:2], -1).max(1).max(1)
 
 
 def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
-    """Images ``(2, H, W, C)`` less their offsets ``(2, C)``, in units of their spreads ``(2,)``."""
+    """Subtract offsets ``(2, C)`` from images ``(2, H, W, C)`` and divide by spreads ``(2,)``."""
     return (pair - offset[:, None, None]) / scale[:, None, None, None]
 
 
 def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Array:
-    """The variance that rounding to grey levels leaves of the difference of two images.
+    """Variance of the difference of two images that is due to rounding to grey levels.
 
-    Of few levels most pixels of views a tenth of a pixel apart are the same, as if nothing had
-    moved. By the smaller of both steps, each the least that two neighbours in a row differ by: it
-    is next to nothing where one image was rendered from the other in floats.
+    With few levels most pixels of two views a tenth of a pixel apart are equal, as if nothing had
+    moved. An image's step is the smallest difference between two neighbours in a row, and the
+    smaller step of the two images counts: it is almost zero if one of them was rendered in floats.
 
     Args:
       images: ``(2, H, W, C)``, of any unit.
-      scale: ``(2,)``, what is 1 in common units.
-      masks: which pixels count, if not all; the others' values are made up.
+      scale: ``(2,)``, the common unit in units of each image.
+      masks: which pixels count, if not all do; the others are filled.
     """
     steps = jnp.abs(images[:, :, 1:] - images[:, :, :-1])
     differ = steps > 0.0
@@ -163,20 +168,21 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
 
 
 def _planes(images: jax.Array) -> jax.Array:
-    """Images ``(2, H, W, C)`` as ``(2, C, H W)``, whose sums over pixels CPUs are fast at."""
+    """Reshape images ``(2, H, W, C)`` to ``(2, C, H W)``, of which CPUs sum the pixels faster."""
     return jnp.moveaxis(images.reshape(2, -1, images.shape[-1]), -1, 1)
 
 
 def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
     """``(2, H, W)`` bool: black pixels that a warp left around a faint picture on a bright ground.
 
-    They, and what blends into them, would outweigh all else. Black that the other image has as
-    well, that reaches no corner of the frame, or that is not far below the rest, is content.
+    They and the pixels that blend into them would outweigh the picture. Black pixels are content if
+    the other image has some too, if none is in a corner of the frame, or if they are not far below
+    the rest.
 
     Args:
       units: ``(2, H, W, C)``, fixed and moving in units of their largest value.
-      black: ``(2, H, W)``, which of their pixels are near black.
-      share: ``(2,)``, of black pixels.
+      black: ``(2, H, W)``, which pixels are black.
+      share: ``(2,)``, share of black pixels.
     """
     cornered = black[:, :: black.shape[1] - 1, :: black.shape[2] - 1].any((1, 2))
     padded = cornered & (share > _SOME) & (share[::-1] < _NONE)
@@ -193,7 +199,7 @@ def _padding(units: jax.Array, black: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def without_padding(plane: jax.Array, padding: jax.Array) -> jax.Array:
-    """A plane ``(H, W)`` with the mean of the rest for its padding."""
+    """Replace the padding of a plane ``(H, W)`` by the mean of the rest."""
     kept = ~padding
     mean = (plane * kept.astype(jnp.float32)).sum()
     mean /= jnp.maximum(kept.sum().astype(jnp.float32), 1.0)
@@ -203,23 +209,23 @@ def without_padding(plane: jax.Array, padding: jax.Array) -> jax.Array:
 def _common_units(
     units: jax.Array, largest: jax.Array, padding: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Offsets ``(2, C)`` and spreads ``(2,)`` that bring both images about zero, near 1.
+    """Offsets ``(2, C)`` and spreads ``(2,)`` that bring both images to mean 0 and spread 1.
 
-    Float32 then resolves a faint texture on a bright background, and thresholds mean the same for
-    any unit. Both are treated alike, so that a small change of brightness between them is left for
-    the refinement to judge, unless they differ beyond what it can follow (uint8 against [0, 1]).
+    Float32 then resolves a faint texture on a bright background, and thresholds mean the same in
+    any unit. Both images get the same offset and spread, so that a change of brightness is left to
+    the refinement, unless it is larger than that can follow (uint8 against [0, 1]).
 
     Args:
       units: ``(2, H, W, C)``, the images in units of their largest value.
       largest: ``(2,)``, that value.
-      padding: ``(2, H, W)``, pixels that do not count.
+      padding: ``(2, H, W)`` bool, pixels that do not count.
     """
     planes, kept = _planes(units), (~padding).reshape(2, -1).astype(jnp.float32)
     count = jnp.maximum(kept.sum(1), 1.0)
     over_kept = lambda v: jnp.stack([product(*one) for one in zip(v, kept, strict=True)])  # noqa: E731
     mean = over_kept(planes) / count[:, None]
     square = over_kept(jnp.square(planes - mean[..., None])).mean(1) / count
-    # Texture below the rounding of float32 is not blown up.
+    # Do not amplify texture below the rounding error of float32.
     spread = jnp.maximum(jnp.sqrt(square), 1e-6) * largest
     mean *= largest[:, None]
     larger = spread.max()
@@ -229,10 +235,11 @@ def _common_units(
 
 
 def principal_axis(pair: jax.Array) -> jax.Array:
-    """The mix of channels ``(C, 1)`` in which both images of a pair ``(2, H, W, C)`` vary most.
+    """``(C, 1)``: the mix of channels in which both images of a pair ``(2, H, W, C)`` vary most.
 
-    Both, for black corners vary in grey alone, where the other image may be constant: hence the
-    parallel sum of the two covariances, which is large only where both are.
+    It is the leading eigenvector of the parallel sum of the two covariances, which is large only
+    where both are. Their sum would not do: black corners vary in grey alone, where the other image
+    may be constant.
     """
     channels = pair.shape[-1]
     if channels == 1:

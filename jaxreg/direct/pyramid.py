@@ -1,6 +1,6 @@
-"""Coarser versions of an image, as products with small constant matrices.
+"""Image pyramids, blurs and local contrast, as products with small constant matrices.
 
-All levels share the image centre, so that a transform ``(tx, ty, theta)`` of the full image is
+All levels share the image centre: a transform ``(tx, ty, theta)`` of the full image is
 ``(tx / factor, ty / factor, theta)`` on a level whose pixels are ``factor`` times as large.
 """
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from jaxreg.compute.products import separable
 
-# Blur before sampling, in pixels of the coarser level: between aliasing (less) and lost detail.
+# Standard deviation of the blur before downsampling, in pixels of the coarser level. A smaller one
+# aliases, a larger one loses detail; no comparison of values is on record.
 _SIGMA = 0.45
-# Of `local_contrast`: the spread of its Gaussian neighbourhood in pixels, and the share of the mean
-# energy below which a contrast is not enlarged. Chosen on training images, occluded and not.
-_NEIGHBOURHOOD = 1.0
-_FAINT = 0.1
+# `local_contrast`, chosen on training images, with and without a hidden part:
+_NEIGHBOURHOOD = 1.0  # px, standard deviation of the Gaussian neighbourhood
+_FAINT = 0.1  # share of the mean energy added to the local one, so that faint detail stays faint
 
 
 def gaussian_rows(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
-    """``(len(positions), size)`` rows of Gaussian weights around positions, each of sum 1."""
+    """``(len(positions), size)``: rows of Gaussian weights around positions; each sums to 1."""
     distance = positions[:, None] - np.arange(size)
     weights = np.exp(-0.5 * np.square(distance / max(sigma, 1e-3)))
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
@@ -31,7 +31,7 @@ def gaussian_rows(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
 
 @functools.cache
 def downsampling_matrix(size: int, coarse: int, factor: float) -> np.ndarray:
-    """``(coarse, size)`` matrix that blurs and samples ``size`` pixels at steps of ``factor``."""
+    """``(coarse, size)``: matrix that blurs ``size`` pixels and samples every ``factor`` pixels."""
     if factor == 1.0:
         return np.eye(size, dtype=np.float32)
     positions = (size - 1) / 2 + (np.arange(coarse) - (coarse - 1) / 2) * factor
@@ -40,15 +40,15 @@ def downsampling_matrix(size: int, coarse: int, factor: float) -> np.ndarray:
 
 @functools.cache
 def blurring_matrix(size: int, sigma: float) -> np.ndarray:
-    """``(size, size)`` Gaussian blur of ``size`` pixels, normalised at the borders."""
+    """``(size, size)``: matrix that blurs ``size`` pixels, normalised at the borders."""
     return gaussian_rows(np.arange(size), size, sigma)
 
 
 def local_contrast(image: jax.Array) -> jax.Array:
-    """An image ``(H, W)`` about its local mean, in units of its local spread.
+    """Subtract the local mean of an image ``(H, W)`` and divide by its local standard deviation.
 
-    What hides a part of a view, or the black beyond the frame of another, then has no more weight
-    than what it leaves to be seen.
+    An object that hides a part of the view, or the black beyond the frame of a warped image, then
+    has no more weight than the rest.
     """
     rows, columns = (blurring_matrix(size, _NEIGHBOURHOOD) for size in image.shape)
     detail = image - separable(rows, image, columns)
@@ -58,10 +58,10 @@ def local_contrast(image: jax.Array) -> jax.Array:
 
 
 def level_factors(shape: tuple[int, ...], coarsest: int, step: float) -> list[float]:
-    """Pixel sizes of the levels, coarsest first and full resolution (1.0) last.
+    """Pixel sizes of the levels in pixels of the image, coarsest first, full size (1.0) last.
 
     Args:
-      shape: the image's shape, starting with ``(H, W)``.
+      shape: of the image, starting with ``(H, W)``.
       coarsest: shorter side of the coarsest level, in its pixels.
       step: the largest ratio between neighbouring levels.
 
@@ -74,7 +74,7 @@ def level_factors(shape: tuple[int, ...], coarsest: int, step: float) -> list[fl
 
 
 def downsample(image: jax.Array, factor: float) -> jax.Array:
-    """An image ``(H, W)`` with pixels ``factor`` times as large, about the same centre."""
+    """Resample an image ``(H, W)`` to pixels ``factor`` times as large, about the same centre."""
     height, width = image.shape
     if factor == 1.0:
         return image

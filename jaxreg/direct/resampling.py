@@ -1,8 +1,8 @@
-"""The source image at the pixels of the target: where they come from, values, derivatives.
+"""Sample the source at the pixels of the target: positions, values and derivatives.
 
-What `jaxreg.warping` does for users, this does for the direct method's inner loops: points are
-clipped into the frame instead of padded with zeros, which of them lie inside is returned, and
-derivatives take another call.
+This is the counterpart of `jaxreg.warping` for the direct method's inner loops. Points are clipped
+into the frame instead of padded with zeros, a weight tells which of them are inside, and
+derivatives are computed by separate calls.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from jaxreg.warping import pixel_grid
 
 T = TypeVar("T")
 DEGREE = jnp.pi / 180
-_ON_THE_RIM = 1e-3  # px: a point on the rim counts as inside, whatever rounding says
+_ON_THE_RIM = 1e-3  # px: tolerance for rounding, so that a point on the rim counts as inside
 
 
 class Points(NamedTuple):
-    """Where the pixels of the target lie in the source.
+    """Positions of the target's pixels in the source.
 
     Attributes:
-      x: ``(P,)``, clipped into the frame.
+      x: ``(P,)`` in px, clipped into the frame.
       y: the same.
-      inside: ``(P,)`` weight, 0 where the point lies outside the source's frame.
-      lever: ``(2, P)``, the target's pixels about the centre of the turn, in px.
+      inside: ``(P,)`` weight, 0 where the point is outside the source's frame.
+      lever: ``(2, P)``, the target's pixels relative to the centre of rotation, in px.
       cos: scalar, of the transform's angle.
       sin: scalar.
     """
@@ -56,10 +56,11 @@ def by_kernel(
     """Apply ``bilinear`` or ``spline`` to the operands, depending on the kernel.
 
     Args:
-      linear: whether the kernel is bilinear, not the spline: known, or a scalar that the images
-        decide.
-      bilinear: from the operands to a pytree of arrays; may close over no value being traced.
-      spline: likewise, with results of the same shapes and dtypes.
+      linear: whether the kernel is bilinear, else it is the spline: a Python bool, or a traced
+        scalar bool.
+      bilinear: function of the operands that returns a pytree of arrays; must not close over
+        traced values.
+      spline: the same, with results of the same shapes and dtypes.
       *operands: pytrees of arrays.
     """
     if isinstance(linear, bool):
@@ -68,7 +69,7 @@ def by_kernel(
 
 
 def interpolant(source: jax.Array, linear: bool | jax.Array) -> jax.Array:
-    """The array that `pull` samples: the image or its spline coefficients, and a rim of one pixel.
+    """The array that `pull` samples: the image or its spline coefficients, padded by one pixel.
 
     Args:
       source: the image ``(H, W, C)``.
@@ -85,16 +86,16 @@ def source_points(
     masks: Masks | None = None,
     counts: float | jax.Array = 1.0,
 ) -> Points:
-    """The points ``T^-1 p`` for every pixel p of the target.
+    """Compute the points ``T^-1 p`` for every pixel p of the target.
 
     Args:
       shape: of both images, starting with ``(H, W)``.
       transform: from source to target.
       margin: width in px of the rim of the source's frame over which `Points.inside` rises from 0
-        to 1; 0 counts the whole frame.
-      masks: which pixels count, if not all do. Towards those of the source that do not, the weight
-        falls over a pixel, or at once where the margin is 0.
-      counts: a further weight of the target's pixels, ``(P,)``.
+        to 1; with 0 the whole frame has weight 1.
+      masks: which pixels count, if not all do. Towards masked pixels of the source the weight falls
+        over one pixel, or at once if the margin is 0.
+      counts: further weights of the target's pixels, ``(P,)``.
     """
     height, width = shape[:2]
     grid = pixel_grid(shape).reshape(-1, 2)
@@ -115,7 +116,7 @@ def source_points(
 
 
 def _linear_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[jax.Array]]:
-    """First pixel touched, and the weights from it on; of the derivative where ``slope``."""
+    """First pixel read, and the weights from it on; those of the derivative if ``slope``."""
     first = jnp.clip(jnp.floor(u), 0.0, max(size - 2.0, 0.0))
     t = u - first
     one = jnp.ones_like(t)
@@ -123,7 +124,7 @@ def _linear_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[
 
 
 def _spline_taps(u: jax.Array, size: int, slope: bool) -> tuple[jax.Array, list[jax.Array]]:
-    """As `_linear_taps`, for the cubic B-spline, on coefficients that begin one pixel earlier."""
+    """Do as `_linear_taps` for the cubic B-spline, whose coefficients begin one pixel earlier."""
     first, (s, t) = _linear_taps(u, size, False)
     if slope:
         return first, [-0.5 * s * s, t * (1.5 * t - 2.0), s * (2.0 - 1.5 * s), 0.5 * t * t]
@@ -136,13 +137,13 @@ def pull(
     linear: bool | jax.Array,
     along: Literal["", "x", "y"] = "",
 ) -> jax.Array:
-    """Values of a source at points, or its derivative along one of its axes.
+    """Sample a source at P points, or its derivative along one of its axes.
 
-    Computed once (`jaxreg.compute.branching.apart`), where each consumer would recompute them.
+    The result is computed once for all its consumers (`jaxreg.compute.branching.apart`).
 
     Args:
-      image: `interpolant`; ``(H, W, C)``, or ``(H, W)`` of one channel.
-      points: P of them.
+      image: see `interpolant`; ``(H, W, C)``, or ``(H, W)`` of one channel.
+      points: P points.
       linear: the kernel, see `by_kernel`.
       along: the axis of the derivative, if any.
 
@@ -157,17 +158,17 @@ def pull(
     return by_kernel(linear, bilinear, spline, image, points)
 
 
-# Traced once for all places that pull from a shape.
+# Under jit, so that all calls with one shape are traced once.
 @functools.partial(jax.jit, static_argnames=("linear", "along", "rim"))
 def _values(
     image: jax.Array, points: Points, *, linear: bool = True, along: str = "", rim: int = 0
 ) -> jax.Array:
-    """`pull` of an image, or of coefficients, with so many pixels of a rim."""
+    """Sample an image, or its coefficients, that is padded by ``rim`` pixels; see `pull`."""
     taps = _linear_taps if linear else _spline_taps
     stride = image.shape[1]
     column, x_weights = taps(points.x, stride - 2 * rim, along == "x")
     row, y_weights = taps(points.y, image.shape[0] - 2 * rim, along == "y")
-    # A spline's first coefficient lies a pixel before the first of two.
+    # A spline's four taps begin one pixel before the two of the bilinear kernel.
     begin = (rim - (not linear)) * (stride + 1)
     first = (row * stride + column).astype(jnp.int32) + begin
     flat = image.reshape(-1, *image.shape[2:])
@@ -188,33 +189,35 @@ def sampled(
     margin: float = 0.0,
     masks: Masks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """A plane ``(H, W)`` at the target's pixels, bilinear, and `Points.inside`: both ``(P,)``."""
+    """Sample a plane ``(H, W)`` at the target's pixels: bilinear values, and `Points.inside`."""
     points = source_points(source.shape, transform, margin, masks)
     return _values(source, points), points.inside
 
 
 def slopes(image: jax.Array, points: Points, linear: bool | jax.Array) -> jax.Array:
-    """``(3, P, C)`` derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
+    """``(3, P, C)``: derivatives of `pull`'s values by ``(tx, ty, theta)``, theta in degrees."""
     along = jnp.stack([pull(image, points, linear, "x"), pull(image, points, linear, "y")])
     return _slopes_along_target(along, points)
 
 
 def _slopes_along_target(along: jax.Array, points: Points) -> jax.Array:
-    """`slopes` from derivatives ``(2, P, C)`` to the right and down the source."""
-    # Along the target's axes. Moving T one way moves the source the other way under the grid. As a
-    # product it is worked out once; a plain sum would be again for each of its three uses.
+    """Compute `slopes` from derivatives ``(2, P, C)`` along the source's axes x and y."""
+    # Rotate the gradient to the target's axes. XLA computes a product once, but would recompute a
+    # plain sum for each of its three uses.
     turn = jnp.stack([points.cos, -points.sin, points.sin, points.cos]).reshape(2, 2)
     u, v = product(turn, along.reshape(2, -1)).reshape(along.shape)
     return slopes_by_gradient(u, v, points.lever)
 
 
 def slopes_by_gradient(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Array:
-    """``(3, P, C)``: how values change with ``(tx, ty, theta)``, from their gradient.
+    """``(3, P, C)``: derivatives of values by ``(tx, ty, theta)``, from their gradient.
+
+    Moving the transform one way moves the source the other way under the grid, hence the signs.
 
     Args:
-      u: ``(P, C)`` derivative to the right.
-      v: ``(P, C)`` derivative down.
-      lever: ``(2, P)`` pixels about the centre of the turn.
+      u: ``(P, C)``, derivative to the right.
+      v: ``(P, C)``, derivative down.
+      lever: ``(2, P)``, pixels relative to the centre of rotation.
     """
     dx, dy = lever[..., None]
     return jnp.stack([-u, -v, DEGREE * (dy * u - dx * v)])
@@ -223,15 +226,16 @@ def slopes_by_gradient(u: jax.Array, v: jax.Array, lever: jax.Array) -> jax.Arra
 def noise_slopes(
     points: Points, shape: Shape, left: jax.Array, linear: bool | jax.Array
 ) -> jax.Array:
-    """``(3, P)``: expected products of noise pulled with `slopes` of the same noise denoised.
+    """``(3, P)``: expected products of interpolated noise and `slopes` of the same noise denoised.
 
-    Interpolation lets less noise through between pixels than at them, so noise that is pulled
+    Interpolation lets less noise through between pixels than at them, so that interpolated noise
     correlates with its own slope.
 
     Args:
-      points: P of them.
-      shape: of the image, ``(H, W)`` first.
-      left: of the noise, in each band, see `jaxreg.direct.denoising.wiener`.
+      points: P points.
+      shape: of the image, starting with ``(H, W)``.
+      left: ``(B,)``, cross power of the noise and its denoised version in each band, see
+        `jaxreg.direct.denoising.wiener`.
       linear: the kernel, see `by_kernel`.
     """
 
@@ -250,7 +254,7 @@ def noise_slopes(
 
 
 def _lag_products(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """``(L, P)`` sums of products of weights, and of weights and slopes, at each lag."""
+    """``(L, P)``: sums of products of weights, and of weights and slopes, at each lag."""
     count = len(weights)
     even, odd = [], []
     for lag in range(count):
@@ -262,7 +266,7 @@ def _lag_products(weights: list[jax.Array], slopes: list[jax.Array]) -> tuple[ja
 
 
 def noise_gain(points: Points, linear: bool | jax.Array) -> jax.Array:
-    """The share of white noise that interpolation lets through, a scalar; cubic spline to 1%."""
+    """Share of white noise's power that interpolation keeps, a scalar; for the spline to 1%."""
 
     def share(u: jax.Array) -> jax.Array:
         t = u - jnp.floor(u)

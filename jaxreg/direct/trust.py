@@ -1,9 +1,13 @@
-"""Whether the direct method's answer should be trusted.
+"""Decide whether the direct method's answer should be trusted.
 
-An answer is trusted if it settled near where the search saw it, its standard errors are small, its
-detail agrees, and in more than a few places, it leads its closest rival clearly, it beats itself
-shifted by a few pixels, both the more clearly the larger its standard errors are, and no direction
-is left open.
+An answer is trusted if
+
+- the finish settled near the alignment that the search found;
+- its standard errors are small;
+- fine detail agrees, and in more than a few places;
+- it leads its closest rival, and itself shifted by a few pixels, clearly, and the more clearly the
+  larger its standard errors are;
+- the images determine every direction.
 """
 
 from __future__ import annotations
@@ -23,34 +27,32 @@ from jaxreg.direct.ranking import Standing
 from jaxreg.result import Doubt, Registration, raised
 from jaxreg.similarity import masked_ncc
 
-# Chosen on pairs of training images with noise 10 and 20 and on
-# unrelated pairs: standard errors in shares of the shorter side and in degrees; the correlation of
-# detail between 1 and 2 px; and the lead over the closest rival, were that to show as much of the
-# frame, in units of `evidence` and as a share of the winner's.
-_LARGEST_ERROR = 0.12 / 32
-_LARGEST_TURN_ERROR = 0.8
-_LEAST_DETAIL = 0.6
+# The first four are chosen on pairs of training images with noise 10 and 20 and on unrelated pairs.
+_LARGEST_ERROR = 0.12 / 32  # standard error of the shift, as a share of the shorter side
+_LARGEST_TURN_ERROR = 0.8  # standard error of the angle, in degrees
+_LEAST_DETAIL = 0.6  # correlation of the detail between 1 and 2 px
+# Lead over the closest rival at equal overlap, in units of `evidence` and as a share of its own.
 _LEAST_LEAD = 0.1
-# Log-likelihood ratio, in pixels, by which the winner must beat itself shifted by 2 or 3 px: along
-# a straight edge, or on a pattern finer than the coarse grid, it does not. Photographs with noise
-# 20 reach 40 and more, wrong answers that pass all else stay below 3.
-_LEAST_DISTINCTION = 10.0
-_FARTHEST = 3  # px
-# Two or three spots lie somewhere in any field of spots as they do in any other, and robust weights
-# leave the rest out as hidden. An alignment that leaves out so much (what is unexplained with it,
-# over what is without) must agree in more places than these, each a blur of so many px wide. Of
-# 1,200 unrelated pairs of drawn star fields 5 are believed, and would be 34 by the first of these
-# alone; for the second 4 of 1,951 scenes are refused, no CIFAR-10 pair of 1,904 with 20% hidden.
-_COINCIDENCES, _PLACE = np.array([[3.0, 5.0], [1.3, 3.5]], np.float32), 1.5
-# The larger its standard error, the more clearly the winner must lead over its rival and over
-# itself shifted: (lead / evidence)^2 * distinction is above so much for each px of error. Of 146
-# wrong answers on 20,000 scene pairs of the training photographs, with and without noise, 16 were
-# believed before, none is now.
+# Log-likelihood ratio, with each pixel as an observation, by which the answer must beat itself
+# shifted by 2 or 3 px: along a straight edge, or on a pattern finer than the coarse grid, it does
+# not. Photographs with noise 20 reach 40 and more; wrong answers that pass all else stay below 3.
+_LEAST_SHIFT_RATIO = 10.0
+_FARTHEST = 3  # px, the largest of these shifts
+# Two or three spots of any field of spots fit some of any other field's, and robust weights reject
+# the rest as hidden. Each row is (ratio, places): an alignment must agree in more than `places` if
+# its unexplained share over the whole overlap exceeds `ratio` times that over the pixels kept.
+# With the first row alone 34 of 1,200 unrelated pairs of drawn star fields are believed, with both
+# rows 5; the second one refuses 4 of 1,951 scenes and none of 1,904 CIFAR-10 pairs with 20% hidden.
+_COINCIDENCES = np.array([[3.0, 5.0], [1.3, 3.5]], np.float32)
+_PLACE = 1.5  # px, standard deviation of the blur that makes one place
+# (lead / evidence)^2 * shift ratio must exceed this per px of standard error: the larger the error,
+# the clearer the leads must be. Of 146 wrong answers on 20,000 scene pairs of the training
+# photographs, with and without noise, 16 were believed without this test and none is with it.
 _LEAST_MARGIN = 1200.0
-# See `_determination`: of 1,000 scene pairs of photographs the least has 0.003, patterns that leave
-# a direction open stay below 1e-8.
-_LEAST_DETERMINATION = 1e-3
-_SURELY = 3.0  # standard errors by which an answer is clearly beyond a limit
+# See `_conditioning`: the smallest of 1,000 scene pairs of photographs is 0.003; patterns that
+# leave a direction open stay below 1e-8.
+_LEAST_CONDITIONING = 1e-3
+_SURELY = 3.0  # standard errors by which an answer must exceed a limit to be beyond it
 
 
 def correlation(end: Finished, shape: tuple[int, ...]) -> jax.Array:
@@ -66,57 +68,60 @@ def doubts_about(
     axis: jax.Array,
     against_rivals: Standing,
     masks: Masks | None = None,
-    turn: float | jax.Array = 1.0,
+    rotation_free: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """What speaks against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
+    """Collect the reasons against an alignment: `Doubt` bits, scalar int32; 0 to trust it.
 
     Args:
       end: the finished alignment.
       fixed: ``(H, W, C)``.
       moving: the same shape.
       axis: ``(C, 1)``, the mix of channels that varies most.
-      against_rivals: how it stands against the closest other alignments.
-      masks: which pixels of fixed (the source) and moving count, if not all.
-      turn: 1, or 0 if the angle was held.
+      against_rivals: its lead over the closest other alignments.
+      masks: which pixels of fixed (the source) and moving (the target) count, if not all do.
+      rotation_free: 1, or 0 if the angle was held.
     """
     shape = fixed.shape[:2]
     weight = end.weight.reshape(shape)
     source, target = (mix(axis.T, image.T).reshape(shape) for image in (end.value, end.target))
     errors = jnp.sqrt(jnp.maximum(jnp.diagonal(end.covariance), 0.0))
-    largest, distinction = errors[:2].max(), _distinction(source, target, weight)
-    evidence, lead, lead_alike = against_rivals
-    # A lead without any evidence is one over no rival, infinite: see `align_from`.
+    largest = errors[:2].max()
+    shift_ratio = _shift_log_likelihood_ratio(source, target, weight)
+    evidence, lead, lead_at_equal_overlap = against_rivals
+    # Without a rival `align_from` gives no evidence and an infinite lead.
     ahead = jnp.maximum(lead, 0.0) / jnp.maximum(evidence, 1e-30)
-    margin = jnp.square(ahead) * distinction
-    ways = (masks.without_rim(), masks.swapped().without_rim()) if masks else (None, None)
-    seen = (None if way is None else way.source for way in ways)
-    determination = jnp.minimum(*map(_determination, (fixed, moving), seen, (turn, turn)))
+    margin = jnp.square(ahead) * shift_ratio
+    in_fixed, in_moving = _without_rims(masks)
+    conditioning = jnp.minimum(
+        _conditioning(fixed, in_fixed, rotation_free),
+        _conditioning(moving, in_moving, rotation_free),
+    )
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     detail, places = _detail(source, target, weight)
     everywhere, kept = _unexplained(source, target, jnp.stack([end.inside, end.weight]))
-    much, few = _COINCIDENCES.T
-    by_chance = ((everywhere > much * kept) & (places <= few)).any()
+    ratio, few = _COINCIDENCES.T
+    by_chance = ((everywhere > ratio * kept) & (places <= few)).any()
     passed = {
         Doubt.LOST: end.settled,
         Doubt.IMPRECISE: precise,
         Doubt.DISAGREEING: detail > _LEAST_DETAIL,
         Doubt.COINCIDENT: ~by_chance,
-        Doubt.AMBIGUOUS: lead_alike > _LEAST_LEAD * jnp.maximum(evidence, 1.0),
-        Doubt.SLIPPERY: distinction > _LEAST_DISTINCTION,
+        Doubt.AMBIGUOUS: lead_at_equal_overlap > _LEAST_LEAD * jnp.maximum(evidence, 1.0),
+        Doubt.SLIPPERY: shift_ratio > _LEAST_SHIFT_RATIO,
         Doubt.INCONCLUSIVE: margin > _LEAST_MARGIN * largest,
-        Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
+        Doubt.FEATURELESS: conditioning > _LEAST_CONDITIONING,
     }
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
 
 
 def bounded(answer: Registration, limits: jax.Array) -> Registration:
-    """The same, not trusted if it lies clearly beyond what was to be searched.
+    """Mark an answer as not trusted if it lies clearly beyond the limits of the search.
 
-    The search's grid is coarse, and the refinement moves freely.
+    This can happen because the search's grid is coarse and the refinement is not limited.
 
     Args:
-      answer: to one pair.
-      limits: ``(3,)``, of shifts, in px, and of the angle, in degrees.
+      answer: the registration of one pair.
+      limits: ``(3,)``, largest absolute ``(tx, ty, theta)``, px and degrees.
     """
     errors = jnp.sqrt(jnp.diagonal(jnp.asarray(answer.covariance)))
     least = jnp.abs(answer.transform.as_array()) - _SURELY * errors
@@ -126,7 +131,7 @@ def bounded(answer: Registration, limits: jax.Array) -> Registration:
 
 
 def _unexplained(source: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
-    """The share of a plane's variance that the other does not explain, by K weights ``(K, P)``."""
+    """``(K,)``: share of a plane's variance not explained by the other, by weights ``(K, P)``."""
     s, t = source.reshape(-1), target.reshape(-1)
     sums = times(jnp.stack([jnp.ones_like(s), s, t, s * s, t * t, s * t]), weights)
     s, t, ss, tt, st = sums[:, 1:].T / jnp.maximum(sums[:, 0], 1.0)
@@ -135,10 +140,14 @@ def _unexplained(source: jax.Array, target: jax.Array, weights: jax.Array) -> ja
 
 
 def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How well the detail between 1 and 2 px of planes ``(H, W)`` agrees, and in how many places.
+    """Correlate the detail between 1 and 2 px of planes ``(H, W)``, and count where it agrees.
 
-    Smooth shading matches smooth shading at some angle, related or not; detail does not. The places
-    are as many as would share the agreement evenly.
+    Smooth shading matches other smooth shading at some angle even in unrelated images; detail does
+    not.
+
+    Returns:
+      The normalised cross-correlation, and the number of places that agree: as many as there would
+      be if all contributed equally to the agreement. Both are scalars.
     """
     flat, count = weight.reshape(-1), jnp.maximum(weight.sum(), 1.0)
     centred = [
@@ -159,19 +168,26 @@ def _detail(source: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[ja
     return ncc, spread / (4.0 * np.pi * _PLACE**2)
 
 
-def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
-    """How much less likely the best of the alignments 2 or 3 px beside the winner is.
+def _shift_log_likelihood_ratio(
+    source: jax.Array, target: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Smallest log-likelihood ratio of an alignment to itself shifted by 2 or 3 px; a scalar.
 
-    In pixels times the logarithm of the unexplained share, 0.1% taken as the least. A shift needs
-    the sums of products of three planes ``(H, W)``.
+    The ratio is the number of pixels times the logarithm of the ratio of the unexplained shares of
+    the variance; a share is at least 0.1%.
+
+    Args:
+      source: ``(H, W)``, on the target's pixels.
+      target: ``(H, W)``.
+      weight: ``(H, W)``.
     """
     width = weight.shape[1]
 
     def moments(plane: jax.Array) -> jax.Array:
         return jnp.stack([plane * weight, plane * plane * weight, weight])
 
-    # Wide enough that every shift is one and the same product of rows: the source's beside one
-    # another at each dx, the target's one above another at each dy.
+    # All shifts are one matrix product: each row of one factor is the target padded for one dy,
+    # each row of the other is the padded source cut out for one dx.
     span = 2 * _FARTHEST + 1
     source = jnp.pad(moments(source), ((0, 0), *((_FARTHEST, _FARTHEST),) * 2))
     beside = jnp.stack([source[:, :, k : k + width] for k in range(span)])
@@ -192,17 +208,29 @@ def _distinction(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax
     return jnp.where(far, count * jnp.log(rest / least), jnp.inf).min()
 
 
-def _determination(image: jax.Array, mask: jax.Array | None, turn: float | jax.Array) -> jax.Array:
-    """How evenly an image's gradient determines shifts and turn: 1 if alike, 0 if one is open.
+def _without_rims(masks: Masks | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Masks of fixed and moving without the neighbours of masked pixels, or None for each."""
+    if masks is None:
+        return None, None
+    return masks.without_rim().source, masks.swapped().without_rim().source
 
-    Of an image ``(H, W, C)`` in common units, whose spread is about 1. The determinant of the
-    normal matrix of ``(tx, ty, theta)`` over what it would be with three equal eigenvalues, the
-    turn counted in pixels at the mean distance from the middle. Zero for stripes and edges, whose
-    shift along themselves nobody can tell, and for a lone dot, which may turn about itself. The
-    gradient is that of central differences, which are blind to stripes and checkerboards of single
-    pixels: those lose their place as soon as they are sampled between the pixels.
 
-    Where the angle was held (``turn`` is 0), that of the shifts alone.
+def _conditioning(
+    image: jax.Array, mask: jax.Array | None, rotation_free: float | jax.Array
+) -> jax.Array:
+    """How evenly an image's gradient determines shifts and angle: 1 if evenly, 0 if one is open.
+
+    It is the determinant of the normal matrix of ``(tx, ty, theta)`` over that of a matrix with
+    three equal eigenvalues and the same trace, where the angle is measured in pixels at the mean
+    distance from the centre. It is zero for stripes and straight edges, which may shift along
+    themselves, and for a single dot, which may rotate about itself. Central differences, which give
+    the gradient, do not see stripes and checkerboards of single pixels: interpolation between the
+    pixels erases those.
+
+    Args:
+      image: ``(H, W, C)`` in common units, with a spread of about 1.
+      mask: ``(H, W)``, 1 where a pixel counts; None if all do.
+      rotation_free: 1, or 0 if the angle was held: then the value is that of the shifts alone.
     """
     image = jax.lax.stop_gradient(image)
     u = image[1:-1, 2:] - image[1:-1, :-2]
@@ -212,11 +240,12 @@ def _determination(image: jax.Array, mask: jax.Array | None, turn: float | jax.A
         squares *= mask[1:-1, 1:-1]
     mean_lever = float(np.hypot(image.shape[0], image.shape[1])) / np.sqrt(8.0)
     down, right = (_powers(size - 2, mean_lever) for size in image.shape[:2])
-    # Sums of each, weighted by powers of the lever down (first index) and to the right.
+    # Sums of each, weighted by powers of the lever down (first index) and to the right (second).
     uu, uv, vv = separable(down, squares, right)
-    a, b, c = uu[0, 0], vv[0, 0], uu[2, 0] - 2 * uv[1, 1] + vv[0, 2]  # of x, y, turn with itself
-    d, e, f = uv[0, 0], uu[1, 0] - uv[0, 1], uv[1, 0] - vv[0, 1]  # x y, x turn, y turn
-    c, e, f = jnp.where(turn > 0.0, c, 0.5 * (a + b)), turn * e, turn * f
+    a, b, c = uu[0, 0], vv[0, 0], uu[2, 0] - 2 * uv[1, 1] + vv[0, 2]  # of x, y, angle with itself
+    d, e, f = uv[0, 0], uu[1, 0] - uv[0, 1], uv[1, 0] - vv[0, 1]  # x y, x angle, y angle
+    c = jnp.where(rotation_free > 0.0, c, 0.5 * (a + b))
+    e, f = rotation_free * e, rotation_free * f
     mean = (a + b + c) / 3 + 1e-6 * image.shape[0] * image.shape[1]
     a, b, c, d, e, f = (v / mean for v in (a, b, c, d, e, f))
     return a * b * c + 2 * d * e * f - a * f * f - b * e * e - c * d * d
@@ -224,6 +253,6 @@ def _determination(image: jax.Array, mask: jax.Array | None, turn: float | jax.A
 
 @functools.cache
 def _powers(size: int, unit: float) -> np.ndarray:
-    """``(3, size)``: powers 0, 1 and 2 of the pixels' distance from the middle, in ``unit``."""
+    """``(3, size)``: powers 0, 1 and 2 of the pixels' distance from the centre, in ``unit`` px."""
     lever = (np.arange(size) - (size - 1) / 2) / unit
     return np.stack([np.ones(size), lever, lever**2]).astype(np.float32)
