@@ -112,9 +112,9 @@ def test_it_may_be_traced_and_mapped():
     ("initial", "options", "message"),
     [
         ((1.0, 2.0, 3.0), {}, "initial must be a RigidTransform, got tuple"),
-        (repeated(0, 0, 0), {}, r"initial must be one alignment, got a batch of shape \(64,\)"),
+        (repeated(0, 0, 0), {}, r"initial must be one transform, got a batch of shape \(64,\)"),
         (RigidTransform(0.0, np.nan, 0.0), {}, "initial must be finite"),
-        (IDENTITY, {"max_rotation": 20.0}, "bound the search, of which initial takes the place"),
+        (IDENTITY, {"max_rotation": 20.0}, "limit the search, which initial replaces"),
         (IDENTITY, {"method": "compact"}, "initial and masks are for method 'direct'"),
     ],
 )
@@ -125,6 +125,6 @@ def test_what_is_unfit_is_refused(initial, options, message):
 
 def test_a_batch_of_another_length_is_refused():
     with pytest.raises(
-        ValueError, match=r"one alignment or a batch of 2, got a batch of .*\(64,\)"
+        ValueError, match=r"one transform or a batch of 2, got a batch of .*\(64,\)"
     ):
         register_batch(np.stack([IMAGE] * 2), np.stack([IMAGE] * 2), initial=repeated(0, 0, 0))

@@ -132,8 +132,18 @@ def test_a_second_pair_of_a_shape_compiles_nothing():
     size = program._cache_size()
     assert size
     register(fixed[::-1], fixed.astype(np.uint8))
-    register(fixed, fixed, max_shift=0.2, max_rotation=30, interpolation="spline")
+    register(fixed, fixed, max_shift=19, max_rotation=30, interpolation="spline")
     assert program._cache_size() == size
+
+
+@pytest.mark.parametrize("third", [95 / 3, np.float32(95 / 3), jnp.float32(95) / 3])
+def test_a_third_of_the_shorter_side_is_the_default_limit(third):
+    fixed = texture((128, 95))
+    moving = np.asarray(warp(fixed, TRUTH))
+    default, explicit = register(fixed, moving), register(fixed, moving, max_shift=third)
+    jax.tree.map(np.testing.assert_array_equal, default, explicit)
+    known = jax.eval_shape(lambda i: register(i, i, initial=TRUTH, max_shift=third), fixed)
+    assert known.score.shape == ()
 
 
 def cheap_method(fixed, moving):
@@ -232,11 +242,17 @@ def test_other_methods_by_name():
         (lambda i: register_batch(i[..., 0], i[..., 0]), r"for one pair call jaxreg.register"),
         (lambda i: register(i, i[:12]), r"same shape.*\(16, 16, 3\) and \(12, 16, 3\)"),
         (lambda i: register(i, i, method="dirct"), "did you mean direct"),
-        (lambda i: register(i, i, max_shift=0.0), r"max_shift must be in \(0, 0.5\]"),
+        (
+            lambda i: register(i, i, max_shift=0.0),
+            "max_shift must be above 0 and at most 8 pixels, half of .* 16 x 16 images, got 0",
+        ),
+        (lambda i: register(i[:12], i[:12], max_shift=6.1), "at most 6 .* 12 x 16 .*, got 6.1"),
+        (lambda i: register_batch(i[None, 2:], i[None, 2:], max_shift=8), "at most 7 .*, got 8"),
+        (lambda i: register(i, i, max_shift=np.nan), "max_shift must be above 0 .*, got nan"),
         (lambda i: register(i, i, interpolation="cubic"), "interpolation must be"),
         (lambda i: register(i, i, max_rotation=181), r"max_rotation must be in \[0, 180\]"),
         (
-            lambda i: register(i, i, method="constant", max_shift=0.2),
+            lambda i: register(i, i, method="constant", max_shift=2),
             "max_shift, .* are for method 'direct'",
         ),
         (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
@@ -314,7 +330,7 @@ def test_reasons_are_of_one_pair(batch):
 
 def test_limits_may_be_arrays_of_one_number():
     image = jnp.zeros((SIZE, SIZE))
-    limits = {"max_shift": jnp.float32(0.25), "max_rotation": np.full((), 30)}
+    limits = {"max_shift": jnp.float32(8), "max_rotation": np.full((), 30)}
     call = lambda i: register(i, i, **limits)  # noqa: E731
     assert jax.eval_shape(call, image).score.shape == ()
 
