@@ -32,5 +32,5 @@ def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
     """
     start = compact(*jax.lax.stop_gradient((fixed, moving)))
     result = each_pair(align_from, fixed, moving, start.transform)
-    doubts = result.doubts | raised(Doubt.UNSURE, ~start.success)
+    doubts = result.doubts | raised(Doubt.NETWORK_UNSURE, ~start.success)
     return dataclasses.replace(result, score=start.score, success=doubts == 0, doubts=doubts)

@@ -41,7 +41,7 @@ def compact(fixed: jax.Array, moving: jax.Array) -> Registration:
     fixed, moving = (jnp.where(flat, jax.lax.stop_gradient(i), i) for i in (fixed, moving))
     answer = network.estimate(_grey_levels(fixed), _grey_levels(moving))
     doubts = raised(Doubt.NOT_FINITE, ~finite) | raised(
-        Doubt.UNSURE, jnp.logical_not(answer.success)
+        Doubt.NETWORK_UNSURE, jnp.logical_not(answer.success)
     )
     return dataclasses.replace(answer, success=doubts == 0, doubts=doubts)
 

@@ -70,9 +70,9 @@ def test_it_does_not_vouch_for_what_the_images_leave_open():
     edge = np.where(x > 2, 200.0, 0.0)
     disc = lambda dx, dy: 200 * np.clip(10 - np.hypot(x - dx, y - dy), 0, 1)  # noqa: E731
     pairs = {
-        Doubt.DISAGREEING: np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE)),
+        Doubt.DETAIL_MISMATCH: np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE)),
         Doubt.AMBIGUOUS: (disc(0.0, 0.0), disc(1.3, -0.6)),
-        Doubt.FEATURELESS: (edge, edge),
+        Doubt.UNDETERMINED: (edge, edge),
         Doubt.NOT_FINITE: (edge, np.nan * edge),
     }
     fixed, moving = (np.resize(v, (COUNT, SIZE, SIZE)) for v in zip(*pairs.values(), strict=True))

@@ -1,5 +1,6 @@
 """The public calls: shapes, dtypes, batches, transformations, errors and the API's conventions."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from jaxreg import registration
 from jaxreg.compute import batching
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import SIZE, assert_finite, errors, photo_pairs, texture
@@ -326,6 +327,54 @@ def test_reasons_are_of_one_pair(batch):
         _ = batch.reasons
     with pytest.raises(TypeError, match="reasons are of one pair"):
         jax.jit(lambda r: len(r.reasons))(batch[3])
+
+
+def test_the_inverse_carries_the_covariance_over():
+    rng = np.random.default_rng(0)
+    parameters = (rng.uniform(-60, 60, (6, 3)) * [1, 1, 3]).astype(np.float32)
+    factors = rng.normal(size=(6, 3, 3)).astype(np.float32)
+    covariance = factors @ np.swapaxes(factors, 1, 2)
+    inverted = lambda p: RigidTransform.from_array(p).inverse().as_array()  # noqa: E731
+    slopes = np.asarray(jax.vmap(jax.jacobian(inverted))(parameters))
+    expected = slopes @ covariance @ np.swapaxes(slopes, 1, 2)
+    batch = Registration(
+        RigidTransform.from_array(parameters), jnp.arange(6.0), jnp.arange(6) > 2, covariance
+    )
+    one_by_one = jax.tree.map(lambda *v: jnp.stack(v), *(r.inverse() for r in batch))
+    for back in (
+        batch.inverse(),
+        jax.jit(Registration.inverse)(batch),
+        jax.vmap(Registration.inverse)(dataclasses.replace(batch, found=jnp.ones(6, bool))),
+        one_by_one,
+    ):
+        np.testing.assert_allclose(back.covariance, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(back.transform.as_array(), inverted(parameters), atol=1e-4)
+        np.testing.assert_array_equal(back.score, batch.score)
+        np.testing.assert_array_equal(back.success, batch.success)
+    again = batch.inverse().inverse()
+    np.testing.assert_allclose(again.covariance, covariance, rtol=1e-3, atol=1e-3)
+    without = Registration(RigidTransform(1, 2, 3.0), 0.5, True, doubts=np.int32(0)).inverse()
+    assert without.covariance is None
+    assert without.doubts == 0
+
+
+def test_the_inverse_of_a_shared_angle_and_of_lists():
+    covariance = np.stack([np.eye(3)] * 2)
+    mixed = Registration(RigidTransform([1.0, 2.0], 0, 90.0), 1.0, True, covariance).inverse()
+    np.testing.assert_array_equal(mixed.transform.as_array(), [[0, 1, -90], [0, 2, -90]])
+    assert mixed.covariance.shape == (2, 3, 3)
+
+
+def test_every_doubt_is_told_and_its_bit_is_fixed():
+    """The bits are what users stored."""
+    assert [doubt.name for doubt in Doubt] == [
+        *("NOT_FINITE", "NOT_CONVERGED", "IMPRECISE", "DETAIL_MISMATCH", "AMBIGUOUS", "APERTURE"),
+        *("UNDETERMINED", "NETWORK_UNSURE", "CHANCE_MATCH", "INSUFFICIENT_MARGIN", "OUT_OF_BOUNDS"),
+    ]
+    assert [int(doubt) for doubt in Doubt] == [1 << bit for bit in range(11)]
+    assert all(len(doubt.descriptions) == 1 for doubt in Doubt)
+    assert len(set(Doubt(2047).descriptions)) == 11
+    assert Doubt(0).descriptions == []
 
 
 def test_limits_may_be_arrays_of_one_number():

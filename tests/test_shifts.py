@@ -95,4 +95,4 @@ def test_an_answer_beyond_the_limits_is_not_trusted():
     assert found.any()
     assert not np.asarray(result.success)[found].any()
     doubts = np.asarray(result.doubts)[found]
-    assert ((doubts & Doubt.BEYOND_LIMITS) != 0).mean() > 0.9
+    assert ((doubts & Doubt.OUT_OF_BOUNDS) != 0).mean() > 0.9

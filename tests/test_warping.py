@@ -223,7 +223,7 @@ def test_one_by_one_as_part_of_a_program_and_mapped_alike():
         np.testing.assert_allclose(warp(stack[k], t), moved[k], atol=FLOAT32_INTENSITY)
         np.testing.assert_array_equal(overlap((32, 32, 3), t), shown[k])
     for unfit in (image(), ts):
-        with pytest.raises(ValueError, match=r"shape must be one image's.*: its \.shape\?"):
+        with pytest.raises(ValueError, match=r"shape must be.*: its \.shape\?"):
             overlap(unfit, ts)
 
 
@@ -260,9 +260,7 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match=r"image must be \(N, H, W\).*transforms, got shape"):
             warp(np.zeros(shape), RigidTransform.identity(count))
     for shape in ((4, 32, 32, 3), (4, 32, 32)):
-        with pytest.raises(
-            ValueError, match=rf"shape must be one image's.*{re.escape(str(shape))}"
-        ):
+        with pytest.raises(ValueError, match=rf"shape must be.*{re.escape(str(shape))}"):
             overlap(shape, RigidTransform.identity())
 
 

@@ -152,7 +152,7 @@ def _finish_and_judge(
     doubts |= raised(Doubt.NOT_FINITE, ~pair.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     # Nobody knows what the images leave open, nor how it would change with them.
-    known = (doubts & Doubt.FEATURELESS) == 0
+    known = (doubts & Doubt.UNDETERMINED) == 0
     transform = jax.tree.map(lambda v: jnp.where(known, v, jax.lax.stop_gradient(v)), transform)
     # In smaller units: with entries cut off one by one it would be no covariance any more.
     unit = jnp.sqrt(jnp.minimum(_UNKNOWN / jnp.maximum(jnp.diagonal(end.covariance), 1.0), 1.0))

@@ -19,9 +19,9 @@ from jaxreg.direct.intensity import Fit, finest_detail
 from jaxreg.direct.kernel_choice import choose
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.optimum import Optimum, agreement, differentiable, find_optimum, flat
-from jaxreg.direct.resampling import DEGREE
 from jaxreg.direct.settings import AUTO
-from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.geometry import RigidTransform, wrap_degrees
+from jaxreg.result import inverse_with_covariance
 
 # A residual that no kernel explains need not be white, and then single pixels misjudge the
 # estimate's variance: it is scaled by the slow share of the residual over that of white noise,
@@ -70,7 +70,7 @@ def finish(pair: Pair, transform: RigidTransform, kernel: jax.typing.ArrayLike =
     pair, linear = pick(*(pair for pair, _ in ways)), choice.linear
     end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), choice.start, linear), linear)
     there = end.transform, end.covariance
-    t, covariance = pick(there, _unswap(*there))
+    t, covariance = pick(there, inverse_with_covariance(*there))
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
     return end._replace(transform=t, covariance=covariance)
 
@@ -98,17 +98,3 @@ def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
     moves = influence * (fit.weight[:, None] * error).reshape(-1)
     moves = mean_over_channels(moves.reshape(3, *fit.residual.shape)) * fit.residual.shape[1]
     return times(moves, moves)
-
-
-def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, jax.Array]:
-    """The inverse of a transform, and its covariance carried over."""
-    inverse = t.inverse()
-    cos, sin = cos_sin_degrees(t.theta)
-    jacobian = jnp.array(
-        [
-            [-cos, -sin, DEGREE * inverse.ty],
-            [sin, -cos, -DEGREE * inverse.tx],
-            [0.0, 0.0, -1.0],
-        ]
-    )
-    return inverse, product(product(jacobian, covariance), jacobian.T)

@@ -97,14 +97,14 @@ def doubts_about(
     much, few = _COINCIDENCES.T
     by_chance = ((everywhere > much * kept) & (places <= few)).any()
     passed = {
-        Doubt.LOST: end.settled,
+        Doubt.NOT_CONVERGED: end.settled,
         Doubt.IMPRECISE: precise,
-        Doubt.DISAGREEING: detail > _LEAST_DETAIL,
-        Doubt.COINCIDENT: ~by_chance,
+        Doubt.DETAIL_MISMATCH: detail > _LEAST_DETAIL,
+        Doubt.CHANCE_MATCH: ~by_chance,
         Doubt.AMBIGUOUS: lead_alike > _LEAST_LEAD * jnp.maximum(evidence, 1.0),
-        Doubt.SLIPPERY: distinction > _LEAST_DISTINCTION,
-        Doubt.INCONCLUSIVE: margin > _LEAST_MARGIN * largest,
-        Doubt.FEATURELESS: determination > _LEAST_DETERMINATION,
+        Doubt.APERTURE: distinction > _LEAST_DISTINCTION,
+        Doubt.INSUFFICIENT_MARGIN: margin > _LEAST_MARGIN * largest,
+        Doubt.UNDETERMINED: determination > _LEAST_DETERMINATION,
     }
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
 
@@ -120,7 +120,7 @@ def bounded(answer: Registration, limits: jax.Array) -> Registration:
     """
     errors = jnp.sqrt(jnp.diagonal(jnp.asarray(answer.covariance)))
     least = jnp.abs(answer.transform.as_array()) - _SURELY * errors
-    beyond = raised(Doubt.BEYOND_LIMITS, (least > 1.001 * limits).any())
+    beyond = raised(Doubt.OUT_OF_BOUNDS, (least > 1.001 * limits).any())
     doubts = jnp.asarray(answer.doubts) | beyond
     return dataclasses.replace(answer, success=doubts == 0, doubts=doubts)
 
