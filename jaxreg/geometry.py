@@ -75,8 +75,9 @@ def image_centre(shape: Shape) -> Point:
     (23.5, 15.5)
     """
     if not isinstance(shape, tuple | list):
-        kind = "an array; pass image.shape" if hasattr(shape, "shape") else type(shape).__name__
-        raise ValueError(f"shape must be (H, W) or (H, W, C), got {kind}")
+        kind = "an array" if hasattr(shape, "shape") else type(shape).__name__
+        hint = "" if isinstance(shape, int | float) else "; pass image.shape"
+        raise ValueError(f"shape must be (H, W) or (H, W, C), got {kind}{hint}")
     if not 2 <= len(shape) <= 3 or max(shape[2:], default=1) > MOST_CHANNELS:
         raise ValueError(f"shape must be (H, W) or (H, W, C) of one image, got {shape}")
     return (shape[1] - 1) / 2, (shape[0] - 1) / 2

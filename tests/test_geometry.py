@@ -255,7 +255,7 @@ def test_wrong_shapes_are_named():
     for array in (np.zeros(SHAPE), jnp.zeros(SHAPE)):
         with pytest.raises(ValueError, match=r"\(H, W, C\), got an array; pass image.shape"):
             RigidTransform.identity().matrix(array)
-    with pytest.raises(ValueError, match=r"\(H, W, C\), got RigidTransform"):
+    with pytest.raises(ValueError, match=r"\(H, W, C\), got RigidTransform; pass image.shape"):
         RigidTransform.identity().matrix(RigidTransform.identity())
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
