@@ -60,8 +60,8 @@ def register(
     Args:
       fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype, sides of 8 to 2048 pixels (up to 600 for
         ``"fft"``), up to 16 channels. Use `register_batch` for stacks: a stack of narrow grey
-        images looks like one image with channels. ``"direct"`` and ``"compact"`` accept any unit,
-        other methods need intensities in 0..255. Values are converted to float32, in which a
+        images looks like one image with channels. ``"direct"`` and the compact networks accept any
+        unit, other methods need intensities in 0..255. Values are converted to float32, in which a
         contrast of 1 on a background of 1e8 disappears.
       moving: the same shape.
       method: ``"direct"`` or another name that `jaxreg.methods.find_method` accepts. The arguments
