@@ -100,8 +100,9 @@ def _flags() -> flags.FlagValues:
     switch("crop", False, "Crop both images to the size they share.", flag_values=values)
     size = "Longest side at which images are registered, in pixels."
     number("working_size", 512, size, 8, 2048, flag_values=values)
-    shift = "Largest shift searched along an axis, as a share of the shorter side, up to 0.5."
-    flags.DEFINE_float("max_shift", 1 / 3, shift, flag_values=values)
+    shift = "Largest shift searched along an axis, in pixels of the files, up to half of the "
+    shift += "shorter side; by default a third of it."
+    flags.DEFINE_float("max_shift", None, shift, flag_values=values)
     turn = "Largest rotation searched, either way, in degrees; 0 searches only shifts."
     flags.DEFINE_float("max_rotation", 180.0, turn, 0, 180, flag_values=values)
     known = "A known alignment TX,TY,THETA, refined instead of searching."

@@ -1,9 +1,9 @@
-"""What happens to real images between two exposures: light, blur, an obstacle, noise.
+"""Disturb pairs as between two real exposures: occlusion, blur, light and noise.
 
-Disturbances act in the order in which a camera meets them: an object hides a part of the moving
-image, the moving image is blurred, its light changes, and noise comes to both. Intensities are
-neither clipped nor rounded afterwards: both would make the noise depend on the picture, and the
-bound on accuracy under noise (`jaxreg.evaluation.bound`) holds for plain Gaussian noise.
+The order is a camera's: an object hides a part of the moving image, the moving image is blurred,
+its light changes, and noise is added to both images. Intensities are neither clipped nor rounded
+afterwards: either would make the noise depend on the picture, and the bound on accuracy under noise
+(`jaxreg.evaluation.bound`) holds for plain Gaussian noise.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import jax.numpy as jnp
 
 from jaxreg.pairs import Pairs
 
-_BLUR_REACH = 4.0  # standard deviations after which the Gaussian is cut off
+_BLUR_REACH = 4.0  # standard deviations at which the Gaussian is cut off
 
 
 @dataclasses.dataclass(frozen=True)
 class Disturbance:
-    """Strengths of the disturbances of a pair; zero leaves a thing as it is.
+    """Strengths of the disturbances of a pair; zero switches one off.
 
     Attributes:
       noise: standard deviation of Gaussian noise in both images, independent in every pixel and
         channel, in grey levels of 255.
       gain: the moving image is multiplied by a factor uniform on ``[1 - gain, 1 + gain]``.
-      bias: grey levels uniform on ``[-bias, bias]`` are added to the moving image.
-      blur: standard deviation in pixels of a Gaussian blur of the moving image.
-      occlusion: part of the moving image's area that a square of one random colour hides, in
-        [0, 1]; the square lies anywhere wholly inside the image.
+      bias: an offset uniform on ``[-bias, bias]`` grey levels is added to the moving image.
+      blur: standard deviation, in pixels, of a Gaussian blur of the moving image.
+      occlusion: share of the moving image's area, in [0, 1], that a square of one random colour
+        hides. The square lies at a random place wholly inside the image.
 
     Raises:
-      ValueError: a strength is negative, or the occlusion more than the whole image.
+      ValueError: a strength is negative or not finite, or the occlusion exceeds 1.
     """
 
     noise: float = 0.0
@@ -57,7 +57,7 @@ UNDISTURBED = Disturbance()
 
 
 def _occlude(key: jax.Array, image: jax.Array, area: jax.Array) -> jax.Array:
-    """Hide a square of ``area`` (part of the image's) behind one random colour."""
+    """Fill a square with one random colour; ``area`` is its share of the image's area."""
     height, width, channels = image.shape
     side = jnp.minimum(jnp.round(jnp.sqrt(area * height * width)), min(height, width))
     place_key, colour_key = jax.random.split(key)
@@ -70,9 +70,9 @@ def _occlude(key: jax.Array, image: jax.Array, area: jax.Array) -> jax.Array:
 
 
 def _blur(image: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
-    """Gaussian blur, the image mirrored at its borders (``scipy.ndimage``'s "reflect")."""
+    """Blur by a Gaussian, the image mirrored at its borders (``scipy.ndimage``'s "reflect")."""
     distance = jnp.arange(-radius, radius + 1)
-    # sigma = 0 leaves the middle weight alone, without a division by zero.
+    # With sigma = 0 only the middle weight remains, without a division by zero.
     kernel = jnp.exp(-0.5 * (distance / jnp.maximum(sigma, 1e-3)) ** 2)
     kernel = kernel / kernel.sum()
     for axis in (0, 1):
@@ -92,7 +92,7 @@ def disturb_pair(
     disturbance: Disturbance,
     random_strength: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`disturb` for one pair of images ``(H, W, C)``."""
+    """Disturb one pair of images ``(H, W, C)``; see `disturb`."""
     occlusion_key, light_key, fixed_key, moving_key, strength_key = jax.random.split(key, 5)
     strength = jnp.ones(5)
     if random_strength:
@@ -115,18 +115,18 @@ def disturb_pair(
 def disturb(
     key: jax.Array, pairs: Pairs, disturbance: Disturbance, random_strength: bool = False
 ) -> Pairs:
-    """Disturb every pair on its own; jittable with ``disturbance`` static.
+    """Disturb each pair independently; jittable with static ``disturbance``.
 
     Args:
-      key: a JAX random key; the same key disturbs in the same way.
+      key: a JAX random key; the same key gives the same disturbances.
       pairs: N pairs, float32 intensities in 0..255.
-      disturbance: how strong.
-      random_strength: scale each strength of each pair by its own factor uniform on [0, 1], as
-        training wants it. Without it the noise, the blur and the hidden area of every pair are
-        just as given; gain and bias are drawn from their ranges in any case.
+      disturbance: the strengths.
+      random_strength: scale each strength of each pair by a factor of its own, uniform on [0, 1],
+        as for training. Without it, noise, blur and hidden area are exactly as given. Gain and
+        bias are drawn from their ranges in either case.
 
     Returns:
-      The disturbed pairs, with intensities that may leave 0..255.
+      The disturbed pairs; their intensities may leave 0..255.
     """
     keys = jax.random.split(key, pairs.fixed.shape[0])
     fixed, moving = jax.vmap(lambda k, f, m: disturb_pair(k, f, m, disturbance, random_strength))(

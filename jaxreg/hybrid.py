@@ -1,4 +1,4 @@
-"""The compact network in place of the direct method's search, with its exact end."""
+"""The compact network as the search, followed by the direct method's exact finish."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jaxreg.result import Doubt, Registration, raised
 @jax.jit
 @allow_rank_promotion
 def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
-    """Register N pairs.
+    """Register N pairs by the compact network, and finish by the direct method.
 
-    Sizes and channels are those of `jaxreg.learned.compact`, and so is ``score``: how sure the
-    network is. It stands for the lead over the closest rival, so ``success`` needs the network's
-    and all else that the direct method asks for. The covariance is that of the direct method, and
-    the transform is differentiable with respect to the images like its.
+    ``score`` is the network's confidence, as from `jaxreg.learned.compact`. It takes the place of
+    the direct method's lead over the closest rival: ``success`` requires the network's own, and all
+    other tests of the direct method. The covariance is the direct method's, and so is the
+    derivative of the transform with respect to the images.
 
     Args:
       fixed: ``(N, S, S, C)`` float32 of any unit, S 32 or 96, C 1 or 3.
@@ -32,5 +32,5 @@ def compact_refine(fixed: jax.Array, moving: jax.Array) -> Registration:
     """
     start = compact(*jax.lax.stop_gradient((fixed, moving)))
     result = each_pair(align_from, fixed, moving, start.transform)
-    doubts = result.doubts | raised(Doubt.UNSURE, ~start.success)
+    doubts = result.doubts | raised(Doubt.NETWORK_UNSURE, ~start.success)
     return dataclasses.replace(result, score=start.score, success=doubts == 0, doubts=doubts)

@@ -1,4 +1,4 @@
-"""What a user may pass in as an image, checked once at the boundary."""
+"""Checks of the images and masks that a user passes in, made once at the boundary."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ LARGEST = 2048
 
 
 def are_traced(*arrays: object) -> bool:
-    """Whether any of them is part of a program being traced, and has no values to look at."""
+    """Whether any of the arrays is traced, and so has no values to look at."""
     return any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
 def real_array(image: ArrayLike, name: str, instead: str = "fill it first") -> Images:
-    """An image, a stack of them or a mask as an array, on the host or the device where it is.
+    """Convert an image, a stack or a mask to an array, on the host or device where it is.
 
     Args:
-      image: any real dtype; lists of arrays are stacks.
-      name: as an error is to call it.
-      instead: what to do with a masked array: without its mask it would be another image.
+      image: any real dtype; a list of arrays is a stack.
+      name: what an error calls it.
+      instead: the advice for a masked array, which without its mask would be another image.
 
     Raises:
-      ValueError: it does not hold real numbers, or hides some.
+      ValueError: it does not hold real numbers, or is a masked array with masked values.
     """
     parts = image if isinstance(image, list | tuple) else [image]
     if any(map(np.ma.is_masked, parts)):
@@ -57,18 +57,18 @@ def _real_pair(fixed: ArrayLike, moving: ArrayLike) -> list[Images]:
 def _check_finite(images: Images, name: str, instead: str) -> None:
     """Raise ValueError for values that are NaN, infinite, or too large for float32.
 
-    Under a transformation there are no values to look at.
+    Traced images have no values and are not checked.
 
     Args:
       images: an image ``(H, W[, C])`` or a stack ``(N, H, W, C)``.
-      name: as an error is to call it.
-      instead: what to do then.
+      name: what the error calls them.
+      instead: the advice that the error gives.
     """
     if are_traced(images) or images.dtype.kind in "biu" or not images.size:
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        # A sum that is finite has finite summands, and takes one pass. If it is not: extremes
-        # alone, for a large stack gets no mask of its size beside it.
+        # A finite sum has finite summands, and takes one pass. If it overflows, the extremes
+        # decide, which for a large stack takes less memory than a mask of its size.
         if np.isfinite(_sum(images)) or np.isfinite(np.array(_extremes(images), np.float32)).all():
             return
         wrong = ~np.isfinite(np.asarray(images).astype(np.float32))
@@ -82,7 +82,7 @@ def _check_finite(images: Images, name: str, instead: str) -> None:
 
 
 def _sum(images: Images) -> float:
-    """The sum in float32 of what is not traced, though a program around it may be."""
+    """The sum, in float32, of images that are not traced, though the program around may be."""
     if jax.default_backend() == "cpu":  # without a copy
         return float(np.asarray(images).sum(dtype=np.float32))
     with jax.ensure_compile_time_eval():
@@ -90,7 +90,7 @@ def _sum(images: Images) -> float:
 
 
 def _extremes(images: Images) -> list[float]:
-    """The least and the largest value, likewise."""
+    """The smallest and the largest value of images that are not traced."""
     if jax.default_backend() == "cpu":
         images = np.asarray(images)
     with jax.ensure_compile_time_eval():
@@ -98,15 +98,15 @@ def _extremes(images: Images) -> list[float]:
 
 
 def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
-    """Refuse stacks that are not finite or not in the unit 0..255 that a method wants.
+    """Refuse stacks that are not finite, or not in the unit 0..255 that a method needs.
 
     Args:
       fixed: ``(N, H, W, C)``.
       moving: the same shape.
-      method: as the error is to call it.
+      method: what the error calls it.
 
     Raises:
-      ValueError: says what was given and what would work.
+      ValueError: the images are unfit; the message gives their range and a remedy.
     """
     for images, name in ((fixed, "fixed"), (moving, "moving")):
         _check_finite(images, name, "fill or crop them first")
@@ -115,7 +115,7 @@ def check_grey_levels(fixed: Images, moving: Images, method: str) -> None:
         if images.dtype == np.uint8:
             continue
         least, most = _extremes(images)
-        centred = least < -0.5 * abs(most)  # noise alone does not take an image so far below zero
+        centred = least < -0.5 * abs(most)  # noise alone does not reach so far below zero
         fractions = images.dtype.kind not in "iu" and not centred and 0.0 < most <= 1.0
         if centred or fractions or most > 255.5:
             raise ValueError(
@@ -158,20 +158,21 @@ def _stack(batched: bool) -> str:
 
 
 def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) -> tuple[Images, ...]:
-    """Two images with a channel axis, and fit to be registered; with their masks if they have any.
+    """Check two images and their masks, and give the images a channel axis.
 
     Args:
       fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype.
       moving: the same shape.
-      *masks: None, or of fixed and moving, ``(H, W)`` or None: what is False, or not above
-        zero, does not count, and need not be finite.
+      *masks: none, or those of fixed and moving, each ``(H, W)`` or None. A pixel where the mask
+        is False, or not above zero, does not count, and need not be finite.
 
     Returns:
-      Both, ``(H, W, C)``; their dtype is their own, and they stay where they are, on the host or a
-      device. If either mask is given, then both masks, bool; one that is missing is all True.
+      Both images, ``(H, W, C)``, in their own dtype, on the host or device where they are. If
+      either mask is given, both masks follow, bool; one that is missing is all True.
 
     Raises:
-      ValueError: shape, size, dtype or (outside of jit) a value is unfit; the argument is named.
+      ValueError: a shape, size, dtype or (outside of ``jit``) a value is unfit; the message names
+        the argument.
     """
     pair = _real_pair(fixed, moving)
     for image, name in zip(pair, _NAMES, strict=True):
@@ -192,12 +193,12 @@ def check_pair(fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None) ->
 def _check_masks(
     masks: Sequence[ArrayLike | None], images: Sequence[Images], shape: tuple[int, ...]
 ) -> tuple[Images, ...]:
-    """Masks of fixed and moving images ``([N,] H, W)``, bool; none if none are given.
+    """Convert masks of fixed and moving images to bool ``([N,] H, W)``; none if all are None.
 
     Args:
       masks: ``([N,] H, W)``, or None for all pixels; for a stack also ``(H, W)``, one for all.
-      images: what they are of.
-      shape: of these, without channels.
+      images: the images they belong to.
+      shape: the images' shape without channels.
     """
     if all(mask is None for mask in masks):
         return ()
@@ -205,7 +206,7 @@ def _check_masks(
     for mask, name in zip(masks, _NAMES, strict=True):
         mask = True if mask is None else mask
         array: Any = real_array(mask, f"{name}_mask")
-        # On the host, for what is done to an array on a device would become part of a program.
+        # NumPy, because operations on a JAX array would become part of a traced program.
         array = array if are_traced(array) else np.asarray(array)
         if mask is not True and array.shape not in (shape, shape[-2:]):
             raise ValueError(
@@ -220,18 +221,21 @@ def _check_masks(
 def check_stacks(
     fixed: ArrayLike, moving: ArrayLike, *masks: ArrayLike | None
 ) -> tuple[Images, ...]:
-    """Two stacks of images with a channel axis, and their masks; values are not looked at.
+    """Check two stacks of images and their masks, and give the images a channel axis.
+
+    Values are not checked.
 
     Args:
-      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, any real dtype; or without N, one for all.
-      moving: the same shape; likewise.
-      *masks: as for `check_pair`, but ``(N, H, W)``; or without N, one for all.
+      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, any real dtype; or one image without N for all.
+      moving: the same shape; or one image for all.
+      *masks: as for `check_pair`, but ``(N, H, W)``, or ``(H, W)`` for all.
 
     Returns:
-      Both, ``(N, H, W, C)``; else as for `check_pair`. One for all is a view, no copy.
+      Both stacks, ``(N, H, W, C)``, and the masks as from `check_pair`. One image for all is
+      repeated as a view, without a copy.
 
     Raises:
-      ValueError: shape, size or dtype is unfit; the argument is named.
+      ValueError: a shape, size or dtype is unfit; the message names the argument.
     """
     pair = _real_pair(fixed, moving)
     if _one_is_grey(pair[0].shape, pair[1].shape):
@@ -251,7 +255,7 @@ def check_stacks(
 
 
 def _one_is_grey(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether one of two shapes has channels and the other none, be they of stacks or one image.
+    """Whether only one of two shapes, each a stack's or an image's, has a channel axis.
 
     >>> _one_is_grey((8, 9), (5, 8, 9, 3)), _one_is_grey((8, 9, 3), (5, 8, 9))
     (True, True)

@@ -1,15 +1,15 @@
 """Interpolation kernels: the weights of the pixels around a point.
 
-A kernel is separable. For a coordinate ``u`` it names the first pixel it touches and the weights
-of that pixel and the following ones; all are exact at whole pixels: where one weight is 1, or, of
-the spline, where its coefficients were made to be.
+Kernels are separable. For a coordinate ``u`` a kernel gives the first pixel it touches, and the
+weights of that pixel and the following ones. At whole pixels all kernels return the pixel's value:
+one weight is 1, or, for the spline, the coefficients are computed so.
 
 ===========  ====  =======================================================================
-name         taps  what it is
+name         taps  description
 ===========  ====  =======================================================================
 ``nearest``  1     the nearest pixel's value, for labels, which must not be mixed
-``linear``   2     bilinear, the paper's; what ``cv2.warpAffine`` does by default
-``cubic``    4     Keys' cubic convolution with a = -0.75, as OpenCV and PyTorch
+``linear``   2     bilinear, as in the paper; the default of ``cv2.warpAffine``
+``cubic``    4     Keys' cubic convolution with a = -0.75, as in OpenCV and PyTorch
 ``spline``   4     cubic B-spline on prefiltered coefficients, as ``scipy.ndimage`` order 3
 ===========  ====  =======================================================================
 """
@@ -27,7 +27,7 @@ from jaxreg.compute.products import apply_across, apply_down, apply_separable
 
 Interpolation = Literal["nearest", "linear", "cubic", "spline"]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "spline")
-# Keys (1981), doi:10.1109/TASSP.1981.1163711, leaves a free; -0.75 is OpenCV's and PyTorch's.
+# A free parameter in Keys (1981), doi:10.1109/TASSP.1981.1163711; OpenCV and PyTorch use -0.75.
 _KEYS_A = -0.75
 
 
@@ -40,7 +40,7 @@ def check_interpolation(interpolation: str) -> None:
 
 
 def taps(u: jax.Array, interpolation: Interpolation) -> tuple[jax.Array, list[jax.Array]]:
-    """First pixel touched (float, whole) and the list of weights from it on.
+    """Compute the first pixel touched (a whole float) and the weights of it and the following.
 
     >>> first, weights = taps(jnp.float32(2.25), "linear")
     >>> float(first), [float(w) for w in weights]
@@ -61,7 +61,10 @@ def taps(u: jax.Array, interpolation: Interpolation) -> tuple[jax.Array, list[ja
 
 
 def spline_weights(t: jax.Array) -> list[jax.Array]:
-    """Cubic B-spline weights of the four coefficients around a point ``t`` past the second."""
+    """Compute cubic B-spline weights of the four coefficients around a point.
+
+    The point lies ``t``, in [0, 1], past the second of them.
+    """
     s = 1.0 - t
     near = lambda d: (4.0 - 3.0 * d * d * (2.0 - d)) / 6.0  # noqa: E731
     return [s * s * s / 6.0, near(t), near(s), t * t * t / 6.0]
@@ -71,13 +74,13 @@ def spline_weights(t: jax.Array) -> list[jax.Array]:
 def _prefilter_matrix(n: int) -> np.ndarray:
     """``(n, n)`` matrix from samples to cubic B-spline coefficients, mirrored at the ends.
 
-    Unser (1999), doi:10.1109/79.799930. Dense, because a small matrix product is far faster on
-    every device than the recursive filter it replaces.
+    Unser (1999), doi:10.1109/79.799930. The matrix is dense: a small matrix product is far faster
+    on every device than the recursive filter it replaces.
     """
     sampling = np.zeros((n, n))
     for offset, weight in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
         index = np.arange(n) + offset
-        if n > 1:  # mirror about the centre of the outermost pixels
+        if n > 1:  # mirrored about the centres of the outermost pixels
             index = np.abs(index)
             index = np.where(index > n - 1, 2 * (n - 1) - index, index)
         else:
@@ -88,7 +91,7 @@ def _prefilter_matrix(n: int) -> np.ndarray:
 
 @functools.cache
 def _rimmed_prefilter(n: int, rim: int) -> np.ndarray:
-    """``(n + 2 rim, n)``: `_prefilter_matrix` with the coefficients beyond both ends."""
+    """``(n + 2 rim, n)``: `_prefilter_matrix` with ``rim`` coefficients beyond each end."""
     index = np.abs(np.arange(-rim, n + rim))
     return _prefilter_matrix(n)[np.where(index > n - 1, 2 * (n - 1) - index, index)]
 
@@ -101,19 +104,22 @@ def derivative_matrix(n: int) -> np.ndarray:
 
 
 def spline_gradient(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Derivatives ``(down, right)`` of an image ``(H, W, C)`` by its cubic spline."""
+    """Compute derivatives ``(down, right)`` of an image ``(H, W, C)`` by its cubic spline."""
     rows, columns = (derivative_matrix(size) for size in image.shape[:2])
     return apply_down(rows, image), apply_across(image, columns)
 
 
 def spline_coefficients(image: jax.Array, rim: int = 0) -> jax.Array:
-    """Cubic B-spline coefficients of an image ``(H, W, C)``, mirrored at the borders.
+    """Compute the cubic B-spline coefficients of an image, mirrored at the borders.
 
-    Evaluating them with the ``spline`` kernel at whole pixels gives the image back.
+    The ``spline`` kernel, evaluated on them at whole pixels, returns the image.
 
     Args:
       image: ``(H, W, C)``.
-      rim: how many coefficients beyond each border to return besides: 0 or 1.
+      rim: how many coefficients to add beyond each border: 0 or 1.
+
+    Returns:
+      ``(H + 2 rim, W + 2 rim, C)``.
     """
     rows, columns = (_rimmed_prefilter(size, rim) for size in image.shape[:2])
     return apply_separable(rows, image, columns)

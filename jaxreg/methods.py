@@ -1,9 +1,9 @@
-"""Finding a method of registration by name.
+"""Find a method of registration by its name.
 
-A name is, in this order: a built-in method; a plug-in, which any installed package may add in the
-entry-point group ``jaxreg.methods``; a network that comes with the package, the checkpoint folder
-of a trained one, or the file that ``python -m jaxreg.export`` made of it; or a user's own estimator
-as ``module:function``.
+A name is looked up in this order: a built-in method; a plug-in, which any installed package may
+register in the entry-point group ``jaxreg.methods``; a trained network (one of the package, a
+checkpoint folder, or a file that ``python -m jaxreg.export`` wrote); a user's own estimator as
+``module:function``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxreg.result import Estimator, Registration
 from jaxreg.similarity import judge
 
 GROUP = "jaxreg.methods"
-# Name -> where its estimator is; imported only when asked for.
+# Name -> module:function of its estimator, which is imported only when needed.
 BUILT_IN = {
     "compact": "jaxreg.learned:compact",
     "compact+refine": "jaxreg.hybrid:compact_refine",
@@ -36,24 +36,31 @@ BUILT_IN = {
 
 @jax.jit
 def constant(fixed: jax.Array, moving: jax.Array) -> Registration:
-    """The estimator that always answers "nothing moved": what any other has to beat."""
+    """Answer "nothing moved" for every pair: the baseline that any other method has to beat."""
     return judge(fixed, moving, RigidTransform.identity((fixed.shape[0],)))
 
 
 def method_names() -> list[str]:
-    """Names of all built-in methods and plug-ins, sorted."""
+    """List the names of all built-in methods and plug-ins, sorted.
+
+    `jaxreg.register` takes any of them as ``method``, besides trained networks and
+    ``module:function`` (`find_method`).
+
+    >>> {"compact", "compact+refine", "constant", "direct"} <= set(method_names())
+    True
+    """
     return sorted({*BUILT_IN, *_plug_ins()})
 
 
 @functools.cache
 def _plug_ins() -> dict[str, str]:
-    """Names of plug-ins and where they are; looked up once, for that takes milliseconds."""
+    """Plug-ins, name -> ``module:function``; cached, as the look-up takes milliseconds."""
     found = importlib.metadata.entry_points(group=GROUP)
     return {plug_in.name: f"{plug_in.module}:{plug_in.attr}" for plug_in in found}
 
 
 def _import(name: str, location: str) -> Any:
-    """The object at ``module:attribute``; ValueError says why there is none."""
+    """Import the object at ``module:attribute``; ValueError if that fails, with the reason."""
     module, _, attribute = location.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -61,14 +68,14 @@ def _import(name: str, location: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"method {name!r} cannot be loaded: {error}") from error
-    except Exception as error:  # a module may be anybody's code
+    except Exception as error:  # the module may be a user's, with any error
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"method {name!r} cannot be loaded: {reason}") from error
     return found
 
 
 def find_method(name: str | os.PathLike[str]) -> Estimator:
-    """The estimator with a name.
+    """Find the estimator with a name.
 
     Args:
       name: a built-in method or plug-in (`method_names`), a network that comes with the package, a
@@ -76,10 +83,11 @@ def find_method(name: str | os.PathLike[str]) -> Estimator:
 
     Returns:
       A function from batches of fixed and moving images, float32 ``(N, H, W, C)`` with intensities
-      in 0..255, to their `Registration`.
+      in 0..255, to their batched `Registration`.
 
     Raises:
-      ValueError: there is no such method, or it cannot be loaded; says what there is.
+      ValueError: there is no such method (the message lists those there are), or it cannot be
+        loaded.
 
     >>> find_method("constant") is constant
     True
@@ -109,23 +117,23 @@ def find_method(name: str | os.PathLike[str]) -> Estimator:
 
 
 def _last_change(path: str | os.PathLike[str]) -> int:
-    """When a file, or the checkpoints of a folder, last changed, in ns."""
+    """When a file, or a folder's newest checkpoint, last changed, in ns."""
     changes = [os.stat(path).st_mtime_ns]
     for step in glob.glob(os.path.join(glob.escape(os.fspath(path)), "checkpoints", "*")):
-        with contextlib.suppress(FileNotFoundError):  # a training drops its oldest one
+        with contextlib.suppress(FileNotFoundError):  # a training deletes its oldest checkpoint
             changes.append(os.stat(step).st_mtime_ns)
     return max(changes)
 
 
 @functools.lru_cache(maxsize=4)
 def _trained(path: str, changed: int) -> Estimator:
-    """The estimator of the network in a checkpoint folder, or in an exported file.
+    """The estimator of the network in a checkpoint folder or an exported file.
 
-    Kept, so that a second call neither reads nor compiles it again, until it has ``changed``.
+    Cached, so that a second call neither reads nor compiles it again unless it has ``changed``.
     """
     del changed
     try:
-        # Here, because what its training left is read by the layer above, and Flax is heavy.
+        # Imported here: training is the layer above this one, and Flax takes long to import.
         from jaxreg.training.loading import load
 
         return load(path).estimate

@@ -1,4 +1,4 @@
-"""Errors of an estimate and the paper's training loss, Eqs. 2 to 5."""
+"""Errors of an estimate, and the paper's training loss (Eqs. 2 to 5)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ AngleLoss = Literal["arc", "chord"]
 
 
 def translation_error(estimate: RigidTransform, truth: RigidTransform) -> jax.Array:
-    """L1 distance of the two shifts, in pixels (the summand of Eq. 2)."""
+    """Compute the L1 distance of the two shifts, in pixels (the summand of Eq. 2)."""
     return jnp.abs(jnp.asarray(estimate.tx) - truth.tx) + jnp.abs(
         jnp.asarray(estimate.ty) - truth.ty
     )
 
 
 def rotation_error(estimate: ArrayLike, truth: ArrayLike) -> jax.Array:
-    """Circular absolute difference of two angles in degrees, in [0, 180] (Eqs. 3 and 4).
+    """Compute the circular absolute difference of two angles in degrees, in [0, 180] (Eqs. 3, 4).
 
     >>> float(rotation_error(-180.0, 180.0))
     0.0
@@ -35,10 +35,10 @@ def rotation_error(estimate: ArrayLike, truth: ArrayLike) -> jax.Array:
 
 
 def chord(angle: jax.Array) -> jax.Array:
-    """The chord of an angle in degrees, in units in which small ones equal the angle.
+    """Compute the chord of an angle in degrees, scaled to equal the angle where that is small.
 
-    Unlike the angle itself it levels off towards 180 degrees, where there is no telling which way
-    round is the right one.
+    Unlike the angle it levels off towards 180 degrees, where the direction of the rotation is
+    arbitrary.
 
     >>> [round(float(chord(a)), 1) for a in (1.0, 60.0, 180.0)]
     [1.0, 57.3, 114.6]
@@ -52,9 +52,13 @@ def paper_loss(
     translation_weight: float = LAMBDA,
     angle_loss: AngleLoss = "arc",
 ) -> jax.Array:
-    """Mean of ``lambda * translation error + rotation error`` over a batch (Eq. 5).
+    """Compute the mean of ``lambda * translation error + rotation error`` over a batch (Eq. 5).
 
-    With ``angle_loss="chord"``, which is not the paper's, the `chord` of the rotation error.
+    Args:
+      estimate: N transforms.
+      truth: N transforms.
+      translation_weight: lambda, in degrees per pixel.
+      angle_loss: ``"arc"``, as in the paper, or ``"chord"``, the `chord` of the rotation error.
     """
     turn = rotation_error(estimate.theta, truth.theta)
     turn = chord(turn) if angle_loss == "chord" else turn

@@ -1,4 +1,7 @@
-"""Where trained networks are: in the package, in files and in folders. Needs no network library."""
+"""Find the files of trained networks: in the package, in files and in folders.
+
+Needs no network library, so that importing it is light.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ SUFFIX = ".safetensors"
 
 
 def shipped_names() -> list[str]:
-    """Names of the trained networks that come with the package.
+    """List the names of the trained networks that come with the package.
 
     >>> "compact32" in shipped_names()
     True
@@ -19,7 +22,10 @@ def shipped_names() -> list[str]:
 
 
 def find_network(name: str | os.PathLike[str]) -> Path | None:
-    """The file of the package, or the user's own file or folder, that a name may stand for.
+    """Find the package's file, or the user's file or folder, that a name stands for.
+
+    Returns:
+      Its path; None if the name stands for neither.
 
     >>> find_network("compact32").name
     'compact32.safetensors'

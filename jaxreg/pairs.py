@@ -1,4 +1,4 @@
-"""Self-supervised pairs, made on the device: draw a transform, warp the image by it.
+"""Make self-supervised pairs on the device: draw a transform, and warp an image by it.
 
 All randomness comes from an explicit key, so that a training step or an evaluation can be
 repeated bit for bit.
@@ -24,8 +24,8 @@ class Pairs:
 
     Attributes:
       fixed: ``(N, H, W, C)`` float32, intensities in 0..255.
-      moving: the same, ``moving = warp(fixed, transform)``.
-      transform: N transforms.
+      moving: the same shape and unit, ``moving = warp(fixed, transform)``.
+      transform: N transforms from fixed to moving.
     """
 
     fixed: jax.Array
@@ -34,7 +34,7 @@ class Pairs:
 
 
 def draw_transforms(key: jax.Array, count: int, max_shift: float) -> RigidTransform:
-    """Transforms uniform on ``[-max_shift, max_shift]^2`` pixels and [-180, 180) degrees."""
+    """Draw transforms, uniform on ``[-max_shift, max_shift]^2`` pixels and [-180, 180) degrees."""
     x_key, y_key, angle_key = jax.random.split(key, 3)
     draw = functools.partial(jax.random.uniform, shape=(count,), dtype=jnp.float32)
     return RigidTransform(
@@ -47,7 +47,7 @@ def draw_transforms(key: jax.Array, count: int, max_shift: float) -> RigidTransf
 def warp_pairs(
     images: jax.Array, transform: RigidTransform, interpolation: Interpolation = "linear"
 ) -> Pairs:
-    """The pairs of N images ``(N, H, W, C)`` and N transforms, zeros outside (the paper's)."""
+    """Make pairs of N images ``(N, H, W, C)`` and N transforms; zeros outside, as in the paper."""
     fixed = images.astype(jnp.float32)
     moving = jax.vmap(lambda image, t: warp(image, t, interpolation))(fixed, transform)
     return Pairs(fixed, moving, transform)
@@ -60,14 +60,14 @@ def draw_pairs(
     max_shift: float,
     interpolation: Interpolation = "linear",
 ) -> Pairs:
-    """Draw images from a set, with repetition, and transform each at random.
+    """Draw images from a set, with replacement, and warp each by a random transform.
 
     Args:
       key: a JAX random key; the same key gives the same pairs.
-      images: ``(N, H, W, C)`` uint8, resident on the device.
-      count: how many pairs.
+      images: ``(N, H, W, C)`` uint8, on the device.
+      count: number of pairs.
       max_shift: translations are uniform on ``[-max_shift, max_shift]`` pixels.
-      interpolation: how the moving image is rendered.
+      interpolation: kernel with which the moving image is rendered.
     """
     image_key, transform_key = jax.random.split(key)
     index = jax.random.randint(image_key, (count,), 0, images.shape[0])

@@ -1,4 +1,4 @@
-"""`register` and `register_batch`: the one call for one pair or a million."""
+"""`register` for one pair of images, `register_batch` for a stack of pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxreg.compute.batching import OnePair, Options, compiler_options, map_batches, map_pairs
 from jaxreg.direct.align import align, align_near
-from jaxreg.direct.settings import DirectOptions, Kernel
+from jaxreg.direct.settings import DirectOptions, Kernel, share_of_side
 from jaxreg.geometry import RigidTransform, check_transform
 from jaxreg.images import are_traced, check_grey_levels, check_pair, check_stacks
 from jaxreg.methods import BUILT_IN, find_method
@@ -24,13 +24,13 @@ _DEFAULT = DirectOptions()
 
 @functools.cache
 def _aligner(far: bool, near: bool) -> OnePair:
-    """`align`, or `align_near`: one object for equal settings, so that it is compiled once."""
+    """`align` or `align_near`: the same object for equal settings, so that it compiles once."""
     return align_near if near else functools.partial(align, far=far)
 
 
 @functools.cache
 def _program(far: bool, near: bool, options: Options = ()) -> Any:
-    """Either compiled; without options also as part of a larger program, which has its own."""
+    """The same, jitted. With options it cannot be part of a larger program, which has its own."""
     return jax.jit(_aligner(far, near), compiler_options=dict(options) or None)
 
 
@@ -39,7 +39,7 @@ def register(
     moving: ArrayLike,
     *,
     method: str = "direct",
-    max_shift: float = 1 / 3,
+    max_shift: float | None = None,
     max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
     initial: RigidTransform | None = None,
@@ -48,45 +48,54 @@ def register(
 ) -> Registration:
     """Find the rigid transform between two images.
 
-    A pixel p of ``fixed`` is found at ``T(p)`` in ``moving``: ``warp(fixed, T)`` looks like
-    ``moving``. The search covers the full circle, or ``max_rotation``, and shifts up to
-    ``max_shift``. Brightness and contrast may differ, parts may be hidden, and what has left the
-    frame does not speak against an alignment.
+    A pixel p of ``fixed`` appears at ``T(p)`` in ``moving``, so ``warp(fixed, T)`` looks like
+    ``moving``; `jaxreg.geometry` says what the numbers of T mean. The direct method searches all
+    rotations up to ``max_rotation`` and all shifts up to ``max_shift``. The images may differ in
+    brightness and contrast, and may be partly hidden. Only their overlap is compared, so content
+    that leaves the frame does not count against an alignment.
 
-    Failure is data: a pair that cannot be registered gives ``success`` False, with finite numbers.
+    A pair that cannot be registered raises no error: its ``success`` is False, its ``reasons`` say
+    why, and all numbers are finite.
 
     Args:
-      fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype, 8 to 2048 pixels a side (up to 600 for
-        ``"fft"``). A stack of narrow grey images would be taken for one of many channels:
-        `register_batch` is for stacks. ``"direct"`` and ``"compact"`` take any unit, other methods
-        want 0..255. Values are taken as float32: a contrast of 1 on a ground of 1e8 is flat.
+      fixed: ``(H, W)`` or ``(H, W, C)``, any real dtype, sides of 8 to 2048 pixels (up to 600 for
+        ``"fft"``), up to 16 channels. Use `register_batch` for stacks: a stack of narrow grey
+        images looks like one image with channels. ``"direct"`` and the compact networks accept any
+        unit, other methods need intensities in 0..255. Values are converted to float32, in which a
+        contrast of 1 on a background of 1e8 disappears.
       moving: the same shape.
-      method: ``"direct"``; or any name that `jaxreg.methods.find_method` knows, whose settings are
-        its own.
-      max_shift: largest translation searched along an axis, as a share of the shorter side; at most
-        0.5. An answer clearly beyond is not trusted. For ``"direct"`` alone.
-      max_rotation: largest rotation searched, either way, in degrees; likewise. A tight limit also
-        rules out the other answers that a symmetric image has, and 0 holds the angle: only a shift
-        is looked for. For ``"direct"`` alone.
-      interpolation: how the moving image was rendered, if known: ``"linear"`` or ``"spline"``;
-        ``"auto"`` chooses by the residual. For ``"direct"`` alone.
-      initial: an alignment known beforehand, within a sixteenth of the shorter side and 10 degrees,
-        to be improved in place of the search. Whether another one fits as well is then asked of
-        its neighbours alone: a disc has no angle, but a square turned by 90 degrees goes unnoticed.
-        The limits are not asked, but ``max_rotation=0`` keeps its angle. For ``"direct"`` alone.
-      fixed_mask: ``(H, W)``, False, or not above zero, where a pixel of fixed does not count: dust,
-        text, dead pixels, what moves by itself. Its value may be NaN. For ``"direct"`` alone.
-      moving_mask: likewise of moving.
+      method: ``"direct"`` or another name that `jaxreg.methods.find_method` accepts. The arguments
+        below are for ``"direct"`` only; other methods have their own limits and refuse them.
+      max_shift: largest translation searched along each axis, in pixels, up to half of the shorter
+        side. None, the default, means a third of the shorter side. An answer clearly beyond the
+        limit has ``success`` False. A limit above a third has a program of its own, with a larger
+        search window.
+      max_rotation: largest rotation searched in either direction, in degrees, up to 180. An answer
+        clearly beyond it has ``success`` False. A tight limit also excludes the other answers that
+        a symmetric image has. 0 holds the angle, and only the shift is estimated.
+      interpolation: kernel with which the moving image was rendered, if known: ``"linear"`` or
+        ``"spline"``. ``"auto"`` chooses by the residual.
+      initial: approximate transform, accurate to 1/16 of the shorter side and 10 degrees. It
+        replaces the global search, so ambiguity is only tested nearby: a disc is found to leave
+        its angle open, but a square turned by 90 degrees is not noticed. It cannot be combined
+        with limits, except that ``max_rotation=0`` keeps its angle.
+      fixed_mask: ``(H, W)``, the pixels of ``fixed`` that count: True, or above zero. Exclude
+        dust, text, dead pixels or objects that move by themselves. Excluded pixels may be NaN.
+      moving_mask: the same for ``moving``.
 
     Returns:
-      A `Registration`. For ``"direct"``: ``score`` is the normalised cross-correlation over the
-      overlap, ``covariance`` the 3x3 covariance of ``(tx, ty, theta)`` in px and degrees.
+      A `Registration`. For ``"direct"``, ``score`` is the normalised cross-correlation over the
+      overlap, and ``covariance`` is the 3x3 covariance of ``(tx, ty, theta)`` in pixels and
+      degrees.
 
     Raises:
-      ValueError: the images or a setting are unfit; the argument is named.
+      ValueError: an image, mask or setting is not valid; the message names the argument. NaN and
+        infinite values in a pixel that counts are an error here, unless the call is traced; then
+        ``success`` is False.
 
     With ``"direct"`` and the compact networks the call works under ``jit`` and ``vmap`` and is
-    differentiable with respect to the images.
+    differentiable with respect to the images. ``max_shift`` and ``max_rotation`` must then be
+    static.
 
     >>> import jaxreg
     >>> fixed = jax.random.uniform(jax.random.key(0), (128, 95))
@@ -96,7 +105,8 @@ def register(
     ([2.25, -1.5, 100.0], True)
     """
     pair = check_pair(fixed, moving, fixed_mask, moving_mask)
-    options = _options(method, max_shift, interpolation, max_rotation, initial, len(pair) > 2)
+    limits = share_of_side(max_shift, pair[0].shape), max_rotation
+    options = _options(method, *limits, interpolation, initial, masked=len(pair) > 2)
     if method == "direct":
         known = _known(initial, ())
         kind = options.far, bool(known)
@@ -106,7 +116,7 @@ def register(
                 compiler = compiler_options(pair[0].size)
                 return _program(*kind, tuple(compiler.items()))(*arrays)
             except ValueError as error:
-                # Part of a program in spite of that, it may have no compiler options of its own.
+                # Constant images inside a traced program, which alone may have compiler options.
                 if "compiler_options" not in str(error):
                     raise
         return _program(*kind)(*arrays)
@@ -120,37 +130,38 @@ def register_batch(
     moving: ArrayLike,
     *,
     method: str = "direct",
-    max_shift: float = 1 / 3,
+    max_shift: float | None = None,
     max_rotation: float = 180.0,
     interpolation: Kernel = "auto",
     initial: RigidTransform | None = None,
     fixed_mask: ArrayLike | None = None,
     moving_mask: ArrayLike | None = None,
 ) -> Registration:
-    """Register many pairs of one size; see `register`.
+    """Register many pairs of images of one size.
 
-    Pairs are handled in chunks of a fixed number, so memory is bounded however many there are; but
-    in a program under ``jit`` an accelerator takes all at once. One bad image spoils its own pair
-    alone: NaN or infinity in it gives ``success`` False there.
+    Each pair is registered as by `register`. Pairs are processed in chunks of a fixed size, so
+    memory does not grow with their number; but under ``jit`` an accelerator takes all pairs at
+    once. NaN or infinite values in an image give ``success`` False for its own pair only.
 
     Args:
-      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, in the dtype and unit that `register` takes. Or one
-        image without N, a reference for all of ``moving``.
+      fixed: ``(N, H, W)`` or ``(N, H, W, C)``, with the dtypes, sizes and units of `register`. Or
+        one image without N, the reference for all of ``moving``.
       moving: the same shape; or one image for all of ``fixed``.
       method: as for `register`.
-      max_shift: as for `register`.
-      max_rotation: as for `register`.
+      max_shift: as for `register`, in pixels; one number for all pairs.
+      max_rotation: as for `register`, in degrees; one number for all pairs.
       interpolation: as for `register`.
-      initial: as for `register`; a batch of N, or one for all.
-      fixed_mask: as for `register`, ``(N, H, W)``; or ``(H, W)``, one for all.
-      moving_mask: likewise.
+      initial: as for `register`: a batch of N transforms, or one for all pairs.
+      fixed_mask: as for `register`: ``(N, H, W)``, or ``(H, W)`` for all pairs.
+      moving_mask: the same for ``moving``.
 
     Returns:
       A `Registration` whose fields have a leading axis N.
 
     Raises:
-      ValueError: the images or a setting are unfit; the argument is named. Methods other than
-        ``"direct"`` and the compact ones refuse a stack with NaN or infinity in it.
+      ValueError: an image, mask or setting is not valid; the message names the argument. Methods
+        other than ``"direct"`` and the compact networks also refuse stacks with NaN or infinite
+        values.
 
     >>> import jaxreg
     >>> reference = jax.random.uniform(jax.random.key(0), (32, 32, 3))
@@ -162,7 +173,8 @@ def register_batch(
     [2.0, 1.0, 3.0]
     """
     stacks = check_stacks(fixed, moving, fixed_mask, moving_mask)
-    options = _options(method, max_shift, interpolation, max_rotation, initial, len(stacks) > 2)
+    limits = share_of_side(max_shift, stacks[0].shape[1:]), max_rotation
+    options = _options(method, *limits, interpolation, initial, masked=len(stacks) > 2)
     if method == "direct":
         known = _known(initial, stacks[0].shape[:1])
         return _map_direct(options, stacks[0], stacks[1], known, stacks[2:])
@@ -170,7 +182,7 @@ def register_batch(
 
 
 def direct_estimator(fixed: jax.Array, moving: jax.Array) -> Registration:
-    """The direct method as an estimator: batches ``(N, H, W, C)`` to a batched `Registration`."""
+    """Register N pairs ``(N, H, W, C)`` by the direct method; a `jaxreg.result.Estimator`."""
     return _map_direct(_DEFAULT, fixed, moving)
 
 
@@ -181,8 +193,8 @@ def _map_direct(
     known: Sequence[jax.Array | np.ndarray] = (),
     masks: Sequence[jax.Array | np.ndarray] = (),
 ) -> Registration:
-    """The direct method for stacks of pairs; what is known of each and both masks, if any."""
-    # On the host nothing is copied; in a program it would be a constant as long as the stack.
+    """The direct method for stacks of pairs, with the initial transforms and masks if any."""
+    # NumPy repeats without a copy; in a traced program it would become a constant of full length.
     xp: Any = jnp if are_traced(fixed, moving) else np
     settings = xp.broadcast_to(options.settings, (len(fixed), 3))
     one = _aligner(options.far, bool(known))
@@ -191,14 +203,18 @@ def _map_direct(
 
 def _options(
     method: str,
-    max_shift: float,
-    interpolation: Kernel,
+    share: float,
     max_rotation: float,
+    interpolation: Kernel,
     initial: RigidTransform | None,
     masked: bool,
 ) -> DirectOptions:
-    """The direct method's settings; ValueError where they, or masks, are for another one."""
-    options = DirectOptions(max_shift, interpolation, max_rotation)
+    """The direct method's settings, ``share`` being `share_of_side`.
+
+    Raises:
+      ValueError: a setting is not valid, is for another method, or contradicts ``initial``.
+    """
+    options = DirectOptions(share, interpolation, max_rotation)
     if method != "direct" and (masked or initial is not None or options != _DEFAULT):
         raise ValueError(
             "max_shift, max_rotation, interpolation, initial and masks are for method 'direct', "
@@ -206,30 +222,34 @@ def _options(
         )
     if initial is not None and options.bounds_search:
         raise ValueError(
-            "max_shift and max_rotation bound the search, of which initial takes the "
-            "place, got both; leave either out"
+            "max_shift and max_rotation limit the search, which initial replaces, got both; "
+            "leave out one"
         )
     return options
 
 
 def _float32(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """The same in float32: to ask JAX for what is so already takes as long as a small kernel."""
+    """The array in float32. Even a conversion that changes nothing costs JAX a small kernel."""
     return array if array.dtype == np.float32 else array.astype(np.float32)
 
 
 def _known(
     initial: RigidTransform | None, batch_shape: tuple[int, ...]
 ) -> list[jax.Array | np.ndarray]:
-    """An alignment of each pair, ``batch_shape + (3,)``, or none; ValueError if it is unfit."""
+    """The initial transforms, ``batch_shape + (3,)``, in a list that is empty without any.
+
+    Raises:
+      ValueError: ``initial`` is no transform, not finite, or a batch of another shape.
+    """
     if initial is None:
         return []
     check_transform(initial, "initial")
     if initial.batch_shape not in ((), batch_shape):
-        wanted = f"one alignment or a batch of {batch_shape[0]}" if batch_shape else "one alignment"
+        wanted = f"one transform or a batch of {batch_shape[0]}" if batch_shape else "one transform"
         raise ValueError(f"initial must be {wanted}, got a batch of shape {initial.batch_shape}")
     fields = initial.tx, initial.ty, initial.theta
     traced = are_traced(*fields)
-    # On the host, for in a program that is being traced every new array of a device is traced.
+    # NumPy, because while a program is traced every new array of JAX's is traced too.
     xp: Any = jnp if traced else np
     parameters = xp.stack([xp.broadcast_to(xp.float32(v), batch_shape) for v in fields], axis=-1)
     if not traced and not np.isfinite(parameters).all():
@@ -238,7 +258,7 @@ def _known(
 
 
 def _other(method: str, fixed: jax.Array | np.ndarray, moving: jax.Array | np.ndarray) -> Estimator:
-    """The estimator with a name; a scalar field of its result is repeated for every pair."""
+    """The estimator with this name; scalar fields of its result are repeated for every pair."""
     estimator = find_method(method)
     if method not in BUILT_IN:
         check_grey_levels(fixed, moving, f"method {method!r}")

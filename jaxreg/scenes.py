@@ -1,13 +1,14 @@
-"""Pairs whose two images are views of one larger photograph.
+"""Make pairs whose two images are views of one larger photograph.
 
-What leaves the frame is lost and new scene enters; there are no black corners that give the angle
-away. Both views are rendered alike, as a camera would: the photograph is a cubic spline, two of
-its pixels go to one pixel of the view, and a pixel is the mean of 4 x 4 points spread over it.
+Content leaves the frame and new content enters, and there are no black corners that reveal the
+angle. Both views are rendered in the same way, as by a camera: the photograph is a cubic spline,
+one pixel of a view covers two by two of its pixels, and its value is the mean of 4 x 4 points
+spread over it.
 
-The photograph comes as square *tiles*, `tile_side` pixels wide, just large enough that every view
-the transforms allow lies inside. The fixed view sits upright in the tile's middle; the moving one
-is placed such that a pixel p of the fixed view is found at ``T(p)`` in it. Tiles are uint8, so a
-stack of them fits on the device, and pairs can be made inside a jitted training step.
+The photograph comes as square *tiles*, `tile_side` pixels wide, just large enough to hold every
+view that the transforms allow. The fixed view lies upright in the middle of the tile; the moving
+view is placed such that a pixel p of the fixed view appears at ``T(p)`` in it. Tiles are uint8, so
+that a stack of them fits on the device and pairs can be made inside a jitted training step.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ from jaxreg.warping import pixel_grid
 
 SCALE = 2  # photograph pixels to one pixel of a view
 SUBPIXELS = 4  # points along each side of a pixel
-_SUPPORT = 3  # photograph pixels that the spline and a pixel's width reach beyond its centre
-_TRIES = 1000  # flat tiles in a row before the photographs are given up
+_SUPPORT = 3  # photograph pixels that the spline and a view pixel reach beyond the pixel's centre
+_TRIES = 1000  # number of flat tiles in a row that is an error
 
 
 def tile_side(size: int, max_shift: float) -> int:
-    """Side of a tile that holds every view of a pair, and the spline's support around it.
+    """Side of a tile, in pixels, that holds every view of a pair with the spline's support.
+
+    Args:
+      size: height and width of the views.
+      max_shift: largest translation along an axis, in pixels of the view.
 
     >>> tile_side(32, 5.0), tile_side(96, 15.0)
     (126, 364)
     """
     corner = math.sqrt(2.0) * (size / 2 + max_shift)  # the point farthest from the fixed centre
-    # Even, so that two whole photograph pixels go to one pixel of the fixed view.
+    # Even, so that a pixel of the fixed view covers whole pixels of the photograph.
     return 2 * math.ceil(SCALE * corner + _SUPPORT)
 
 
@@ -53,16 +58,19 @@ def _subpixels() -> np.ndarray:
 
 
 def render_view(coefficients: jax.Array, transform: RigidTransform, size: int) -> jax.Array:
-    """The view of a scene in which the fixed view's pixel p appears at ``transform(p)``.
+    """Render the view in which a pixel p of the fixed view appears at ``T(p)``.
 
     Args:
-      coefficients: ``(S, S, C)`` from `jaxreg.interpolation.spline_coefficients` of a tile. What
-        a view sees beyond the tile is made up (see `tile_side` for how large it must be).
-      transform: one transform, in pixels of the view; the identity gives the fixed view.
+      coefficients: ``(S, S, C)`` from `jaxreg.interpolation.spline_coefficients` of a tile. Beyond
+        the tile, which should be as large as `tile_side` says, a view is not the photograph's.
+      transform: T, one transform, in pixels of the view; the identity gives the fixed view.
       size: height and width of the view.
 
     Returns:
       ``(size, size, C)`` float32.
+
+    Raises:
+      ValueError: the tile is too small for a view of this size.
     """
     side, _, channels = coefficients.shape
     if side < tile_side(size, 0.0):
@@ -92,7 +100,7 @@ def render_view(coefficients: jax.Array, transform: RigidTransform, size: int) -
             total += y_weights[j][:, None] * row
         return total
 
-    # A loop, because one expression for all sixteen points is ten times slower on CPU.
+    # A loop, because one expression for all sixteen points is ten times slower on a CPU.
     zeros = jnp.zeros((size * size, channels), jnp.float32)
     view = jax.lax.fori_loop(0, SUBPIXELS**2, add_point, zeros) / SUBPIXELS**2
     return view.reshape(size, size, channels)
@@ -100,7 +108,7 @@ def render_view(coefficients: jax.Array, transform: RigidTransform, size: int) -
 
 @functools.cache
 def _upright_matrix(size: int, side: int) -> np.ndarray:
-    """``(size, side)`` weights of a tile's coefficients in the fixed view, along one axis."""
+    """``(size, side)`` matrix from a tile's coefficients to the fixed view, along one axis."""
     centres = SCALE * (np.arange(size) - (size - 1) / 2) + (side - 1) / 2
     offsets = SCALE * ((np.arange(SUBPIXELS) + 0.5) / SUBPIXELS - 0.5)
     d = np.abs(centres[:, None, None] + offsets[:, None] - np.arange(side))
@@ -109,13 +117,13 @@ def _upright_matrix(size: int, side: int) -> np.ndarray:
 
 
 def fixed_view(coefficients: jax.Array, size: int) -> jax.Array:
-    """`render_view` of the identity, faster: without a rotation the two axes are separate."""
+    """Render the view of the identity; faster than `render_view`, because the axes separate."""
     matrix = _upright_matrix(size, coefficients.shape[0])
     return apply_separable(matrix, coefficients, matrix)
 
 
 def scene_pairs(tiles: jax.Array, transform: RigidTransform, size: int) -> Pairs:
-    """The pairs of N tiles ``(N, S, S, C)`` and N transforms; jittable with ``size`` static."""
+    """Render pairs of N tiles ``(N, S, S, C)`` and N transforms; jittable with static ``size``."""
 
     def pair(tile: jax.Array, t: RigidTransform) -> tuple[jax.Array, jax.Array]:
         coefficients = spline_coefficients(tile.astype(jnp.float32))
@@ -128,15 +136,18 @@ def scene_pairs(tiles: jax.Array, transform: RigidTransform, size: int) -> Pairs
 def draw_scene_pairs(
     key: jax.Array, tiles: jax.Array, count: int, size: int, max_shift: float
 ) -> Pairs:
-    """Draw tiles from a stack, with repetition, and a transform for each.
+    """Draw tiles from a stack, with replacement, and a random transform for each.
 
     Args:
       key: a JAX random key; the same key gives the same pairs.
-      tiles: ``(N, S, S, C)`` uint8, resident on the device, from `draw_tiles` with the same
-        ``size`` and ``max_shift``.
-      count: how many pairs.
+      tiles: ``(N, S, S, C)`` uint8, on the device, from `draw_tiles` with the same ``size`` and
+        ``max_shift``.
+      count: number of pairs.
       size: height and width of the views.
-      max_shift: translations are uniform on ``[-max_shift, max_shift]`` pixels.
+      max_shift: translations are uniform on ``[-max_shift, max_shift]`` pixels of the view.
+
+    Raises:
+      ValueError: the tiles are too small for ``size`` and ``max_shift``.
     """
     if tiles.shape[1] < tile_side(size, max_shift):
         raise ValueError(
@@ -150,7 +161,7 @@ def draw_scene_pairs(
 
 
 def _is_flat(tile: np.ndarray, size: int) -> bool:
-    """Whether the fixed view of a tile, here two by two pixels averaged, shows next to nothing."""
+    """Whether the fixed view of a tile has almost no texture; the view is averaged 2 x 2 here."""
     start = (tile.shape[0] - SCALE * size) // 2
     middle = tile[start : start + SCALE * size, start : start + SCALE * size]
     view = middle.reshape(size, SCALE, size, SCALE, -1).mean((1, 3), dtype=np.float32)
@@ -160,7 +171,7 @@ def _is_flat(tile: np.ndarray, size: int) -> bool:
 def iter_tiles(
     photographs: Mapping[str, np.ndarray], size: int, max_shift: float, seed: int
 ) -> Iterator[np.ndarray]:
-    """Endless tiles, drawn from photographs as in `draw_tiles`; each a view, not a copy."""
+    """Iterate endlessly over tiles drawn as by `draw_tiles`; each is a view, not a copy."""
     side = tile_side(size, max_shift)
     large = [photographs[name] for name in sorted(photographs)]
     large = [photograph for photograph in large if min(photograph.shape[:2]) >= side]
@@ -187,24 +198,24 @@ def iter_tiles(
 def draw_tiles(
     photographs: Mapping[str, np.ndarray], count: int, size: int, max_shift: float, seed: int
 ) -> np.ndarray:
-    """Draw tiles from photographs: each photograph equally often, from anywhere in it.
+    """Draw tiles from photographs, from each photograph equally often, at random places.
 
-    A tile whose fixed view has a grey standard deviation under 12 of 255 holds nothing to register
-    and is drawn again; photographs too small for a tile are left out. The first tiles of a longer
-    draw are those of a shorter one.
+    A tile whose fixed view has a grey standard deviation below 12 of 255 has too little texture to
+    register, and is drawn again. Photographs too small for a tile are left out. A shorter draw
+    gives the first tiles of a longer one.
 
     Args:
       photographs: name -> ``(H, W, 3)`` uint8.
-      count: how many tiles.
+      count: number of tiles.
       size: height and width of the views.
       max_shift: largest translation of the pairs, in pixels of the view.
-      seed: of NumPy's generator; the same seed gives the same tiles.
+      seed: seed of NumPy's generator; the same seed gives the same tiles.
 
     Returns:
       ``(count, S, S, 3)`` uint8, S = ``tile_side(size, max_shift)``.
 
     Raises:
-      ValueError: no photograph is large enough, or none has any texture.
+      ValueError: no photograph is large enough, or none has enough texture.
     """
     tiles = list(itertools.islice(iter_tiles(photographs, size, max_shift, seed), count))
     return np.stack(tiles)

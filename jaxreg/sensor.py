@@ -1,4 +1,4 @@
-"""What stays with the sensor and not with the scene, and would be registered onto itself."""
+"""Find pixels that stay with the sensor, not the scene, and would register onto themselves."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from jax.typing import ArrayLike
 from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.images import real_array
 
-_FEWEST = 16  # px: a border has no fewer
-# By how many standard deviations of the noise a hot pixel exceeds all its neighbours, and by which
-# share of its height above their median: the peak of a spot that optics blur does not.
+_FEWEST = 16  # px: the smallest border
+# A hot pixel exceeds all its neighbours by so many standard deviations of the noise, and by this
+# share of its height above their median. The peak of a spot blurred by optics does not.
 _SIGMAS, _STEEP = 5.0, 0.5
 
 
 def scene_mask(frames: ArrayLike, tolerance: float = 0.02) -> jax.Array:
-    """Which pixels show the scene: a mask for `jaxreg.register` and `jaxreg.register_batch`.
+    """Find the pixels that show the scene: a mask for `jaxreg.register` and `register_batch`.
 
-    Left out are a constant border that all frames have alike, such as letterbox bars or the dark
-    around a round field of view, with a rim of one pixel; and hot and dead pixels, which stand out
-    from all their neighbours in every frame.
+    The mask leaves out a constant border that all frames share, such as letterbox bars or the dark
+    surround of a round field of view, with a rim of one pixel; and hot and dead pixels, which stand
+    out from all their neighbours in every frame.
 
-    An object on a black ground that hardly moves looks like a border, and a star sharper than a
-    pixel like a hot one: then either is left out with the sensor's, and answers are less precise.
+    The black background around an object that hardly moves looks like a border, and a star sharper
+    than a pixel looks like a hot pixel. They are left out too, and answers are then less precise.
 
     Args:
-      frames: ``(N, H, W)`` or ``(N, H, W, C)``, two at least, any real dtype: a movie, or both
+      frames: ``(N, H, W)`` or ``(N, H, W, C)``, at least two, any real dtype: a movie, or both
         images of a pair.
-      tolerance: by how much a border may vary, as a share of the range that 90% of a
-        frame's values lie in, for noise and JPEG.
+      tolerance: how much a border may vary, to allow for noise and JPEG, as a share of the range
+        that holds the middle 90% of a frame's values.
 
     Returns:
       ``(H, W)`` bool, True where a pixel counts.
 
     Raises:
-      ValueError: frames is no such stack.
+      ValueError: ``frames`` is no such stack.
 
     >>> moving = jnp.zeros((2, 32, 32)).at[:, 8:-8].set(jax.random.uniform(jax.random.key(0), 32))
     >>> scene_mask(moving)[:, 0].sum().item()  # without bars of 8 lines and their rims of 1
@@ -55,7 +55,7 @@ def scene_mask(frames: ArrayLike, tolerance: float = 0.02) -> jax.Array:
 @allow_rank_promotion
 def _scene_mask(frames: jax.Array, tolerance: jax.Array) -> jax.Array:
     frames, lone = _without_lone_pixels(frames)
-    # Not of what few pixels are: beside bright stars all of the sky is alike.
+    # Without the extremes: compared to a few bright stars, all of the sky would be constant.
     low, high = jnp.quantile(frames, jnp.array([0.05, 0.95]), axis=(1, 2, 3), keepdims=True)
     room = tolerance * (high - low)
 
@@ -71,7 +71,7 @@ def _scene_mask(frames: jax.Array, tolerance: jax.Array) -> jax.Array:
 
 
 def _connected(region: jax.Array, alike: jax.Array) -> jax.Array:
-    """A region ``(H, W)`` grown over all pixels alike that it reaches by their sides."""
+    """Grow a region ``(H, W)`` over all ``alike`` pixels that it reaches through shared sides."""
 
     def grown(region: jax.Array) -> jax.Array:
         up, left, right, down = _neighbours(region)[jnp.array([1, 3, 4, 6])]
@@ -85,13 +85,14 @@ def _connected(region: jax.Array, alike: jax.Array) -> jax.Array:
 
 
 def _without_lone_pixels(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Frames less pixels that are brighter, or darker, than all around in each; and these pixels.
+    """Replace pixels that are brighter, or darker, than all their neighbours in every frame.
 
     Args:
       frames: ``(N, H, W, C)``.
 
     Returns:
-      The frames with their neighbours' median for such pixels, ``(H, W)`` bool.
+      The frames, with the median of the neighbours at such pixels; and ``(H, W)`` bool, these
+      pixels.
     """
 
     def look(frame: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -105,14 +106,14 @@ def _without_lone_pixels(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         hot, dead = planes - around.max(0) > least, around.min(0) - planes > least
         return jnp.moveaxis(median, 0, -1), hot, dead
 
-    # One by one: all neighbours of all frames would be eight movies.
+    # Frame by frame: the neighbours of all frames take eight times the memory of the movie.
     median, hot, dead = jax.lax.map(look, frames)
     lone = (hot.all(0) | dead.all(0)).any(0)
     return jnp.where(lone[..., None], median, frames), lone
 
 
 def _neighbours(image: jax.Array) -> jax.Array:
-    """``(8, ..., H, W)``: the values around each pixel, row by row; zeros outside."""
+    """``(8, ..., H, W)``: the values of each pixel's neighbours, row by row; zeros outside."""
     height, width = image.shape[-2:]
     padded = jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(1, 1)] * 2)
     places = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]

@@ -1,10 +1,10 @@
-"""Sampling an image at points, and warping it by a rigid transform.
+"""Sample images at points, and warp them by rigid transforms.
 
 `warp` pulls: the output pixel p' takes the value of the input at ``T^-1(p')``. Content therefore
 moves by ``T``, and ``warp(fixed, T)`` is the moving image of the pair whose transform is ``T``.
-Outside the image there are zeros, or another value, and pixels half outside blend with it, as in
-``cv2.warpAffine``. Everything works under ``jit`` and ``vmap`` and is differentiable with respect
-to both image and transform.
+Outside the image the value is zero, or another that the caller gives, and pixels half outside blend
+with it, as in ``cv2.warpAffine``. All functions work under ``jit`` and ``vmap`` and are
+differentiable with respect to image and transform.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jaxreg.geometry import (
 from jaxreg.images import real_array
 from jaxreg.interpolation import Interpolation, check_interpolation, spline_coefficients, taps
 
-_PAD = 2  # zeros around the image, so that taps outside read zero without a test for each
-_ROUNDING = 1e-5  # of the weights of a kernel, whose sum is 1
+_PAD = 2  # rim of zeros around the image, so that taps outside read zero without a test for each
+_ROUNDING = 1e-5  # of the sum of a kernel's weights, which is 1
 
 
 def pixel_grid(shape: Shape) -> jax.Array:
@@ -44,7 +44,7 @@ def pixel_grid(shape: Shape) -> jax.Array:
 def sample(
     image: ArrayLike, points: ArrayLike, interpolation: Interpolation = "linear"
 ) -> jax.Array:
-    """Values of an image at points, zeros outside.
+    """Interpolate an image at points; zero outside the image.
 
     Args:
       image: ``(H, W)`` or ``(H, W, C)``, any real dtype.
@@ -56,8 +56,8 @@ def sample(
       ``(...,)`` or ``(..., C)`` float32.
 
     Raises:
-      ValueError: the shape or dtype of ``image`` or the shape of ``points`` is none of these, the
-        image is a masked array, or the interpolation is unknown.
+      ValueError: ``image`` or ``points`` has another shape, ``image`` holds no real numbers or is a
+        masked array, or the interpolation is unknown.
 
     >>> ramp = jnp.arange(16.0).reshape(4, 4)
     >>> float(sample(ramp, jnp.array([1.5, 2.0])))
@@ -72,14 +72,15 @@ def sample(
     height, width, channels = image.shape
     points = as_points(points)
     if interpolation == "spline":
-        # The spline goes on mirrored: it is held at the rim and faded, as zeros blend in.
+        # The spline continues mirrored outside. So it is held at the rim, and faded to blend with
+        # zeros.
         image, pad = spline_coefficients(image, rim=1), _PAD - 1
         inside = jnp.clip(points, 0.0, jnp.float32([width - 1, height - 1]))
         beyond = jnp.abs(points - inside)
         points, shown = inside, jnp.prod(jnp.maximum(1.0 - beyond, 0.0), axis=-1)
     else:
         pad, shown = _PAD, jnp.float32(1.0)
-        # No kernel reaches the frame from farther off, and infinity has no fraction.
+        # From farther outside no kernel reaches the image, and infinity has no fractional part.
         points = jnp.clip(points, -2.0, jnp.float32([width + 1, height + 1]))
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0))).reshape(-1, channels)
     x0, x_weights = taps(points[..., 0], interpolation)
@@ -111,21 +112,21 @@ def warp(
     """Move the content of an image, or of each image of a stack, by a rigid transform.
 
     Args:
-      image: ``(H, W)`` or ``(H, W, C)``, any real dtype; for N transforms a stack of N of them. For
-        one transform a stack of grey images at most 16 wide looks like one image with channels.
-      transform: one transform or N of them (see `jaxreg.geometry`: about the image centre, in
-        degrees, positive clockwise).
+      image: ``(H, W)`` or ``(H, W, C)``, any real dtype; a stack of N images for N transforms. With
+        one transform, a stack of grey images up to 16 wide is taken for one image with channels.
+      transform: one transform, or a batch of N (`jaxreg.geometry`: about the image centre, in
+        pixels and degrees, positive clockwise).
       interpolation: ``"linear"`` (default), ``"cubic"``, ``"spline"``, or ``"nearest"`` for label
         images.
-      fill: value of what lies outside of the image. Pixels half outside blend with it; with NaN,
-        all that are not wholly inside are NaN.
+      fill: value outside the image. Pixels half outside blend with it; with NaN, all pixels that
+        are not wholly inside become NaN.
 
     Returns:
-      float32 array of the shape of ``image``, ``fill`` where nothing of the image falls.
+      float32 array of the shape of ``image``, ``fill`` where no part of the image falls.
 
     Raises:
-      ValueError: the shape or dtype of ``image`` is none of these, it is a masked array, the
-        interpolation is unknown, ``fill`` is not one number, or ``transform`` is something else.
+      ValueError: ``image`` has another shape, holds no real numbers or is a masked array, the
+        interpolation is unknown, ``fill`` is not one number, or ``transform`` is no transform.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
     >>> warp(image, RigidTransform(1.0, 0.0, 0.0)).tolist()  # one pixel to the right
@@ -158,13 +159,13 @@ def warp(
     return _warped(image, transform.as_array(), fill, interpolation)
 
 
-# Not only inside of a caller's program: one by one its operations take 50 times as long.
+# Jitted also outside a caller's program: operation by operation it takes 50 times as long.
 @functools.partial(jax.jit, static_argnums=3, inline=True)
 @allow_rank_promotion
 def _warped(
     image: jax.Array, transform: jax.Array, fill: jax.Array | None, interpolation: Interpolation
 ) -> jax.Array:
-    """`warp`, with zeros for a ``fill`` of None."""
+    """`warp`; a ``fill`` of None stands for zeros."""
     if transform.ndim > 1:
         return jax.vmap(lambda image, t: _warped(image, t, fill, interpolation))(image, transform)
     points = _points_before(image.shape, transform)
@@ -173,37 +174,37 @@ def _warped(
         return moved
     outside = 1.0 - sample(jnp.ones(image.shape[:2]), points, interpolation)
     outside = outside.reshape(*image.shape[:2], *(1,) * (image.ndim - 2))
-    # Else NaN would be part of the transform's derivative, even times the zero of a loss that
-    # leaves out what is NaN.
+    # Otherwise a fill of NaN would make the transform's derivative NaN, even where a loss leaves
+    # out the NaN pixels: zero times NaN is NaN.
     outside = jnp.where(jnp.isfinite(fill), outside, jax.lax.stop_gradient(outside))
     return jnp.where(jnp.abs(outside) < _ROUNDING, moved, moved + outside * fill)
 
 
 def _points_before(shape: Shape, transform: jax.Array) -> jax.Array:
-    """``(H, W, 2)``: where the pixels of an image were before a transform ``(3,)``."""
+    """``(H, W, 2)``: where each pixel comes from under a transform ``(3,)``."""
     return RigidTransform.from_array(transform).inverse().apply(pixel_grid(shape), shape)
 
 
 def overlap(shape: Shape, transform: RigidTransform) -> jax.Array:
-    """Which pixels of the moving image show something of the fixed one.
+    """Compute which pixels of the moving image show a part of the fixed image.
 
-    A point on the rim counts as inside; a tolerance of 1e-3 px keeps rounding from dropping it.
+    A point on the rim counts as inside, with a tolerance of 1e-3 px for rounding.
 
     Args:
-      shape: of one image, starting with ``(H, W)``.
-      transform: one transform or N of them.
+      shape: ``(H, W)`` or ``(H, W, C)`` of one image.
+      transform: one transform from fixed to moving, or a batch of N.
 
     Returns:
-      ``(H, W)`` bool, or ``(N, H, W)``.
+      ``(H, W)`` bool, or ``(N, H, W)`` for a batch.
 
     Raises:
-      ValueError: ``shape`` is no image's, or ``transform`` is something else.
+      ValueError: ``shape`` is not of one image, or ``transform`` is no transform.
 
     >>> overlap((2, 3), RigidTransform(1.0, 0.0, 0.0)).tolist()
     [[False, True, True], [False, True, True]]
     """
     check_transform(transform, "transform")
-    image_centre(shape)  # refuses what is no shape
+    image_centre(shape)  # ValueError unless it is the shape of an image
     return _overlap(tuple(shape), transform.as_array())
 
 

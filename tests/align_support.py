@@ -28,7 +28,7 @@ def stand_in(monkeypatch):
         return Registration(
             RigidTransform(*(np.full(n, v) for v in (TRUTH.tx, TRUTH.ty, TRUTH.theta))),
             np.full(n, 0.9), np.array(trusted), np.stack([VARIANCE] * n), np.full(n, True),
-            np.where(trusted, 0, Doubt.FEATURELESS),
+            np.where(trusted, 0, Doubt.UNDETERMINED),
         )  # fmt: skip
 
     def register(fixed, moving, **options):

@@ -18,7 +18,7 @@ from jaxreg.registration import register_batch
 COUNT = 64  # the chunk of the CPU, so that nothing else is compiled
 SIZE = 32
 # Settings unlike the default, of several tests: one compilation.
-FAR_AND_UPRIGHT = {"max_shift": 0.5, "max_rotation": 25.0, "interpolation": "spline"}
+FAR_AND_UPRIGHT = {"max_shift": SIZE / 2, "max_rotation": 25.0, "interpolation": "spline"}
 
 
 @functools.cache

@@ -10,9 +10,11 @@ import tifffile
 
 import jaxreg
 from jaxreg import RigidTransform
+from jaxreg.alignment.batch import Settings
 from jaxreg.alignment.files import Picture, read_picture, write_picture
 from jaxreg.alignment.pictures import overlay, warp_pixels
 from jaxreg.alignment.working import downsample, make_working, scale_back
+from jaxreg.direct.settings import DirectOptions, share_of_side
 from jaxreg.result import Registration
 from tests.align_support import TRUTH, VARIANCE, run, save_pair, scene, stand_in
 from tests.tolerances import ALIGNED_FILES, DOWNSAMPLED_RAMP, FLOAT32_PIXELS, OPENCV_WARP
@@ -179,6 +181,41 @@ def test_what_is_known_beforehand_is_in_pixels_of_the_files(tmp_path, monkeypatc
     assert "--initial=-6,4,40.5" in (tmp_path / "t.csv").read_text()
 
 
+@pytest.mark.parametrize("size", [(96, 72), (100, 61), (97, 23), (40, 48), (125, 33)])
+def test_limits_are_in_pixels_of_the_files_at_any_working_size(size):
+    width, height = size
+    picture = Picture(scene(height, width))
+    pair = make_working(picture, picture, 48)
+    shape, side = pair.fixed.shape, min(size)
+    assert Settings().limit(pair) is None
+    assert Settings(max_shift=side / 4).limit(pair) == pytest.approx(side / 4 / pair.scale)
+    assert share_of_side(Settings(max_shift=side / 3).limit(pair), shape) == DirectOptions.max_shift
+    assert share_of_side(Settings(max_shift=side / 2).limit(pair), shape) <= 0.5
+    with pytest.raises(ValueError, match=f"at most {side / 2:g} pixels"):
+        Settings(max_shift=side / 2 + 0.1).limit(pair)
+
+
+def test_pairs_of_one_working_shape_have_their_own_limits(tmp_path, monkeypatch):
+    """Files of two sizes, downsampled to the same: one limit in their pixels is two in these."""
+    asked = []
+
+    def register_batch(fixed, moving, *, max_shift, **_):
+        asked.append((fixed.shape, max_shift))
+        n = len(fixed)
+        nothing = RigidTransform(*np.zeros((3, n)))
+        return Registration(nothing, np.ones(n), np.ones(n, bool), np.stack([VARIANCE] * n))
+
+    monkeypatch.setattr(jaxreg, "register_batch", register_batch)
+    for folder in ("fixed", "moving"):
+        (tmp_path / folder).mkdir()
+        for k, scale in enumerate((1, 2, 1, 2)):
+            write_picture(tmp_path / folder / f"{k}.png", scene(48 * scale, 40 * scale))
+    folders = [f"--{name}_dir={tmp_path / name}" for name in ("fixed", "moving")]
+    out = f"--out={tmp_path / 't.csv'}"
+    assert run(*folders, out, "--working_size=48", "--max_shift=12") == 0
+    assert sorted(asked) == [((2, 48, 40, 3), 6.0), ((2, 48, 40, 3), 12.0)]
+
+
 @pytest.mark.parametrize("theta", [0.0, 90.0, -180.0, 33.3])
 def test_pictures_are_warped_as_the_library_warps(theta):
     image, t = scene(31, 44).astype(np.float32), RigidTransform(2.5, -1.25, theta)
@@ -249,16 +286,19 @@ def test_an_overlay_shows_a_lone_spot():
         (["fixed.png", "moving.png", "--out=o.png", "--overlay=link.png"], "the same file"),
         (["fixed.png", "moving.png", "--overlay_style=red"], "checkerboard|red-cyan"),
         (["fixed.png", "moving.png", "--working_size=2049"], "--working_size=2049"),
-        (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be in (0, 0.5]"),
-        (["fixed.png", "moving.png", "--max_shift=10"], "a share of the shorter side, not pixels"),
-        (["fixed.png", "moving.png", "--max_shift=nan"], "max_shift must be in (0, 0.5]"),
+        (["--pairs=pair.csv", "--out=t.csv", "--max_shift=0"], "max_shift must be above 0 pixels"),
         (
-            ["--pairs=pair.csv", "--out=t.csv", "--method=orb", "--max_shift=.2"],
+            ["fixed.png", "moving.png", "--max_shift=21"],
+            "at most 20 pixels, half of the shorter side of 40 x 48 images, got 21",
+        ),
+        (["fixed.png", "moving.png", "--max_shift=nan"], "max_shift must be above 0 pixels"),
+        (
+            ["--pairs=pair.csv", "--out=t.csv", "--method=orb", "--max_shift=8"],
             "of --method=direct",
         ),
         (["fixed.png", "moving.png", "--initial=1,2"], "three numbers, TX,TY,THETA, got '1,2'"),
         (["fixed.png", "moving.png", "--initial=1,nan,2"], "three numbers, TX,TY,THETA"),
-        (["fixed.png", "moving.png", "--initial=1,2,3", "--max_shift=.2"], "leave either out"),
+        (["fixed.png", "moving.png", "--initial=1,2,3", "--max_shift=8"], "leave out one"),
         (["fixed.png", "moving.png", "--initial=1,2,3", "--method=orb"], "of --method=direct"),
         (["fixed.png", "moving.png", "--fixed_mask=no.png"], "no.png: No such file"),
         (["fixed.png", "moving.png", "--moving_mask=torn.jpg"], "torn.jpg is cut short"),

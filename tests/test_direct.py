@@ -9,7 +9,7 @@ import pytest
 from jaxreg.data import photographs
 from jaxreg.direct.align import align
 from jaxreg.direct.coarse_to_fine import coarse_side
-from jaxreg.direct.settings import DirectOptions
+from jaxreg.direct.settings import DirectOptions, share_of_side
 from jaxreg.geometry import RigidTransform
 from jaxreg.pairs import draw_transforms
 from jaxreg.registration import register_batch
@@ -202,13 +202,13 @@ def test_swapping_the_images_inverts(answers):
     assert not are_gross(swapped.transform, answers.transform.inverse())[both].any()
 
 
-@pytest.mark.parametrize("max_shift", [0.2, 1 / 3])
+@pytest.mark.parametrize("max_shift", [0.2 * SIZE, SIZE / 3])
 def test_limits_are_those_of_the_answer_whichever_image_is_padded(max_shift):
     """Half way between the axes the inverse of such a shift is 1.4 times as long along one."""
     rng = np.random.default_rng(0)
     fixed = np.stack([texture((SIZE, SIZE, 3), sigma=0.5, seed=i) for i in range(COUNT)])
     along = rng.uniform(0.85, 0.99, (2, COUNT)) * rng.choice([-1, 1], (2, COUNT))
-    tx, ty = along * max_shift * SIZE
+    tx, ty = along * max_shift
     turn = 45.0 + 90.0 * rng.integers(0, 4, COUNT)
     truth = RigidTransform(*(np.float32(v) for v in (tx, ty, turn)))
     pulled = register_batch(fixed, warp(fixed, truth), max_shift=max_shift)
@@ -331,6 +331,17 @@ def test_numbers_stay_of_32_bits_where_jax_defaults_to_float64():
         image = jax.ShapeDtypeStruct((24, 24, 3), jnp.float32)
         result = jax.eval_shape(align, image, image)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(result)} == {"float32", "bool", "int32"}
+
+
+@pytest.mark.parametrize("as_given", [float, np.float32, str])
+def test_limits_in_pixels_are_shares_of_the_shorter_side(as_given):
+    for side in range(8, 600):
+        shape = (side, side + 3, 3)
+        assert share_of_side(as_given(side / 3), shape) == DirectOptions().max_shift
+        assert share_of_side(as_given(side / 2), shape[1::-1]) == 0.5
+        assert share_of_side(as_given(side / 4), shape) == 0.25
+        assert not DirectOptions(share_of_side(as_given(side / 3), shape)).bounds_search
+        assert DirectOptions(share_of_side(as_given(side / 3 + 0.01), shape)).far
 
 
 def test_settings_are_checked():

@@ -181,12 +181,82 @@ def test_what_does_not_go_with_a_batch_is_named():
     assert three.apply(np.zeros((7, 2)), SHAPE).shape == (3, 7, 2)
 
 
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (4, 3)])
+def test_steps_accumulate_as_they_compose_one_by_one(shape):
+    steps = RigidTransform.from_array(np.random.default_rng(0).uniform(-90, 90, (*shape, 3)))
+    total, expected = RigidTransform.identity(shape[1:]), []
+    for step in steps:
+        total = step.compose(total)
+        expected.append(total.as_array())
+    expected = np.reshape(expected, (*shape, 3))
+    for found in (steps.accumulate(), jax.jit(RigidTransform.accumulate)(steps)):
+        assert found.batch_shape == shape
+        assert_same(found, RigidTransform.from_array(expected))
+
+
+def test_steps_may_share_a_field_but_must_be_many():
+    total = RigidTransform([1.0, 2.0], 0, np.float64(90.0)).accumulate()
+    np.testing.assert_array_equal(total.as_array(), [[1, 0, 90], [2, 1, -180]])
+    with pytest.raises(TypeError, match="one transform, not a batch"):
+        RigidTransform.identity().accumulate()
+    by_steps = jax.vmap(RigidTransform.accumulate)(RigidTransform(*np.ones((3, 2, 5))))
+    assert by_steps.batch_shape == (2, 5)
+
+
+@given(transforms, st.floats(0.25, 4.0), st.tuples(shifts, shifts))
+@settings(deadline=None)
+def test_in_parent_is_the_same_matrix_between_other_pixels(t, scale, origin):
+    parent = (70, 90, 3)
+    to_parent = np.array([[scale, 0, origin[0]], [0, scale, origin[1]], [0, 0, 1]])
+    matrix = to_parent @ np.asarray(t.matrix(SHAPE), np.float64) @ np.linalg.inv(to_parent)
+    found = t.in_parent(SHAPE, parent, scale=scale, origin=origin)
+    expected = RigidTransform.from_matrix(matrix, parent)
+    np.testing.assert_allclose(found.tx, expected.tx, atol=5 * FLOAT32_PIXELS)
+    np.testing.assert_allclose(found.ty, expected.ty, atol=5 * FLOAT32_PIXELS)
+    np.testing.assert_allclose(rotation_error(found.theta, t.theta), 0, atol=FLOAT32_DEGREES)
+
+
+def test_in_parent_takes_batches_and_may_be_traced():
+    batch = RigidTransform.from_array(np.random.default_rng(0).normal(size=(5, 3)))
+    call = lambda t, o: t.in_parent(SHAPE, (70, 90), scale=2.0, origin=o)  # noqa: E731
+    places = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
+    together, mapped = call(batch, places), jax.jit(jax.vmap(call))(batch, places)
+    assert_same(together, mapped)
+    assert_same(together[3], call(batch[3], places[3]))
+    assert_same(call(batch, (3, 4))[3], call(batch[3], (3, 4)))
+    assert call(RigidTransform.identity(), places).batch_shape == (5,)
+    traced = jax.jit(lambda s: batch.in_parent(SHAPE, (70, 90), scale=s))(2.0)
+    assert_same(traced, call(batch, (0, 0)))
+    same = RigidTransform(1.0, 2.0, 30.0).in_parent(SHAPE, SHAPE)
+    np.testing.assert_array_equal(same.as_array(), [1.0, 2.0, 30.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"origin": 3.0}, r"origin must end in an axis of 2 \(x, y\), got shape \(\)"),
+        ({"origin": np.zeros((3, 2))}, r"origin must be points .* got \(3,\) of them"),
+        ({"scale": 0.0}, "scale must be a number above 0, got 0.0"),
+        ({"scale": np.nan}, "scale must be a number above 0, got nan"),
+        ({"scale": [1.0, 2.0]}, "scale must be a number above 0"),
+    ],
+)
+def test_what_is_no_place_in_the_parent_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        RigidTransform.identity((5,)).in_parent(SHAPE, SHAPE, **options)
+
+
 def test_wrong_shapes_are_named():
     for shape in ((32,), (5, 32, 32, 3), (5, 32, 32)):
-        with pytest.raises(ValueError, match="shape must be one image's"):
+        with pytest.raises(ValueError, match="shape must be"):
             RigidTransform.identity().matrix(shape)
-    with pytest.raises(ValueError, match=r"shape must be one image's, .* got int"):
+    with pytest.raises(ValueError, match=r"shape must be .* got int"):
         RigidTransform.identity().matrix(32)
+    for array in (np.zeros(SHAPE), jnp.zeros(SHAPE)):
+        with pytest.raises(ValueError, match=r"\(H, W, C\), got an array; pass image.shape"):
+            RigidTransform.identity().matrix(array)
+    with pytest.raises(ValueError, match=r"\(H, W, C\), got RigidTransform; pass image.shape"):
+        RigidTransform.identity().matrix(RigidTransform.identity())
     with pytest.raises(ValueError, match="axis of 3"):
         RigidTransform.from_array(np.zeros(4))
     for points in (1.0, [1.0, 2.0, 1.0]):  # one number; homogeneous ones

@@ -107,7 +107,7 @@ def test_what_cannot_be_told_is_not_claimed(untrusted, name):
     assert_finite(result)
     assert (np.asarray(result.standard_errors) > 0.0).all()
     assert not result.success
-    if Doubt.FEATURELESS in Doubt(int(result.doubts)):  # whatever its residual, nobody knows
+    if Doubt.UNDETERMINED in Doubt(int(result.doubts)):  # whatever its residual, nobody knows
         assert result.standard_errors.min() > 100.0
     assert -1.0 - 1e-4 <= result.score <= 1.0 + 1e-4
     assert result.reasons
@@ -116,11 +116,11 @@ def test_what_cannot_be_told_is_not_claimed(untrusted, name):
 @pytest.mark.parametrize(
     ("name", "doubt"),
     [
-        ("zeros", Doubt.FEATURELESS),
-        ("edge", Doubt.FEATURELESS),
-        ("stripes 8", Doubt.FEATURELESS),
-        ("noise pair", Doubt.DISAGREEING),
-        ("different textures", Doubt.DISAGREEING),
+        ("zeros", Doubt.UNDETERMINED),
+        ("edge", Doubt.UNDETERMINED),
+        ("stripes 8", Doubt.UNDETERMINED),
+        ("noise pair", Doubt.DETAIL_MISMATCH),
+        ("different textures", Doubt.DETAIL_MISMATCH),
         ("two-fold", Doubt.AMBIGUOUS),
         ("square", Doubt.AMBIGUOUS),
         ("disc", Doubt.AMBIGUOUS | Doubt.IMPRECISE),
@@ -153,7 +153,7 @@ def test_an_answer_is_beyond_the_limits_where_three_standard_errors_are(axis, sp
         RigidTransform.from_array(answer), 1.0, True, covariance, doubts=np.int32(0)
     )
     told = bounded(given, limits)
-    assert Doubt(int(told.doubts)) == (Doubt.BEYOND_LIMITS if beyond else Doubt(0))
+    assert Doubt(int(told.doubts)) == (Doubt.OUT_OF_BOUNDS if beyond else Doubt(0))
     assert bool(told.success) == (not beyond)
 
 

@@ -70,9 +70,9 @@ def test_it_does_not_vouch_for_what_the_images_leave_open():
     edge = np.where(x > 2, 200.0, 0.0)
     disc = lambda dx, dy: 200 * np.clip(10 - np.hypot(x - dx, y - dy), 0, 1)  # noqa: E731
     pairs = {
-        Doubt.DISAGREEING: np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE)),
+        Doubt.DETAIL_MISMATCH: np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE)),
         Doubt.AMBIGUOUS: (disc(0.0, 0.0), disc(1.3, -0.6)),
-        Doubt.FEATURELESS: (edge, edge),
+        Doubt.UNDETERMINED: (edge, edge),
         Doubt.NOT_FINITE: (edge, np.nan * edge),
     }
     fixed, moving = (np.resize(v, (COUNT, SIZE, SIZE)) for v in zip(*pairs.values(), strict=True))
@@ -112,9 +112,9 @@ def test_it_may_be_traced_and_mapped():
     ("initial", "options", "message"),
     [
         ((1.0, 2.0, 3.0), {}, "initial must be a RigidTransform, got tuple"),
-        (repeated(0, 0, 0), {}, r"initial must be one alignment, got a batch of shape \(64,\)"),
+        (repeated(0, 0, 0), {}, r"initial must be one transform, got a batch of shape \(64,\)"),
         (RigidTransform(0.0, np.nan, 0.0), {}, "initial must be finite"),
-        (IDENTITY, {"max_rotation": 20.0}, "bound the search, of which initial takes the place"),
+        (IDENTITY, {"max_rotation": 20.0}, "limit the search, which initial replaces"),
         (IDENTITY, {"method": "compact"}, "initial and masks are for method 'direct'"),
     ],
 )
@@ -125,6 +125,6 @@ def test_what_is_unfit_is_refused(initial, options, message):
 
 def test_a_batch_of_another_length_is_refused():
     with pytest.raises(
-        ValueError, match=r"one alignment or a batch of 2, got a batch of .*\(64,\)"
+        ValueError, match=r"one transform or a batch of 2, got a batch of .*\(64,\)"
     ):
         register_batch(np.stack([IMAGE] * 2), np.stack([IMAGE] * 2), initial=repeated(0, 0, 0))

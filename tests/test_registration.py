@@ -1,5 +1,6 @@
 """The public calls: shapes, dtypes, batches, transformations, errors and the API's conventions."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from jaxreg import registration
 from jaxreg.compute import batching
 from jaxreg.geometry import RigidTransform
 from jaxreg.registration import register, register_batch
-from jaxreg.result import Registration
+from jaxreg.result import Doubt, Registration
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import SIZE, assert_finite, errors, photo_pairs, texture
@@ -132,8 +133,18 @@ def test_a_second_pair_of_a_shape_compiles_nothing():
     size = program._cache_size()
     assert size
     register(fixed[::-1], fixed.astype(np.uint8))
-    register(fixed, fixed, max_shift=0.2, max_rotation=30, interpolation="spline")
+    register(fixed, fixed, max_shift=19, max_rotation=30, interpolation="spline")
     assert program._cache_size() == size
+
+
+@pytest.mark.parametrize("third", [95 / 3, np.float32(95 / 3), jnp.float32(95) / 3])
+def test_a_third_of_the_shorter_side_is_the_default_limit(third):
+    fixed = texture((128, 95))
+    moving = np.asarray(warp(fixed, TRUTH))
+    default, explicit = register(fixed, moving), register(fixed, moving, max_shift=third)
+    jax.tree.map(np.testing.assert_array_equal, default, explicit)
+    known = jax.eval_shape(lambda i: register(i, i, initial=TRUTH, max_shift=third), fixed)
+    assert known.score.shape == ()
 
 
 def cheap_method(fixed, moving):
@@ -232,11 +243,17 @@ def test_other_methods_by_name():
         (lambda i: register_batch(i[..., 0], i[..., 0]), r"for one pair call jaxreg.register"),
         (lambda i: register(i, i[:12]), r"same shape.*\(16, 16, 3\) and \(12, 16, 3\)"),
         (lambda i: register(i, i, method="dirct"), "did you mean direct"),
-        (lambda i: register(i, i, max_shift=0.0), r"max_shift must be in \(0, 0.5\]"),
+        (
+            lambda i: register(i, i, max_shift=0.0),
+            "max_shift must be above 0 and at most 8 pixels, half of .* 16 x 16 images, got 0",
+        ),
+        (lambda i: register(i[:12], i[:12], max_shift=6.1), "at most 6 .* 12 x 16 .*, got 6.1"),
+        (lambda i: register_batch(i[None, 2:], i[None, 2:], max_shift=8), "at most 7 .*, got 8"),
+        (lambda i: register(i, i, max_shift=np.nan), "max_shift must be above 0 .*, got nan"),
         (lambda i: register(i, i, interpolation="cubic"), "interpolation must be"),
         (lambda i: register(i, i, max_rotation=181), r"max_rotation must be in \[0, 180\]"),
         (
-            lambda i: register(i, i, method="constant", max_shift=0.2),
+            lambda i: register(i, i, method="constant", max_shift=2),
             "max_shift, .* are for method 'direct'",
         ),
         (lambda i: register(i * np.nan, i), "fixed must be finite.*768 NaN"),
@@ -312,9 +329,57 @@ def test_reasons_are_of_one_pair(batch):
         jax.jit(lambda r: len(r.reasons))(batch[3])
 
 
+def test_the_inverse_carries_the_covariance_over():
+    rng = np.random.default_rng(0)
+    parameters = (rng.uniform(-60, 60, (6, 3)) * [1, 1, 3]).astype(np.float32)
+    factors = rng.normal(size=(6, 3, 3)).astype(np.float32)
+    covariance = factors @ np.swapaxes(factors, 1, 2)
+    inverted = lambda p: RigidTransform.from_array(p).inverse().as_array()  # noqa: E731
+    slopes = np.asarray(jax.vmap(jax.jacobian(inverted))(parameters))
+    expected = slopes @ covariance @ np.swapaxes(slopes, 1, 2)
+    batch = Registration(
+        RigidTransform.from_array(parameters), jnp.arange(6.0), jnp.arange(6) > 2, covariance
+    )
+    one_by_one = jax.tree.map(lambda *v: jnp.stack(v), *(r.inverse() for r in batch))
+    for back in (
+        batch.inverse(),
+        jax.jit(Registration.inverse)(batch),
+        jax.vmap(Registration.inverse)(dataclasses.replace(batch, found=jnp.ones(6, bool))),
+        one_by_one,
+    ):
+        np.testing.assert_allclose(back.covariance, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(back.transform.as_array(), inverted(parameters), atol=1e-4)
+        np.testing.assert_array_equal(back.score, batch.score)
+        np.testing.assert_array_equal(back.success, batch.success)
+    again = batch.inverse().inverse()
+    np.testing.assert_allclose(again.covariance, covariance, rtol=1e-3, atol=1e-3)
+    without = Registration(RigidTransform(1, 2, 3.0), 0.5, True, doubts=np.int32(0)).inverse()
+    assert without.covariance is None
+    assert without.doubts == 0
+
+
+def test_the_inverse_of_a_shared_angle_and_of_lists():
+    covariance = np.stack([np.eye(3)] * 2)
+    mixed = Registration(RigidTransform([1.0, 2.0], 0, 90.0), 1.0, True, covariance).inverse()
+    np.testing.assert_array_equal(mixed.transform.as_array(), [[0, 1, -90], [0, 2, -90]])
+    assert mixed.covariance.shape == (2, 3, 3)
+
+
+def test_every_doubt_is_told_and_its_bit_is_fixed():
+    """The bits are what users stored."""
+    assert [doubt.name for doubt in Doubt] == [
+        *("NOT_FINITE", "NOT_CONVERGED", "IMPRECISE", "DETAIL_MISMATCH", "AMBIGUOUS", "APERTURE"),
+        *("UNDETERMINED", "NETWORK_UNSURE", "CHANCE_MATCH", "INSUFFICIENT_MARGIN", "OUT_OF_BOUNDS"),
+    ]
+    assert [int(doubt) for doubt in Doubt] == [1 << bit for bit in range(11)]
+    assert all(len(doubt.descriptions) == 1 for doubt in Doubt)
+    assert len(set(Doubt(2047).descriptions)) == 11
+    assert Doubt(0).descriptions == []
+
+
 def test_limits_may_be_arrays_of_one_number():
     image = jnp.zeros((SIZE, SIZE))
-    limits = {"max_shift": jnp.float32(0.25), "max_rotation": np.full((), 30)}
+    limits = {"max_shift": jnp.float32(8), "max_rotation": np.full((), 30)}
     call = lambda i: register(i, i, **limits)  # noqa: E731
     assert jax.eval_shape(call, image).score.shape == ()
 

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ from jaxreg.alignment.working import (
     scale_back,
 )
 from jaxreg.command_line import describe
-from jaxreg.direct.settings import DirectOptions
+from jaxreg.direct.settings import WIDEST, DirectOptions, share_of_side
 from jaxreg.geometry import RigidTransform
 
 _READERS = 4  # threads that read files while the device computes
@@ -46,7 +47,8 @@ class Settings:
     Attributes:
       method: name of a method, see `jaxreg.methods`.
       working_size: longest side at which images are registered, in pixels.
-      max_shift: largest translation searched along an axis, as a share of the shorter side.
+      max_shift: largest translation searched along an axis, in pixels of the files; None for a
+        third of the shorter side.
       max_rotation: largest rotation searched either way, in degrees.
       crop: whether pairs of different size are cropped to the size they share.
       batch_size: largest number of pairs in a call.
@@ -61,7 +63,7 @@ class Settings:
 
     method: str = "direct"
     working_size: int = 512
-    max_shift: float = 1 / 3
+    max_shift: float | None = None
     max_rotation: float = 180.0
     crop: bool = False
     batch_size: int = 256
@@ -70,17 +72,21 @@ class Settings:
     moving_mask: str | None = None
 
     def __post_init__(self):
-        chosen = DirectOptions(self.max_shift, max_rotation=self.max_rotation)
-        known, bounded = self.initial is not None, chosen != DirectOptions()
+        # Refuse what no pair could be registered with.
+        chosen = DirectOptions(max_rotation=self.max_rotation)
+        if self.max_shift is not None and not 0.0 < self.max_shift < math.inf:
+            raise ValueError(f"--max_shift must be above 0 pixels, got {self.max_shift:g}")
+        shifts = self.max_shift is not None
+        known, bounded = self.initial is not None, shifts or chosen != DirectOptions()
         if self.method != "direct" and (self.masks or bounded or known):
             raise ValueError(
                 "--max_shift, --max_rotation, --initial, --fixed_mask and --moving_mask are "
                 "settings of --method=direct"
             )
-        if known and chosen.bounds_search:
+        if known and (shifts or chosen.bounds_search):
             raise ValueError(
-                "--max_shift and --max_rotation bound the search, of which --initial takes the "
-                "place; leave either out"
+                "--max_shift and --max_rotation limit the search, which --initial replaces; "
+                "leave out one"
             )
         for file in self.masks.values():
             _mask(file)
@@ -89,14 +95,14 @@ class Settings:
         """The settings on which answers depend besides the method, as flags."""
         crop = "crop" if self.crop else "nocrop"
         turn = "" if self.max_rotation == 180.0 else f" --max_rotation={self.max_rotation:.6g}"
-        shift = f"--max_shift={self.max_shift:.6g}"
+        shift = "" if self.max_shift is None else f" --max_shift={self.max_shift:.6g}"
         masks = "".join(
             f" --{name}={Path(one_line_name(file)).name}#{zlib.crc32(_mask(file).tobytes()):08x}"
             for name, file in self.masks.items()
         )
         known = ",".join(f"{v:.9g}" for v in self.initial or ())
         known = known and f" --initial={known}"
-        return f"--working_size={self.working_size} {shift}{turn} --{crop}{known}{masks}"
+        return f"--working_size={self.working_size}{shift}{turn} --{crop}{known}{masks}"
 
     @property
     def masks(self) -> dict[str, str]:
@@ -104,11 +110,25 @@ class Settings:
         files = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
         return {name: file for name, file in files.items() if file is not None}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keywords of `jaxreg.register`, without masks and ``initial``."""
-        searched = {"max_shift": self.max_shift, "max_rotation": self.max_rotation}
+    def options(self, pair: WorkingPair) -> dict[str, Any]:
+        """Keywords of `jaxreg.register` for a pair, without its masks and initial transform."""
+        searched = {"max_shift": self.limit(pair), "max_rotation": self.max_rotation}
         return {"method": self.method} | (searched if self.method == "direct" else {})
+
+    def limit(self, pair: WorkingPair) -> float | None:
+        """``max_shift`` in pixels of a working pair, or None for a third of its shorter side.
+
+        A working image may be up to one pixel smaller than its file at this scale. So that a third
+        or half of the file's side is not more of the working image's, it is cut to that.
+
+        Raises:
+          ValueError: ``max_shift`` is more than half of the file's shorter side.
+        """
+        if self.max_shift is None:
+            return None
+        share = share_of_side(self.max_shift, pair.size[::-1])
+        widest = next(largest for largest in WIDEST if share <= largest)
+        return min(self.max_shift / pair.scale, widest * min(pair.working_size))
 
     def known(self, scale: Any) -> dict[str, RigidTransform]:
         """The keyword ``initial`` of `jaxreg.register`, if set; ``scale`` as in `WorkingPair`."""
@@ -146,6 +166,7 @@ def load_pair(
         masks = {name: crop(Picture(mask), fixed.size).pixels for name, mask in masks.items()}
         note = ("cropped from {} to {}x{}".format(sizes, *fixed.size),)
     pair = make_working(fixed, moving, settings.working_size, masks)
+    settings.limit(pair)  # refuses one that is too large for these images
     return fixed, moving, dataclasses.replace(pair, notes=note + pair.notes)
 
 
@@ -172,7 +193,7 @@ def _mask_of(picture: Picture, name: str, file: str) -> np.ndarray:
 
 def align_pair(pair: WorkingPair, settings: Settings) -> Answer:
     """Register one pair; ValueError if the method refuses it."""
-    given = {**pair.masks, **settings.known(pair.scale), **settings.options}
+    given = {**pair.masks, **settings.known(pair.scale), **settings.options(pair)}
     registration = jaxreg.register(pair.fixed, pair.moving, **given)
     return scale_back(registration, pair.scale)
 
@@ -183,8 +204,9 @@ def align_jobs(jobs: Iterable[Job], settings: Settings) -> Iterator[list[dict[st
     A pair that cannot be read or registered gets a row that says why, and raises nothing. The rows
     are in the order of the pairs if all images have one shape.
     """
-    waiting: dict[tuple[int, ...], list[tuple[Job, WorkingPair]]] = {}
-    failed: list[dict[str, str]] = []  # held back until the rows before them are done
+    # Keys are what the pairs of one call share: the shape, and the limit in working pixels.
+    waiting: dict[tuple[tuple[int, ...], float | None], list[tuple[Job, WorkingPair]]] = {}
+    failed: list[dict[str, str]] = []  # rows held back until those before them are there
     order: dict[Job, int] = {}
 
     def with_failed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -199,13 +221,13 @@ def align_jobs(jobs: Iterable[Job], settings: Settings) -> Iterator[list[dict[st
             if not waiting:
                 yield with_failed([])
             continue
-        shape = pair.fixed.shape
-        group = waiting.setdefault(shape, [])
+        key = pair.fixed.shape, settings.limit(pair)
+        group = waiting.setdefault(key, [])
         group.append((job, pair))
-        if len(group) >= _full(shape, settings):
-            yield with_failed(_align_group(waiting.pop(shape), settings))
-        elif sum(s[0] * s[1] * len(g) for s, g in waiting.items()) > _WAITING_PIXELS:
-            fullest = max(waiting, key=lambda s: len(waiting[s]) / _full(s, settings))
+        if len(group) >= _full(pair.fixed.shape, settings):
+            yield with_failed(_align_group(waiting.pop(key), settings))
+        elif sum(s[0] * s[1] * len(g) for (s, _), g in waiting.items()) > _WAITING_PIXELS:
+            fullest = max(waiting, key=lambda k: len(waiting[k]) / _full(k[0], settings))
             yield with_failed(_align_group(waiting.pop(fullest), settings))
     for group in waiting.values():
         yield with_failed(_align_group(group, settings))
@@ -245,13 +267,13 @@ def _read_ahead(jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, 
 def _align_group(
     group: Sequence[tuple[Job, WorkingPair]], settings: Settings
 ) -> list[dict[str, str]]:
-    """Register pairs of one shape; returns their rows."""
+    """Register pairs of one shape and one limit; returns their rows."""
     pairs = [pair for _, pair in group]
     fixed, moving = (np.stack([getattr(p, name) for p in pairs]) for name in ("fixed", "moving"))
     masks = {name: np.stack([pair.masks[name] for pair in pairs]) for name in settings.masks}
     known = settings.known(np.array([pair.scale for pair in pairs]))
     try:
-        batch = jaxreg.register_batch(fixed, moving, **(masks | known | settings.options))
+        batch = jaxreg.register_batch(fixed, moving, **(masks | known | settings.options(pairs[0])))
     except ValueError as error:
         if len(group) == 1:
             return [failed_row(group[0][0], describe(error), settings)]

@@ -164,7 +164,7 @@ def _finish_and_judge(
     doubts |= raised(Doubt.NOT_FINITE, ~prepared.finite)
     transform = jax.tree.map(_without_rounding, end.transform)
     # A direction that the images leave open has no known value, and no known derivative either.
-    known = (doubts & Doubt.FEATURELESS) == 0
+    known = (doubts & Doubt.UNDETERMINED) == 0
     transform = jax.tree.map(lambda v: jnp.where(known, v, jax.lax.stop_gradient(v)), transform)
     # Rescale rows and columns: clipping single entries would not leave a covariance matrix.
     unit = jnp.sqrt(jnp.minimum(_UNKNOWN / jnp.maximum(jnp.diagonal(end.covariance), 1.0), 1.0))

@@ -21,9 +21,10 @@ from jaxreg.direct.intensity import Fit, finest_detail
 from jaxreg.direct.kernel_choice import choose
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.optimum import Optimum, agreement, differentiable, find_optimum, flat
-from jaxreg.direct.resampling import DEGREE, sampled
+from jaxreg.direct.resampling import sampled
 from jaxreg.direct.settings import AUTO
-from jaxreg.geometry import RigidTransform, cos_sin_degrees, wrap_degrees
+from jaxreg.geometry import RigidTransform, wrap_degrees
+from jaxreg.result import inverse_with_covariance
 
 # A residual that no kernel explains need not be white, and then a sum over single pixels misjudges
 # the variance. It is multiplied by the residual's slow share over that of white noise, within these
@@ -82,7 +83,7 @@ def finish(
     pair, linear = pick(*(pair for pair, _ in ways)), choice.linear
     end = _describe(pair, find_optimum(jax.lax.stop_gradient(pair), choice.start, linear), linear)
     found = end.transform, end.covariance
-    t, covariance = pick(found, _unswap(*found))
+    t, covariance = pick(found, inverse_with_covariance(*found))
     t = RigidTransform(t.tx, t.ty, wrap_degrees(t.theta))
     return end._replace(transform=t, covariance=covariance)
 
@@ -121,17 +122,3 @@ def _covariance(end: Optimum, fit: Fit, grain: float | jax.Array) -> jax.Array:
     moves = influence * (fit.weight[:, None] * error).reshape(-1)
     moves = mean_over_channels(moves.reshape(3, *fit.residual.shape)) * fit.residual.shape[1]
     return times(moves, moves)
-
-
-def _unswap(t: RigidTransform, covariance: jax.Array) -> tuple[RigidTransform, jax.Array]:
-    """Invert a transform, and propagate its covariance."""
-    inverse = t.inverse()
-    cos, sin = cos_sin_degrees(t.theta)
-    jacobian = jnp.array(
-        [
-            [-cos, -sin, DEGREE * inverse.ty],
-            [sin, -cos, -DEGREE * inverse.tx],
-            [0.0, 0.0, -1.0],
-        ]
-    )
-    return inverse, product(product(jacobian, covariance), jacobian.T)

@@ -102,14 +102,14 @@ def doubts_about(
     ratio, few = _COINCIDENCES.T
     by_chance = ((everywhere > ratio * kept) & (places <= few)).any()
     passed = {
-        Doubt.LOST: end.settled,
+        Doubt.NOT_CONVERGED: end.settled,
         Doubt.IMPRECISE: precise,
-        Doubt.DISAGREEING: detail > _LEAST_DETAIL,
-        Doubt.COINCIDENT: ~by_chance,
+        Doubt.DETAIL_MISMATCH: detail > _LEAST_DETAIL,
+        Doubt.CHANCE_MATCH: ~by_chance,
         Doubt.AMBIGUOUS: lead_at_equal_overlap > _LEAST_LEAD * jnp.maximum(evidence, 1.0),
-        Doubt.SLIPPERY: shift_ratio > _LEAST_SHIFT_RATIO,
-        Doubt.INCONCLUSIVE: margin > _LEAST_MARGIN * largest,
-        Doubt.FEATURELESS: conditioning > _LEAST_CONDITIONING,
+        Doubt.APERTURE: shift_ratio > _LEAST_SHIFT_RATIO,
+        Doubt.INSUFFICIENT_MARGIN: margin > _LEAST_MARGIN * largest,
+        Doubt.UNDETERMINED: conditioning > _LEAST_CONDITIONING,
     }
     return sum((raised(doubt, ~fine) for doubt, fine in passed.items()), jnp.int32(0))
 
@@ -125,7 +125,7 @@ def bounded(answer: Registration, limits: jax.Array) -> Registration:
     """
     errors = jnp.sqrt(jnp.diagonal(jnp.asarray(answer.covariance)))
     least = jnp.abs(answer.transform.as_array()) - _SURELY * errors
-    beyond = raised(Doubt.BEYOND_LIMITS, (least > 1.001 * limits).any())
+    beyond = raised(Doubt.OUT_OF_BOUNDS, (least > 1.001 * limits).any())
     doubts = jnp.asarray(answer.doubts) | beyond
     return dataclasses.replace(answer, success=doubts == 0, doubts=doubts)
 
