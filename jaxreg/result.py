@@ -167,11 +167,6 @@ class Registration:
         return dataclasses.replace(self, transform=transform, covariance=covariance)
 
 
-# What the evaluation harness measures: a function from batches of fixed and moving images, NumPy or
-# JAX arrays, float32 (N, H, W, C) with intensities in 0..255, to the Registration of each pair.
-Estimator = Callable[[Any, Any], Registration]
-
-
 @as_one
 def inverse_with_covariance(
     t: RigidTransform, covariance: jax.Array
@@ -195,5 +190,5 @@ def inverse_with_covariance(
 
 
 # A method of registration: a function from batches of fixed and moving images, NumPy or JAX arrays,
-# float32 (N, H, W, C) with intensities in 0..255, to the batched Registration.
+# float32 (N, H, W, C) with intensities in 0..255, to the Registration of each pair.
 Estimator = Callable[[Any, Any], Registration]
