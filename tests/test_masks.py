@@ -105,7 +105,7 @@ def test_a_mask_does_not_make_up_what_an_image_lacks(picture):
 
 
 def test_a_round_field_of_view_is_found_and_left_out(masked):
-    """Drifting scenes behind a round aperture, which would register the aperture onto itself."""
+    """Drifting scenes behind a round aperture, which could register the aperture onto itself."""
     images = jnp.asarray(load_images("photos", "test", 2 * SIZE))
     rng = np.random.default_rng(0)
     truth = RigidTransform.from_array(rng.uniform(-1.0, 1.0, (COUNT, 3)))
@@ -116,7 +116,7 @@ def test_a_round_field_of_view_is_found_and_left_out(masked):
     fixed, moving = np.where(dark, 0, np.clip(np.stack(views) + noise, 1, 255).round())
     result = register_batch(fixed, moving)
     deviation = errors(result.transform, truth)[0]
-    assert (np.asarray(result.success) & (deviation > 0.5)).mean() > 0.1
+    assert not (np.asarray(result.success) & (deviation > 0.5)).any()
     masks = np.stack([scene_mask([f, m]) for f, m in zip(fixed, moving, strict=True)])
     assert masks[:, 16, 16].all()
     assert not masks[:, :3, :3].any()

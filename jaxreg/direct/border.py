@@ -50,7 +50,9 @@ def without_still_border(pair: jax.Array, deviation: jax.Array) -> tuple[jax.Arr
     images, deviation = jax.lax.stop_gradient((pair, deviation))
 
     def none(images: jax.Array, _: jax.Array) -> tuple[Border, jax.Array]:
-        return Border(jnp.bool_(False), jnp.ones_like(images[0, :, :, 0])), images
+        # Made of the images: over a mesh, what changes with the pair begins so.
+        there = jnp.zeros_like(images[0, 0, 0, 0], bool)
+        return Border(there, jnp.ones_like(images[0, :, :, 0])), images
 
     may_have = _starts_in_a_corner(images, _TOLERANCE * deviation)
     border, painted = cond_rarely(may_have, _paint, none, images, deviation)
@@ -63,42 +65,51 @@ def _starts_in_a_corner(images: jax.Array, tolerance: jax.Array) -> jax.Array:
     corners = jnp.stack([image[:, :_RUN, :_RUN] for image in flipped])
     alike = _alike(corners, corners[..., :1, :1, :], tolerance)
     run = alike[..., 0, :].all(-1) | alike[..., 0].all(-1)
-    same = _alike(corners[:, 0, 0, 0], corners[:, 1, 0, 0], tolerance.min())
-    return (run.all(1) & same).any()
+    return (run.all(1) & _same(corners[:, :, 0, 0], tolerance)).any()
 
 
 def _alike(image: jax.Array, value: jax.Array, tolerance: jax.Array) -> jax.Array:
-    """Which pixels have a value in all channels; the channels are the last axis."""
-    room = tolerance.reshape(-1, 1, 1, 1) if tolerance.ndim else tolerance
+    """Which pixels ``(..., 2, H, W)`` of images with channels have a value in all of these."""
+    room = tolerance.reshape(*[1] * (image.ndim - 4), 2, 1, 1, 1)
     return (jnp.abs(image - value) <= room).all(-1)
+
+
+def _same(values: jax.Array, tolerance: jax.Array) -> jax.Array:
+    """Whether fixed and moving have the same values ``(K, 2, C)``, for each of K."""
+    return (jnp.abs(values[:, 0] - values[:, 1]) <= tolerance.min()).all(-1)
 
 
 def _paint(images: jax.Array, deviation: jax.Array) -> tuple[Border, jax.Array]:
     """The common border of images, if any, and these without it."""
     tolerance = _TOLERANCE * deviation
     height, width, channels = images.shape[1:]
-    values = images[:, :: height - 1, :: width - 1].reshape(2, 4, 1, 1, channels)
-    borders = jnp.stack(
-        [connected_to_edges(_alike(images, values[:, k], tolerance)) for k in range(4)]
-    )
-    both, either = borders.all(1), borders.any(1)
-    size, differ = both.sum((1, 2)), (both ^ either).sum((1, 2))
-    across = (both[:, 1:] != both[:, :-1]).sum((1, 2))
-    outline = across + (both[:, :, 1:] != both[:, :, :-1]).sum((1, 2))
-    same = _alike(values[0], values[1], tolerance.min())[:, 0, 0]
-    stays = same & (size >= _FEWEST) & (differ <= _DIFFERENT * outline)
-    border = (both & stays[:, None, None]).any(0)
+    corners = images[:, :: height - 1, :: width - 1].reshape(2, 4, channels)
+    borders = [
+        connected_to_edges(_alike(images, value[:, None, None], tolerance))
+        for value in jnp.unstack(corners, axis=1)
+    ]
+    there = _same(jnp.moveaxis(corners, 0, 1), tolerance) & jnp.stack([*map(_stays, borders)])
+    border = (jnp.stack(borders).all(1) & there[:, None, None]).any(0)
     rim = jax.lax.reduce_window(border, False, jax.lax.bitwise_or, (3, 3), (1, 1), "SAME")
     # A silhouette has nothing but its outline to register; identical images need no such care.
-    there = stays.any() & (images[0] != images[1]).any()
-    there &= (_deviation(images, ~rim) >= _TEXTURED * deviation).all()
-    seen = jnp.where(there, ~rim, True).astype(jnp.float32)
+    there = there.any() & (images[0] != images[1]).any()
+    seen = (~rim).astype(jnp.float32)
+    there &= (_deviation(images, seen) >= _TEXTURED * deviation).all()
+    seen = jnp.where(there, seen, 1.0)
     return Border(there, seen), fill(images, jnp.stack([seen, seen]))
+
+
+def _stays(border: jax.Array) -> jax.Array:
+    """Whether the border of two images ``(2, H, W)`` is large enough, and has the same outline."""
+    both = border.all(0)
+    outline = (both[1:] != both[:-1]).sum() + (both[:, 1:] != both[:, :-1]).sum()
+    different = (border[0] != border[1]).sum().astype(jnp.float32)
+    return (both.sum() >= _FEWEST) & (different <= _DIFFERENT * outline.astype(jnp.float32))
 
 
 def _deviation(images: jax.Array, seen: jax.Array) -> jax.Array:
     """``(2,)``, the mean deviation of what is seen of both images."""
-    weight = seen[..., None] / jnp.maximum(seen.sum(), 1)
+    weight = seen[None, :, :, None] / jnp.maximum(seen.sum(), 1.0)
     mean = (images * weight).sum((1, 2), keepdims=True)
     return (jnp.abs(images - mean) * weight).sum((1, 2)).mean(-1)
 
