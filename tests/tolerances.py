@@ -56,3 +56,5 @@ CONSENSUS = 0.2
 SAME_COVARIANCE = 1e-3
 # Mean of error^2 / variance: 1 if right, from 128 pairs with an error of its own of some 15%.
 CALIBRATED = (0.6, 1.6)
+# The same under noise that is smooth over up to 2 px, of which windows of 5 px do not see all.
+SMOOTH_NOISE = 3.5

@@ -33,6 +33,7 @@ _FAR = 3.0  # spreads: padding is darker than the mean of the rest by more than 
 # larger share of the pixels does.
 _LONE, _FEW = 10.0, 0.01
 _FAR_OUT = 10.0  # mean deviations: 1% of the pixels ten ranges out either way are beyond 11
+_STUCK = 0.01  # share of the steps between neighbours; of fewer the smallest does not count
 _COARSEST = 2.0  # spreads: upper limit of the step, that of half black and half white pixels
 
 
@@ -163,7 +164,12 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
     if masks:
         counts = jnp.stack(masks) > 0.0
         differ &= (counts[:, :, 1:] & counts[:, :, :-1])[..., None]
-    step = (-_largest(jnp.where(differ, -steps, -jnp.inf)) / scale).min()
+    step = -_largest(jnp.where(differ, -steps, -jnp.inf))
+    # A few pixels that are off by less, such as a stuck one, say nothing of the others.
+    tiny = differ & (steps <= 1.5 * step[:, None, None, None])
+    few = tiny.sum((1, 2, 3)) < _STUCK * differ.sum((1, 2, 3))
+    other = -_largest(jnp.where(differ & ~tiny, -steps, -jnp.inf))
+    step = (jnp.where(few, other, step) / scale).min()
     return jnp.square(jnp.where(jnp.isfinite(step), jnp.minimum(step, _COARSEST), 0.0)) / 6.0
 
 
