@@ -27,8 +27,8 @@ from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.result import inverse_with_covariance
 
 # px: residuals of pixels this far apart count as independent of each other. With 5, 7 and 9 px the
-# noise of the estimate grows: error^2 / variance of 512 training pairs with noise 10 is 1.01 with 4,
-# then 1.03, 1.11 and 1.19.
+# noise of the estimate grows: error^2 / variance of 512 training pairs with noise 10 is 1.01 with
+# 4, then 1.03, 1.11 and 1.19.
 _WINDOW = 4
 
 
@@ -73,11 +73,12 @@ def finish(
     ratio = finest_detail(pair.target) / finest_detail(pair.source)
     pair = pair._replace(detail_ratio=ratio)
     t = jax.lax.stop_gradient(transform)
-    there = pair.without_rim(), t
-    back = pair.swapped().without_rim(), t.inverse()
+    views = pair.without_rim(), pair.swapped().without_rim()
+    starts = t, t.inverse()
     if border is not None:
-        there, back = (_without_border(border, *way) for way in (there, back))
-    ways = there, back
+        counts = _beside(border, *starts)
+        views = views[0]._replace(counts=counts[0]), views[1]._replace(counts=counts[1])
+    ways = (views[0], starts[0]), (views[1], starts[1])
     choice = choose(*jax.lax.stop_gradient(ways), kernel)
     pick = functools.partial(jax.tree.map, lambda there, back: jnp.where(choice.back, back, there))
     pair, linear = pick(*(pair for pair, _ in ways)), choice.linear
@@ -88,15 +89,17 @@ def finish(
     return end._replace(transform=t, covariance=covariance)
 
 
-def _without_border(border: Border, pair: Pair, t: RigidTransform) -> tuple[Pair, RigidTransform]:
-    """A pair and its alignment, where only pixels count that show the scene in both images."""
+def _beside(border: Border, there: RigidTransform, back: RigidTransform) -> jax.Array:
+    """``(2, P)``: which pixels of the target show the scene in both images, pulled either way."""
 
-    def in_both(seen: jax.Array, t: RigidTransform) -> jax.Array:
-        return jnp.where(sampled(seen, t)[0] > 0.999, seen.reshape(-1), 0.0)
+    def in_both(seen: jax.Array, *ways: RigidTransform) -> jax.Array:
+        pulled = jnp.stack([sampled(seen, t)[0] for t in ways])
+        return jnp.where(pulled > 0.999, seen.reshape(1, -1), 0.0)
 
-    usual = lambda seen, _: seen.reshape(-1)  # noqa: E731
-    counts = cond_where_any(border.there, in_both, usual, border.seen, t)
-    return pair._replace(counts=counts), t
+    def all_seen(seen: jax.Array, *_: RigidTransform) -> jax.Array:
+        return jnp.ones_like(seen, shape=(2, seen.size))
+
+    return cond_where_any(border.there, in_both, all_seen, border.seen, there, back)
 
 
 def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:

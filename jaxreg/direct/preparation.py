@@ -33,7 +33,6 @@ _FAR = 3.0  # spreads: padding is darker than the mean of the rest by more than 
 # larger share of the pixels does.
 _LONE, _FEW = 10.0, 0.01
 _FAR_OUT = 10.0  # mean deviations: 1% of the pixels ten ranges out either way are beyond 11
-_STUCK = 0.01  # share of the steps between neighbours; of fewer the smallest does not count
 _COARSEST = 2.0  # spreads: upper limit of the step, that of half black and half white pixels
 
 
@@ -151,8 +150,8 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
     """Variance of the difference of two images that is due to rounding to grey levels.
 
     With few levels most pixels of two views a tenth of a pixel apart are equal, as if nothing had
-    moved. An image's step is the smallest difference between two neighbours in a row, and the
-    smaller step of the two images counts: it is almost zero if one of them was rendered in floats.
+    moved. An image's step is the smallest difference between neighbours in a row, and the smaller
+    step of the two images counts: it is almost zero if one of them was rendered in floats.
 
     Args:
       images: ``(2, H, W, C)``, of any unit.
@@ -164,12 +163,10 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
     if masks:
         counts = jnp.stack(masks) > 0.0
         differ &= (counts[:, :, 1:] & counts[:, :, :-1])[..., None]
-    step = -_largest(jnp.where(differ, -steps, -jnp.inf))
-    # A few pixels that are off by less, such as a stuck one, say nothing of the others.
-    tiny = differ & (steps <= 1.5 * step[:, None, None, None])
-    few = tiny.sum((1, 2, 3)) < _STUCK * differ.sum((1, 2, 3))
-    other = -_largest(jnp.where(differ & ~tiny, -steps, -jnp.inf))
-    step = (jnp.where(few, other, step) / scale).min()
+    of_rows = jnp.where(differ, steps, jnp.inf).reshape(*steps.shape[:2], -1).min(2)
+    # In three rows running, or it is that of a stuck pixel.
+    step = jnp.maximum(jnp.maximum(of_rows[:, :-2], of_rows[:, 1:-1]), of_rows[:, 2:]).min(1)
+    step = (step / scale).min()
     return jnp.square(jnp.where(jnp.isfinite(step), jnp.minimum(step, _COARSEST), 0.0)) / 6.0
 
 
