@@ -18,10 +18,15 @@ from jaxreg.direct.masking import fill
 _TOLERANCE = 0.1  # by which pixels of a border may differ, in mean deviations of their image
 _TEXTURED = 0.03  # mean deviation of what is beside a border, at least, in that of the whole image
 _FEWEST = 16  # px: no border is smaller
+_RIM = 1  # px: the outline of a border may be blurred
+_REACH = 2  # px: a kernel mixes what is painted over into pixels this far away
+# Share of what is seen that is not so close to the border, at least: less is left of the letters of
+# a page of text than of a field of view.
+_COMPACT = 0.5
 _RUN = 4  # px: a border starts in a corner of the frame and runs so far along an edge, at least
 # Largest share of its outline's pixels in which a border may differ between the images, for dark
 # parts of the scene touch it. In front of a white ground, content that moves by 0.05 and 0.2 px
-# differs in 6 and 20%; if it is taken for a border all the same, its own texture remains.
+# differs in 5 and 20%. If it is taken for a border all the same, its own texture remains.
 _DIFFERENT = 0.15
 
 
@@ -30,11 +35,14 @@ class Border(NamedTuple):
 
     Attributes:
       there: scalar bool, whether there is one.
-      seen: ``(H, W)`` float32, 0 where it is, or beside it, else 1.
+      seen: ``(H, W)`` float32, 0 in the border and its rim of one pixel, which are painted over; 1
+        elsewhere.
+      clear: the same, but 0 as well so close to the border that the painting matters.
     """
 
     there: jax.Array
     seen: jax.Array
+    clear: jax.Array
 
 
 def without_still_border(pair: jax.Array, deviation: jax.Array) -> tuple[jax.Array, Border]:
@@ -52,7 +60,8 @@ def without_still_border(pair: jax.Array, deviation: jax.Array) -> tuple[jax.Arr
     def none(images: jax.Array, _: jax.Array) -> tuple[Border, jax.Array]:
         # Made of the images: over a mesh, what changes with the pair begins so.
         there = jnp.zeros_like(images[0, 0, 0, 0], bool)
-        return Border(there, jnp.ones_like(images[0, :, :, 0])), images
+        seen = jnp.ones_like(images[0, :, :, 0])
+        return Border(there, seen, seen), images
 
     may_have = _starts_in_a_corner(images, _TOLERANCE * deviation)
     border, painted = cond_rarely(may_have, _paint, none, images, deviation)
@@ -90,13 +99,20 @@ def _paint(images: jax.Array, deviation: jax.Array) -> tuple[Border, jax.Array]:
     ]
     there = _same(jnp.moveaxis(corners, 0, 1), tolerance) & jnp.stack([*map(_stays, borders)])
     border = (jnp.stack(borders).all(1) & there[:, None, None]).any(0)
-    rim = jax.lax.reduce_window(border, False, jax.lax.bitwise_or, (3, 3), (1, 1), "SAME")
+    seen = _eroded((~border).astype(jnp.float32), _RIM)
+    clear = _eroded(seen, _REACH)
     # A silhouette has nothing but its outline to register; identical images need no such care.
     there = there.any() & (images[0] != images[1]).any()
-    seen = (~rim).astype(jnp.float32)
+    there &= clear.sum() >= _COMPACT * seen.sum()
     there &= (_deviation(images, seen) >= _TEXTURED * deviation).all()
-    seen = jnp.where(there, seen, 1.0)
-    return Border(there, seen), fill(images, jnp.stack([seen, seen]))
+    seen, clear = (jnp.where(there, v, 1.0) for v in (seen, clear))
+    return Border(there, seen, clear), fill(images, jnp.stack([seen, seen]))
+
+
+def _eroded(mask: jax.Array, reach: int) -> jax.Array:
+    """A mask ``(H, W)`` of ones, without those that have a zero within so many pixels."""
+    window = (2 * reach + 1,) * 2
+    return jax.lax.reduce_window(mask, jnp.float32(1.0), jax.lax.min, window, (1, 1), "SAME")
 
 
 def _stays(border: jax.Array) -> jax.Array:

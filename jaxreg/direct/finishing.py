@@ -92,14 +92,14 @@ def finish(
 def _beside(border: Border, there: RigidTransform, back: RigidTransform) -> jax.Array:
     """``(2, P)``: which pixels of the target show the scene in both images, pulled either way."""
 
-    def in_both(seen: jax.Array, *ways: RigidTransform) -> jax.Array:
-        pulled = jnp.stack([sampled(seen, t)[0] for t in ways])
-        return jnp.where(pulled > 0.999, seen.reshape(1, -1), 0.0)
+    def in_both(clear: jax.Array, *ways: RigidTransform) -> jax.Array:
+        pulled = jnp.stack([sampled(clear, t)[0] for t in ways])
+        return jnp.where(pulled > 0.999, clear.reshape(1, -1), 0.0)
 
-    def all_seen(seen: jax.Array, *_: RigidTransform) -> jax.Array:
-        return jnp.ones_like(seen, shape=(2, seen.size))
+    def all_seen(clear: jax.Array, *_: RigidTransform) -> jax.Array:
+        return jnp.ones_like(clear, shape=(2, clear.size))
 
-    return cond_where_any(border.there, in_both, all_seen, border.seen, there, back)
+    return cond_where_any(border.there, in_both, all_seen, border.clear, there, back)
 
 
 def _describe(pair: Pair, end: Optimum, linear: jax.Array) -> Finished:
