@@ -142,6 +142,21 @@ def test_a_systems_error_is_told_as_by_every_command(source, tmp_path, capsys):
     assert capsys.readouterr().err == f"jaxreg.train: {taken}: File exists\n"
 
 
+def test_a_damaged_log_is_told_and_the_network_can_still_be_used(source, tmp_path, capsys):
+    assert command.main(arguments(source, tmp_path)) == 0
+    assert load(tmp_path).training_seconds > 0
+    log = tmp_path / "metrics.csv"
+    log.write_text("a,b,c\n1,2,3\n")
+    assert load(tmp_path).training_seconds is None
+    capsys.readouterr()
+    assert command.main(arguments(source, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxreg.train: {log} is not as")
+    assert len(error.splitlines()) == 1
+    log.unlink()
+    assert command.main(arguments(source, tmp_path)) == 0
+
+
 def test_help_names_the_fields(capsys):
     assert command.main(["train", "--config=lstm_cifar10", "--help"]) == 0
     text = capsys.readouterr().out

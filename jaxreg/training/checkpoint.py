@@ -33,7 +33,7 @@ from jaxreg.training.devices import (
     place,
     value_of_first_process,
 )
-from jaxreg.training.logs import read_metrics
+from jaxreg.training.logs import read_seconds
 from jaxreg.training.state import TrainState, abstract_state
 
 CONFIG_FILE = "config.json"
@@ -402,6 +402,4 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
         store.close()
     weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)
     parts = network_structure(config.network)[0], weights, statistics
-    rows = [row for row in read_metrics(folder) if int(row["step"]) <= step]
-    seconds = float(rows[-1]["seconds"]) if rows else None
-    return TrainedNetwork(config.network, parts, config, step, seconds)
+    return TrainedNetwork(config.network, parts, config, step, read_seconds(folder, step))

@@ -118,8 +118,8 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
         unreadable checkpoints, or files of no run, or another run is training in it.
       NonFiniteError: loss, gradient or weights became non-finite; the last good state is saved.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
-      ValueError: processes have different configurations, or an image source or ``init_from`` is
-        not usable.
+      ValueError: processes have different configurations, an image source or ``init_from`` is not
+        usable, or the ``metrics.csv`` of a run to continue is damaged.
       OSError: the folder cannot be written, or an image source or ``init_from`` cannot be read.
     """
     workdir = Path(os.path.expanduser(workdir))
