@@ -12,10 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxreg import train as command
 from jaxreg.models import NETWORKS
 from jaxreg.models.network import network_structure
+from jaxreg.network_files import SHIPPED
 from jaxreg.training.batches import TrainingImages
 from jaxreg.training.checkpoint import CheckpointStore
 from jaxreg.training.configs import CONFIGS
@@ -133,6 +135,18 @@ def test_mistakes_are_told_in_one_line(source, tmp_path, capsys, more, message):
     assert message in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_initial_weights_that_cannot_be_read_are_told(source, tmp_path, capsys):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((SHIPPED / "compact32.safetensors").read_bytes()[:-1000])
+    assert command.main(arguments(source, tmp_path / "run", f"--init_from={path}")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxreg.train: init_from: '{path}' is not a safetensors file: ")
+    save_file({"conv1.weight": np.zeros(3, np.float32)}, path)
+    assert command.main(arguments(source, tmp_path / "run", f"--init_from={path}")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxreg.train: init_from: '{path}': published weights are those of ")
 
 
 def test_a_systems_error_is_told_as_by_every_command(source, tmp_path, capsys):

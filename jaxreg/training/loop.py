@@ -163,7 +163,10 @@ def _initial_arrays(config: TrainConfig) -> list[Tree]:
         from jaxreg.models.pretrained import load_pretrained
 
         network = config.network.build(nnx.Rngs(config.seed))
-        _, *arrays = split_network(load_pretrained(network, config.init_from))
+        try:
+            _, *arrays = split_network(load_pretrained(network, config.init_from))
+        except ValueError as error:
+            raise ValueError(f"init_from: {error}") from error
         return arrays
     source = load(config.init_from)
     _, *expected = network_structure(config.network)
@@ -186,7 +189,10 @@ def _published(source: str) -> bool:
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"init_from={source}: there is no such file")
-    return not is_trained_network(path)
+    try:
+        return path.suffix != ".safetensors" or not is_trained_network(path)
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
 
 
 def next_stop(step: int, config: TrainConfig) -> int:
