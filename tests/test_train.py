@@ -19,7 +19,7 @@ from jaxreg.models import NETWORKS
 from jaxreg.models.network import network_structure
 from jaxreg.network_files import SHIPPED
 from jaxreg.training.batches import TrainingImages
-from jaxreg.training.checkpoint import CheckpointStore
+from jaxreg.training.checkpoint import ChangedDataWarning, CheckpointStore
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.loading import load
@@ -135,6 +135,15 @@ def test_mistakes_are_told_in_one_line(source, tmp_path, capsys, more, message):
     assert message in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_images_that_changed_are_told_when_a_run_goes_on(tmp_path, capsys):
+    source = write_images(tmp_path, size=32)
+    assert command.main(arguments(source, tmp_path / "run")) == 0
+    assert command.main(arguments(source, tmp_path / "run", "--steps=7")) == 0
+    write_images(tmp_path, size=32, count=18)
+    with pytest.warns(ChangedDataWarning, match=r"training images: 20 -> 18; held-out.* 20 -> 18"):
+        assert command.main(arguments(source, tmp_path / "run", "--steps=8")) == 0
 
 
 def test_initial_weights_that_cannot_be_read_are_told(source, tmp_path, capsys):
