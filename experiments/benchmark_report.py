@@ -223,8 +223,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     left.set(xscale="log", yscale="log", xlabel="pairs a call", ylabel="pairs a second")
     left.set_title("Throughput; dotted: at the floor", fontsize=10)
     left.grid(linewidth=0.3)
-    if shown:
-        left.legend(fontsize=7)
+    if shown:  # outside: anywhere inside it could hide a point
+        figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     single = [row for row in rows if row["floor"] and row["batch"] == 1]
     names = [f"{r['method']}, {r['size']}x{r['size']}, {r['precision']}" for r in single]
     right.barh(range(len(single)), [r["times_floor"] for r in single])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -16,6 +15,7 @@ from flax import nnx
 
 from baselines.phase_correlation import fft, phase_correlation
 from experiments import naive
+from experiments.compilation import at_precision, compile_for, precisions, program_memory
 from experiments.floor import Work, size_in_bytes, work_of
 from experiments.timing import PairByPair, host_memory
 from jaxreg.compute.batching import compiler_options
@@ -33,13 +33,6 @@ from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.state import abstract_state, create_state, make_optimizer
 from jaxreg.training.step import compile_dispatch, train_step
 
-# Precisions of float32 matrix products: the name here -> JAX's name. The first is JAX's default on
-# the platform; on an NVIDIA GPU that is TF32.
-_PRECISIONS: dict[str, dict[str, str | None]] = {
-    "cpu": {"float32": None},
-    "gpu": {"TF32": None, "float32": "highest", "bfloat16": "bfloat16"},
-    "tpu": {"bfloat16": None, "float32": "highest"},
-}
 _TRAINING_IMAGES = 2000
 _MOST_SWEPT = 64  # largest batch of the sweep; larger ones only take longer
 
@@ -83,7 +76,7 @@ class Case:
       batch: pairs in a call.
       call: makes one call and waits for its results.
       work: the least work of a call.
-      precision: precision of matrix products, see `precisions`.
+      precision: precision of matrix products, see `experiments.compilation.precisions`.
       compile_seconds: time to trace and compile; None if nothing is compiled.
       memory: bytes of arguments, results and temporaries of a compiled program, or growth of the
         host's memory; None if unknown.
@@ -99,54 +92,6 @@ class Case:
     compile_seconds: float | None = None
     memory: int | None = None
     note: str = ""
-
-
-def precisions() -> dict[str, str | None]:
-    """Return the precisions of this platform, the default one first, with JAX's names."""
-    return _PRECISIONS.get(jax.default_backend(), _PRECISIONS["cpu"])
-
-
-def at_precision(name: str) -> contextlib.AbstractContextManager:
-    """Return a context in which matrix products are traced at a precision of `precisions`."""
-    value = precisions()[name]
-    return contextlib.nullcontext() if value is None else jax.default_matmul_precision(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled function, the seconds of its compilation and the bytes of its memory."""
-
-    run: Callable[..., Any]
-    seconds: float
-    memory: int | None
-
-    def on(self, *arguments: Any) -> Callable[[], Any]:
-        """Put arguments on the device; return a function that calls with them and waits."""
-        arguments = jax.block_until_ready(jax.device_put(arguments))
-        return lambda: jax.block_until_ready(self.run(*arguments))
-
-
-def compile_for(
-    function: Callable[..., Any],
-    *arguments: Any,
-    precision: str = "",
-    options: dict[str, bool | str] | None = None,
-) -> Program:
-    """Compile a function for arguments (or their shapes), and time the compilation."""
-    with at_precision(precision) if precision else contextlib.nullcontext():
-        start = time.perf_counter()
-        # A new function each time, so that no cache holds its trace.
-        compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile(options)
-        return Program(compiled, time.perf_counter() - start, program_memory(compiled))
-
-
-def program_memory(compiled: jax.stages.Compiled) -> int | None:
-    """Return the bytes of a compiled program's arguments, results and temporaries, if known."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return int(total - found.alias_size_in_bytes)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any
 from experiments import notes
 from experiments.records import load_record, recorded_systems
 from experiments.rendering import NOTHING, markdown_table, value
-from experiments.systems import find_system
+from experiments.systems import recorded_system
 from jaxreg.evaluation.harness import PARAMETERS
 from jaxreg.evaluation.suites import parse_suite
 
@@ -58,7 +58,8 @@ def _line(results: Path, suite: str, name: str) -> list[str]:
         errors = [NOTHING] * 4  # there is no true transform
     rates = [_percent(f[n]) for n in ("no_answer", "gross", "flagged_gross", "rejected_good")]
     ratios = [_ratios(f[n]) for n in ("cramer_rao", "calibration")]
-    return [suite, find_system(name).label, f"{f['pairs']:,}", *errors, *rates, *ratios]
+    label = recorded_system(name, record.rows.method).label
+    return [suite, label, f"{f['pairs']:,}", *errors, *rates, *ratios]
 
 
 def _percent(rate: float | None) -> str:

@@ -24,8 +24,9 @@ from absl import flags
 
 from experiments import notes, paper, plots
 from experiments.records import RESULTS, Record, load_record, recorded_systems
-from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system
+from experiments.systems import FURTHER_SYSTEMS, PAPER_SYSTEMS, find_system, recorded_system
 from jaxreg.command_line import complain, describe, keep_compilations, run_command
+from jaxreg.evaluation.harness import Rows
 
 NAMES = (*map(str, range(3, 12)), "direct", "cdf", "risk")
 SUITE_TITLES = {
@@ -85,7 +86,11 @@ def error_cdf(results: Path, folder: Path, suite: str) -> Path:
     if not names:
         raise MissingError(f"no rows on {suite}: {notes.RUN}=fft --suites={suite}")
     names.sort(key=lambda name: known.index(name) if name in known else len(known))
-    rows = {find_system(name).label: _record(results, suite, name).rows for name in names}
+    rows: dict[str, Rows] = {}
+    for name in names:
+        record = _record(results, suite, name)
+        label = recorded_system(name, record.rows.method).label
+        rows[f"{label} ({name})" if label in rows else label] = record.rows
     return plots.error_cdf(folder / f"errors_{suite}.png", rows, SUITE_TITLES[suite])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from experiments import paper
 from experiments.records import Keypoints, Record
 from experiments.systems import System
-from jaxreg.evaluation.protocol import PAIRS
+from jaxreg.evaluation.protocol import CONDITIONS, PAIRS
 from jaxreg.evaluation.suites import parse_suite
 
 RUN = "python -m experiments.tables --run"
@@ -18,12 +18,14 @@ _TEST_IMAGES = {"cifar10": 10_000, "stl10": 8_000}
 
 
 def row_note(system: System, suite: str, record: Record | None) -> str:
-    """Say what is special about a row: that it is missing or smaller, or how it was trained."""
+    """Say what is special about a row: that it is missing, its pairs, or how it was trained."""
     if record is None:
         command = f"`{RUN}={system.name} --suites={suite}`"
         return f"not trained yet; then {command}" if system.configs else f"not recorded: {command}"
-    training, pairs = record.about.get("training"), len(record.rows.found)
+    training, seed = record.about.get("training"), record.about["seed"]
+    pairs = len(record.rows.found)
     parts = [f"{pairs:,} pairs"] if pairs != PAIRS else []
+    parts += [f"seed {seed}"] if seed else []
     return "; ".join([*parts, training_note(training)] if training else parts)
 
 
@@ -48,24 +50,33 @@ def training_note(training: Mapping[str, Any]) -> str:
         parts.append(f"started from random weights, not from {planned_start}")
     elif start and start != planned_start:
         parts.append(f"started from {start}")
-    return "; ".join(parts)
+    return "; ".join(parts + training_images(training))
 
 
 def _millions(pairs: int) -> str:
     return f"{pairs / 1e6:.3g}"
 
 
-def stand_ins(training: Mapping[str, Any]) -> list[str]:
-    """List the sources of a training set that are not the genuine set of their name."""
-    found = []
-    for source, count in training.get("images", {}).items():
+def training_images(training: Mapping[str, Any]) -> list[str]:
+    """Say which training images are stand-ins for those of a genuine set, or the user's own.
+
+    >>> training_images({"images": {"stl10": 800}})
+    ['training images are stand-ins: stl10 (800 images, where the set itself has 5,000)']
+    >>> training_images({"images": {"folder:own": 90}})
+    ['trained on folder:own (90 images)']
+    """
+    images: Mapping[str, int | None] = training.get("images", {})
+    replaced, own = [], []
+    for source, count in images.items():
         genuine = _TRAINING_IMAGES.get(source)
-        images = "unknown number of" if count is None else f"{count:,}"
+        number = "unknown number of" if count is None else f"{count:,}"
         if genuine and count is not None and count != genuine:
-            found.append(f"{source} ({images} images, where the set itself has {genuine:,})")
+            replaced.append(f"{source} ({number} images, where the set itself has {genuine:,})")
         elif source.startswith(("folder:", "arrays:")):
-            found.append(f"{source} ({images} images)")
-    return found
+            own.append(f"{source} ({number} images)")
+    partly = "partly " if len(replaced) < len(images) else ""
+    parts = [f"training images are {partly}stand-ins: {', '.join(replaced)}"] if replaced else []
+    return parts + ([f"trained on {', '.join(own)}"] if own else [])
 
 
 def error_caption(table: paper.ErrorTable, records: Sequence[Record]) -> str:
@@ -73,9 +84,13 @@ def error_caption(table: paper.ErrorTable, records: Sequence[Record]) -> str:
     suite = parse_suite(table.suite)
     pairs = sorted({len(record.rows.found) for record in records})
     counts = " or ".join(f"{n:,}" for n in pairs) or "no"
+    several = (
+        f"over {'up to ' if min(pairs, default=0) < CONDITIONS else ''}{CONDITIONS} conditions"
+    )
+    few = f" (no ± for fewer than {PAIRS:,} pairs)" if min(pairs, default=PAIRS) < PAIRS else ""
     parts = [
-        f"Ours: {counts} pairs over 384 conditions, shifts to {suite.max_shift:g} px, all angles; "
-        "mean ± standard deviation of the condition means, over the answered pairs. In brackets: "
+        f"Ours: {counts} pairs {several}, shifts to {suite.max_shift:g} px, all angles; mean ± "
+        f"standard deviation of the condition means{few}, over the answered pairs. In brackets: "
         "how often there is no answer. Time: one pair, median of repeated calls, device "
         "synchronised; the paper's is for its GPU (a GeForce GTX TITAN X). "
         f"N.A.: no pair answered. Gross error: over 5 degrees or {suite.gross_pixels:g} px."
@@ -83,15 +98,11 @@ def error_caption(table: paper.ErrorTable, records: Sequence[Record]) -> str:
     test = {int(record.about["images"]) for record in records}
     genuine = _TEST_IMAGES.get(suite.source)
     if genuine and test - {genuine}:
-        few = ", ".join(f"{n:,}" for n in sorted(test))
-        parts.append(f"The pairs come from {few} test images; the genuine set has {genuine:,}.")
-    sources = {s for record in records for s in stand_ins(record.about.get("training") or {})}
-    if sources:
-        parts.append(
-            "The networks' training set is partly stand-ins, other photographs of the same size: "
-            + "; ".join(sorted(sources))
-            + "."
-        )
+        images = ", ".join(f"{n:,}" for n in sorted(test))
+        parts.append(f"The pairs come from {images} test images; the genuine set has {genuine:,}.")
+    trainings = [record.about.get("training") or {} for record in records]
+    if any("stand-ins" in text for training in trainings for text in training_images(training)):
+        parts.append("Stand-ins: other photographs of the same size; see the notes of the rows.")
     return " ".join(parts)
 
 

@@ -23,7 +23,7 @@ from jaxreg.warping import warp
 _GOOD, _GROSS = "#1f5fa8", "#c8411b"
 _COLOURS = (*colormaps["tab10"].colors, *colormaps["Dark2"].colors)  # type: ignore[attr-defined]
 _PARAMETERS = (("$t_x$", "px"), ("$t_y$", "px"), (r"$\theta$", "degrees"))
-# Smaller errors are drawn here, the left end of the logarithmic axes (px or degrees).
+# Smaller errors are drawn here, beside the left end of the logarithmic axes (px or degrees).
 _LEAST = 1e-4
 # Predicted shifts beyond this many times the largest true one are drawn at this limit.
 _RIM = 2.5
@@ -134,22 +134,22 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
 
     Args:
       path: path of the PNG file.
-      rows: rows by label; labels that are equal up to the first comma or colon share a colour.
+      rows: rows by label; labels that are equal up to the first comma share a colour.
       title: title of the suite.
     """
     figure = Figure(figsize=(10.5, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     families = list(dict.fromkeys(label.partition(",")[0] for label in rows))
     for label, r in rows.items():
-        if not r.found.any():
-            label = f"{label}: no answers"
         errors = np.where(r.found[:, None], np.abs(parameter_errors(r)), np.inf)
-        family = label.partition(",")[0].partition(":")[0]
+        family = label.partition(",")[0]
         style = {
             "color": _COLOURS[families.index(family) % len(_COLOURS)],
             "linestyle": _line_style(label),
             "linewidth": 2.4 if family.startswith("direct") else 1.2,
         }
+        if not r.found.any():
+            label = f"{label}: no answers"
         share = (np.arange(len(errors)) + 1) / len(errors)
         for axes, values in zip(panels, (errors[:, :2].sum(-1), errors[:, 2]), strict=True):
             finite = np.isfinite(values := np.sort(values))
@@ -157,7 +157,8 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
     names = ("translation error (px, L1)", "rotation error (degrees)")
     for axes, name in zip(panels, names, strict=True):
         axes.set_xscale("log")
-        axes.set_xlim(left=_LEAST)
+        axes.set_xlim(left=_LEAST / 2)  # a curve at the least value must not hide in the frame
+        axes.xaxis.set_major_formatter(_power_of_ten)
         axes.set_xlabel(name)
         axes.grid(linewidth=0.3)
     panels[0].set_ylim(0, 1.02)
@@ -167,6 +168,16 @@ def error_cdf(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
     pairs = " or ".join(f"{n:,}" for n in sorted({len(r.found) for r in rows.values()}))
     figure.suptitle(f"Errors on {title}, {pairs} pairs; no answer counts as infinite")
     return save(figure, path)
+
+
+def _power_of_ten(value: float, _: object = None) -> str:
+    r"""Label a tick of a logarithmic axis of errors.
+
+    >>> print(_power_of_ten(1e-4), _power_of_ten(0.1))
+    $\leq 10^{-4}$ $10^{-1}$
+    """
+    at_most = r"\leq " if value <= _LEAST else ""
+    return f"${at_most}10^{{{round(np.log10(value))}}}$"
 
 
 def risk(path: Path, rows: Mapping[str, Rows], title: str) -> Path:
@@ -199,4 +210,4 @@ def _line_style(label: str) -> str:
     """Feature methods at native size are dashed, narrow networks dotted, all others solid."""
     if label.endswith("units"):
         return ":"
-    return "--" if label.partition(":")[0] in ("AKAZE", "ORB", "SURF", "SIFT") else "-"
+    return "--" if label in ("AKAZE", "ORB", "SURF", "SIFT") else "-"

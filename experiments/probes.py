@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cases import at_precision, precisions
+from experiments.compilation import at_precision, precisions
 from experiments.floor import Rates
 from experiments.timing import Seconds
 

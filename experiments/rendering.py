@@ -24,6 +24,7 @@ from experiments.systems import (
     PAPER_SYSTEMS,
     System,
     find_system,
+    recorded_system,
 )
 
 NOT_AVAILABLE = "N.A."
@@ -57,11 +58,15 @@ def error_lines(results: Path, table: paper.ErrorTable) -> list[Line]:
     known = {system.name for system in (*PAPER_SYSTEMS, *FURTHER_SYSTEMS)}
     others = [name for name in recorded_systems(results, table.suite) if name not in known]
     lines = []
-    for system in (*PAPER_SYSTEMS, *FURTHER_SYSTEMS, *map(find_system, others)):
+    for system in (*PAPER_SYSTEMS, *FURTHER_SYSTEMS):
         record = load_record(results, table.suite, system.name)
         printed = table.rows.get(system.name)
         if record is not None or printed is not None:
             lines.append(Line(system, printed, record))
+    for name in others:
+        record = load_record(results, table.suite, name)
+        assert record is not None  # listed a moment ago
+        lines.append(Line(recorded_system(name, record.rows.method), None, record))
     return lines
 
 

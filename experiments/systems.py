@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from jaxreg.evaluation.suites import parse_suite
 from jaxreg.network_files import shipped_names
@@ -58,20 +58,31 @@ FURTHER_SYSTEMS = (
     System("direct", "direct (jaxreg)"),
 )
 _BY_NAME = {system.name: system for system in PAPER_SYSTEMS + FURTHER_SYSTEMS}
+_BY_METHOD = {system.method: system for system in FURTHER_SYSTEMS if system.method}
 FEATURES = ("akaze", "orb", "surf", "sift")
 
 
 def find_system(name: str) -> System:
     """Return the system of a name; any other method of the harness is a system by its own name.
 
+    Characters that file names may lack are escaped, so that no two methods share a name.
+
     >>> find_system("lstm").configs[96]
     'lstm_stl10'
-    >>> find_system("runs/other/").name
-    'runs-other'
+    >>> find_system("runs/other/").name, find_system("runs-other").name
+    ('runs%2Fother', 'runs-other')
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    return System(re.sub(r"[^\w.]+", "-", name).strip("-"), name, method=name)
+    known = _BY_NAME.get(name) or _BY_METHOD.get(name)
+    return known or System(quote(name.rstrip("/"), safe=""), name, method=name)
+
+
+def recorded_system(name: str, method: str) -> System:
+    """Return the system of recorded rows: one that is not listed here is labelled by its method.
+
+    >>> recorded_system("lstm", "runs/me").label, recorded_system("runs%2Fme", "runs/me").label
+    ('LSTM', 'runs/me')
+    """
+    return _BY_NAME.get(name) or System(name, method, method=method)
 
 
 def method_of(system: System, suite: str, folders: Mapping[str, str] | None = None) -> str:

@@ -13,6 +13,7 @@ import pytest
 from jaxreg.training import checkpoint
 from jaxreg.training.checkpoint import (
     Best,
+    ChangedDataWarning,
     CheckpointError,
     CheckpointStore,
     DamagedCheckpointWarning,
@@ -100,6 +101,29 @@ def test_two_are_kept(run, config):
     assert store.steps() == [12, 8]
     store.close()
     assert restore(folder, config)[0][1] == Best()
+
+
+def test_other_data_than_those_of_the_checkpoint_are_told(run, config):
+    folder, states = run
+
+    def restored(data):
+        store = CheckpointStore(folder, data=data)
+        try:
+            return store.restore(abstract_state(config, MESH))
+        finally:
+            store.close()
+
+    began = {"training images": [20, 5], "held-out images": [9, 6]}
+    restored(began)  # warnings are errors: a checkpoint of an older version has no data
+    store = CheckpointStore(folder, data=began)
+    store.save(at_step(states[4], 12), Best())
+    store.close()
+    restored(began)
+    restored(None)
+    message = r"training images: 20 -> 1,018; held-out images: 9 -> 9 with other contents\)"
+    with pytest.warns(ChangedDataWarning, match=message):
+        state, _ = restored({"training images": [1018, 5], "held-out images": [9, 7]})
+    assert_same_bits(state, at_step(states[4], 12))
 
 
 def data_files(folder):

@@ -34,6 +34,14 @@ def test_the_papers_lstm_has_its_size_and_recipe():
     assert (config.batch_size, config.schedule, config.translation_weight) == (1, "constant", 17.0)
 
 
+def test_a_row_of_metrics_covers_as_many_pairs_in_the_papers_recipe():
+    ours, papers = (CONFIGS[name] for name in ("lstm_cifar10", "lstm_cifar10_paper"))
+    pairs = [config.steps_per_dispatch * config.batch_size for config in (ours, papers)]
+    assert pairs == pytest.approx([1024, 1024], rel=0.05)
+    for every in (papers.eval_every, papers.save_every):
+        assert every % papers.steps_per_dispatch == 0  # else some rows are shorter
+
+
 def test_overrides():
     config = SMALL.override(
         [

@@ -35,6 +35,15 @@ def test_scatter_of_every_number(tmp_path):
     ]
 
 
+def test_a_scatter_names_stand_ins(tmp_path, monkeypatch):
+    training = TRAINING | {"images": {"stl10": 800}}
+    save_record(tmp_path, "lstm", record("stl10", "runs/lstm_stl10", training=training))
+    notes = []
+    monkeypatch.setattr(plots, "scatter", lambda path, rows, title, note: notes.append(note))
+    figures.write_figures(tmp_path, ["8"])
+    assert "training images are stand-ins: stl10 (800 images, " in notes[0]
+
+
 def test_a_scatter_without_answers_and_one_far_off(tmp_path):
     for name, rows in (
         ("none", record(found=0.0).rows),
@@ -66,6 +75,26 @@ def test_error_curves(tmp_path):
     assert [path.name for path in written] == ["errors_cifar10.png"]
     assert len(skipped) == 3
     drawn(written[0])
+
+
+def test_error_curves_below_the_least_value_are_off_the_frame(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: saved.append(figure))
+    exact = record(error=(0.0, 0.0, 0.0)).rows
+    plots.error_cdf(tmp_path / "a.png", {"direct": exact, "mine:good": exact}, "pairs")
+    for axes in saved[0].axes:
+        assert axes.get_xlim()[0] < min(axes.get_lines()[0].get_xdata())
+    labels = [line.get_label() for line in saved[0].axes[0].get_lines()]
+    assert labels == ["direct", "mine:good"]
+
+
+def test_own_rows_that_share_a_label_are_all_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "error_cdf", lambda path, rows, title: drawn.extend(rows))
+    for name in ("a%2Fref", "b%2Fref"):
+        save_record(tmp_path, name, record(method="ref"))
+    figures.write_figures(tmp_path, ["cdf"])
+    assert drawn == ["ref", "ref (b%2Fref)"]
 
 
 def test_risk_curves(tmp_path):

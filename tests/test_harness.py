@@ -85,13 +85,22 @@ def test_the_constant_predictor_errs_as_uniform_truth_does():
 
 
 def test_spread_is_over_condition_means():
-    f = figures(
-        rows([[1, 1, 0], [0, 2, 0], [0.5, 0, 0], [0, -0.5, 3]], condition=np.r_[0, 0, 7, 7])
-    )
+    four = np.tile([[1, 1, 0], [0, 2, 0], [0.5, 0, 0], [0, -0.5, 3]], (960, 1))
+    f = figures(rows(four, condition=np.tile([0, 0, 7, 7], 960)))
     # Translation errors 2, 2 | 0.5, 0.5; rotation errors 0, 0 | 0, 3.
     assert f["translation"]["mean"] == 1.25
     assert f["translation"]["spread"] == 0.75
     assert f["rotation"]["mean"] == f["rotation"]["spread"] == 0.75
+
+
+def test_fewer_pairs_have_no_spread_for_it_would_be_another_statistic():
+    f = figures(evaluate(constant, suite_data(3839), 256))
+    assert f["translation"]["spread"] is f["rotation"]["spread"] is None
+    assert f["translation"]["mean"] > 4
+    table = report.text_table([f])
+    assert "±" not in table
+    assert f"{f['translation']['mean']:.4f}" in table
+    assert "±" in report.text_table([figures(evaluate(constant, suite_data(3840), 256))])
 
 
 def test_angles_are_circular():

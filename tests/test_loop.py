@@ -18,6 +18,7 @@ from jaxreg.training.checkpoint import Best, CheckpointError, CheckpointStore, l
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.heldout import Errors, constant_predictor
+from jaxreg.training.initial import initial_arrays
 from jaxreg.training.loop import NonFiniteError, Summary, next_stop, train
 from jaxreg.training.state import abstract_state, create_state
 from jaxreg.training.step import compile_dispatch
@@ -288,7 +289,7 @@ def test_weights_whose_answers_mean_something_else_are_told(source, tmp_path, ca
     train(tiny_config(source, network=plain, steps=1), tmp_path)
     change = "network.output_scale: (1.0, 1.0, 1.0) -> (5.0, 5.0, 180.0)"
     for network, told in ((plain, False), (TINY_LSTM, True)):
-        loop._initial_arrays(tiny_config(source, network=network, init_from=str(tmp_path)))
+        initial_arrays(tiny_config(source, network=network, init_from=str(tmp_path)))
         assert (change in capsys.readouterr().out) == told
 
 

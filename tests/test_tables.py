@@ -32,6 +32,7 @@ from jaxreg.training.state import create_state
 from tests.training_support import TINY_LSTM, tiny_config
 
 PAIRS = 384
+ALL_PAIRS = 3840
 HARDWARE = {"processor": "abacus", "cores": 2, "platform": "cpu", "device": "cpu"}
 ABOUT = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -63,21 +64,21 @@ TRAINING = {
 }
 
 
-def record(suite="cifar10", method="fft", error=(0.5, 0.25, 2.0), found=1.0, **about):
+def record(suite="cifar10", method="fft", error=(0.5, 0.25, 2.0), found=1.0, pairs=PAIRS, **about):
     """Rows whose every answer errs by ``error``; the last part of them has no answer."""
-    truth, condition = draw_parameters(PAIRS, parse_suite(suite).max_shift, 0)
-    answered = np.arange(PAIRS) < round(found * PAIRS)
+    truth, condition = draw_parameters(pairs, parse_suite(suite).max_shift, 0)
+    answered = np.arange(pairs) < round(found * pairs)
     rows = Rows(
         suite=suite,
         method=method,
         condition=condition,
         truth=truth,
         estimate=truth + np.float32(error),
-        score=np.full(PAIRS, 0.9, np.float32),
+        score=np.full(pairs, 0.9, np.float32),
         success=answered.copy(),
         found=answered,
     )
-    return Record(rows, ABOUT | about)
+    return Record(rows, ABOUT | {"pairs": pairs} | about)
 
 
 def table(results, number):
@@ -137,7 +138,7 @@ def test_the_truth_is_written_once_for_all_systems(tmp_path):
 
 
 def test_the_papers_numbers_beside_ours(tmp_path):
-    save_record(tmp_path, "fft", record())
+    save_record(tmp_path, "fft", record(pairs=ALL_PAIRS))
     made = table(tmp_path, 1)
     cells = line(made.markdown, "FFT")
     assert cells[:2] == ["FFT", "1.4542 ± 0.6620"]
@@ -154,12 +155,13 @@ def test_the_papers_numbers_beside_ours(tmp_path):
 
 
 def test_a_few_large_errors_raise_the_mean_alone(tmp_path):
-    made = record(error=(0.25, 0.0, 1.0))
-    estimate = made.rows.estimate + np.float32((8.0, 0.0, 0.0)) * (np.arange(PAIRS) < 3)[:, None]
-    rows = dataclasses.replace(made.rows, estimate=estimate, condition=np.zeros(PAIRS, int))
+    made = record(error=(0.25, 0.0, 1.0), pairs=ALL_PAIRS)
+    off = (np.arange(ALL_PAIRS) < 30)[:, None]
+    estimate = made.rows.estimate + np.float32((8.0, 0.0, 0.0)) * off
+    rows = dataclasses.replace(made.rows, estimate=estimate, condition=np.zeros(ALL_PAIRS, int))
     save_record(tmp_path, "fft", dataclasses.replace(made, rows=rows))
     text = table(tmp_path, 1).markdown
-    assert line(text, "FFT")[2] == "0.3125 ± 0.0000"  # 8 px in 3 of 384 pairs: 1/16
+    assert line(text, "FFT")[2] == "0.3125 ± 0.0000"  # 8 px in 30 of 3,840 pairs: 1/16
     assert line(text.partition("More of ours:")[2], "FFT")[2] == "0.2500"
 
 
@@ -181,12 +183,47 @@ def test_missing_rows_say_how_to_get_them(tmp_path):
 
 
 def test_further_rows_follow_once_they_are_recorded(tmp_path):
-    save_record(tmp_path, "direct", record(method="direct", error=(2e-4, 1e-4, 1e-3)))
-    save_record(tmp_path, "my-network", record(method="runs/my-network"))
+    errors = (2e-4, 1e-4, 1e-3)
+    save_record(tmp_path, "direct", record(method="direct", error=errors, pairs=ALL_PAIRS))
+    save_record(tmp_path, "my-network", record(method="runs/my-network", pairs=ALL_PAIRS))
     text = table(tmp_path, 1).markdown
     cells = line(text, "direct (jaxreg)")
     assert cells[1:4] == ["–", "0.00030 ± 0.00000", "–"]
-    assert line(text, "my-network")[2] == "0.7500 ± 0.0000"
+    assert line(text, "runs/my-network")[2] == "0.7500 ± 0.0000"
+
+
+def test_fewer_pairs_have_no_spread_and_the_caption_says_so(tmp_path):
+    save_record(tmp_path, "fft", record(pairs=ALL_PAIRS))
+    text = table(tmp_path, 1).markdown
+    assert "Ours: 3,840 pairs over 384 conditions," in text
+    assert "no ±" not in text
+    save_record(tmp_path, "sift", record(method="sift"))
+    made = table(tmp_path, 1)
+    assert line(made.markdown, "SIFT (0.9505; 0)")[2] == "0.7500"
+    assert "Ours: 384 or 3,840 pairs over 384 conditions," in made.markdown
+    assert "no ± for fewer than 3,840 pairs" in made.markdown
+    flat = {row["system"]: row for row in csv.DictReader(io.StringIO(made.csv))}
+    assert (flat["sift"]["translation_spread"], flat["sift"]["pairs"]) == ("", "384")
+    save_record(tmp_path, "orb", record(method="orb", pairs=100, seed=3))
+    text = table(tmp_path, 1).markdown
+    assert "Ours: 100 or 384 or 3,840 pairs over up to 384 conditions," in text
+    assert line(text, "ORB (1; 0)")[-1] == "100 pairs; seed 3"
+
+
+def test_rows_of_ones_own_keep_their_names_and_do_not_overwrite_each_other(tmp_path):
+    methods = ["mymethod:good", "runs/a-b", "runs/a/b", "runs-a-b", "runs/a b"]
+    systems = [find_system(method) for method in methods]
+    assert len({system.name for system in systems}) == len(methods)
+    for system, method in zip(systems, methods, strict=True):
+        assert not set("/: ") & set(system.name)
+        save_record(tmp_path, system.name, record(method=method))
+        save_record(tmp_path, system.name, record("scene32", method=method))
+    assert find_system("runs/a/b/").name == find_system("runs/a/b").name
+    for text in (table(tmp_path, 1).markdown, disturbances.table(tmp_path)):
+        for method in methods:
+            assert f"| {method} | " in text
+    for system in FURTHER_SYSTEMS:
+        assert find_system(system.name) is find_system(system.method or system.name) is system
 
 
 def test_networks_say_how_far_they_are_trained(tmp_path):
@@ -211,6 +248,17 @@ def test_the_caption_names_stand_ins_and_few_images(tmp_path):
     assert "stl10 (800 images, where the set itself has 5,000)" in text
     assert "folder:photos96 (3,600 images)" in text
     assert "256 test images; the genuine set has 8,000" in text
+    whole = TRAINING | {"images": {"stl10": 800}}
+    save_record(tmp_path, "lstm", record("stl10", images=256, training=whole))
+    text = table(tmp_path, 4).markdown
+    assert "training images are stand-ins: stl10 (800 images, where" in line(text, "LSTM")[-1]
+    assert "Stand-ins: other photographs of the same size" in text
+    assert "partly" not in text
+    own = TRAINING | {"images": {"folder:own": 90}}
+    save_record(tmp_path, "lstm", record("stl10", images=8000, training=own))
+    text = table(tmp_path, 4).markdown
+    assert line(text, "LSTM")[-1].endswith("; trained on folder:own (90 images)")
+    assert "tand-ins" not in text
     genuine = TRAINING | {"images": {"stl10": 5000}}
     save_record(tmp_path, "lstm", record("stl10", images=8000, training=genuine))
     text = table(tmp_path, 4).markdown

@@ -12,12 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxreg import train as command
 from jaxreg.models import NETWORKS
 from jaxreg.models.network import network_structure
+from jaxreg.network_files import SHIPPED
 from jaxreg.training.batches import TrainingImages
-from jaxreg.training.checkpoint import CheckpointStore
+from jaxreg.training.checkpoint import ChangedDataWarning, CheckpointStore
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh, place
 from jaxreg.training.loading import load
@@ -135,11 +137,47 @@ def test_mistakes_are_told_in_one_line(source, tmp_path, capsys, more, message):
     assert len(error.strip().splitlines()) == 1
 
 
+def test_images_that_changed_are_told_when_a_run_goes_on(tmp_path, capsys):
+    source = write_images(tmp_path, size=32)
+    assert command.main(arguments(source, tmp_path / "run")) == 0
+    assert command.main(arguments(source, tmp_path / "run", "--steps=7")) == 0
+    write_images(tmp_path, size=32, count=18)
+    with pytest.warns(ChangedDataWarning, match=r"training images: 20 -> 18; held-out.* 20 -> 18"):
+        assert command.main(arguments(source, tmp_path / "run", "--steps=8")) == 0
+
+
+def test_initial_weights_that_cannot_be_read_are_told(source, tmp_path, capsys):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((SHIPPED / "compact32.safetensors").read_bytes()[:-1000])
+    assert command.main(arguments(source, tmp_path / "run", f"--init_from={path}")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxreg.train: init_from: '{path}' is not a safetensors file: ")
+    save_file({"conv1.weight": np.zeros(3, np.float32)}, path)
+    assert command.main(arguments(source, tmp_path / "run", f"--init_from={path}")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxreg.train: init_from: '{path}': published weights are those of ")
+
+
 def test_a_systems_error_is_told_as_by_every_command(source, tmp_path, capsys):
     taken = tmp_path / "run"
     taken.write_text("")
     assert command.main(arguments(source, taken)) == 2
     assert capsys.readouterr().err == f"jaxreg.train: {taken}: File exists\n"
+
+
+def test_a_damaged_log_is_told_and_the_network_can_still_be_used(source, tmp_path, capsys):
+    assert command.main(arguments(source, tmp_path)) == 0
+    assert load(tmp_path).training_seconds > 0
+    log = tmp_path / "metrics.csv"
+    log.write_text("a,b,c\n1,2,3\n")
+    assert load(tmp_path).training_seconds is None
+    capsys.readouterr()
+    assert command.main(arguments(source, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxreg.train: {log} is not as")
+    assert len(error.splitlines()) == 1
+    log.unlink()
+    assert command.main(arguments(source, tmp_path)) == 0
 
 
 def test_help_names_the_fields(capsys):

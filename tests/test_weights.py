@@ -13,10 +13,10 @@ import jaxreg
 from jaxreg import export
 from jaxreg.methods import find_method
 from jaxreg.network_files import SHIPPED, shipped_names
-from jaxreg.training import loop
 from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh
+from jaxreg.training.initial import initial_arrays
 from jaxreg.training.logs import METRICS_COLUMNS, METRICS_FILE
 from jaxreg.training.state import create_state
 from tests.training_support import assert_same_bits, register_normed, tiny_config, write_images
@@ -114,10 +114,10 @@ def test_shipped_networks_are_what_their_configuration_trains(name):
 def test_trainings_start_from_what_load_takes(run):
     config, whole = load_network(run).config, load_network(run).arrays
     for source in (run, exported(run)):
-        arrays = loop._initial_arrays(config.override([f"--init_from={source}"]))
+        arrays = initial_arrays(config.override([f"--init_from={source}"]))
         assert_same_bits(tuple(arrays), whole)
     config = CONFIGS["compact32"].override(["--init_from=compact32"])
-    assert_same_bits(tuple(loop._initial_arrays(config)), jaxreg.load("compact32").arrays)
+    assert_same_bits(tuple(initial_arrays(config)), jaxreg.load("compact32").arrays)
 
 
 def test_trainings_start_from_published_weights_where_the_network_has_them(run, tmp_path):
@@ -125,7 +125,7 @@ def test_trainings_start_from_published_weights_where_the_network_has_them(run, 
     save_file({"conv1.weight": np.zeros(3)}, tmp_path / "torch.safetensors")
     config = config.override([f"--init_from={tmp_path / 'torch.safetensors'}"])
     with pytest.raises(ValueError, match="use the network 'resnext'"):
-        loop._initial_arrays(config)
+        initial_arrays(config)
 
 
 def test_files_that_are_none_are_told(run, tmp_path):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxreg.compute.batching import pairs_that_fit, runs_on_cpu
-from jaxreg.evaluation.protocol import SuiteData
+from jaxreg.evaluation.protocol import PAIRS, SuiteData
 from jaxreg.evaluation.suites import GROSS_DEGREES, parse_suite
 from jaxreg.result import Estimator, Registration
 
@@ -165,15 +165,18 @@ def gross_errors(rows: Rows) -> np.ndarray:
     return rows.found & (far | (errors[:, 2] > GROSS_DEGREES) | suite.unrelated)
 
 
-def _spread(values: np.ndarray, condition: np.ndarray) -> dict[str, float | None]:
-    """Mean, spread (standard deviation of the condition means), median, 95th percentile."""
+def _spread(values: np.ndarray, condition: np.ndarray, pairs: int) -> dict[str, float | None]:
+    """Mean, spread, median and 95th percentile of the answered pairs, of ``pairs``; see `figures`.
+
+    The spread is the standard deviation of the condition means.
+    """
     if not values.size:
         return dict.fromkeys(("mean", "spread", "median", "p95"))
     counts = np.bincount(condition)
     means = np.bincount(condition, values)[counts > 0] / counts[counts > 0]
     return {
         "mean": float(values.mean()),
-        "spread": float(means.std()),
+        "spread": float(means.std()) if pairs >= PAIRS else None,
         "median": float(np.median(values)),
         "p95": float(np.percentile(values, 95)),
     }
@@ -264,7 +267,9 @@ def cramer_rao_ratio(errors: np.ndarray, bound: np.ndarray) -> dict[str, Any] | 
 def figures(rows: Rows) -> dict[str, Any]:
     """Compute every number of a table's row except the time.
 
-    Errors are those of the answered pairs. Rates are in [0, 1], and None if there is nothing to
+    Errors are those of the answered pairs. Their ``spread`` is the standard deviation of the means
+    of the conditions, and None for fewer than `jaxreg.evaluation.protocol.PAIRS` pairs: means of
+    fewer pairs scatter more. Rates are in [0, 1], and None if there is nothing to
     count:
 
     - ``no_answer``, ``gross`` (answered, but the rotation error exceeds 5 degrees or the
@@ -287,8 +292,8 @@ def figures(rows: Rows) -> dict[str, Any]:
         "method": rows.method,
         "pairs": len(found),
         "answered": int(found.sum()),
-        "translation": _spread(translation[found], rows.condition[found]),
-        "rotation": _spread(rotation[found], rows.condition[found]),
+        "translation": _spread(translation[found], rows.condition[found], len(found)),
+        "rotation": _spread(rotation[found], rows.condition[found], len(found)),
         "no_answer": _rate(~found),
         "gross": _rate(gross),
         "failure": _rate(~good),

@@ -188,7 +188,8 @@ def _table_line(result: Mapping[str, Any]) -> list[str]:
         f = result[name]
         if f["mean"] is None:
             return ["-", "-", "-"]
-        return [f"{f['mean']:.4f} ± {f['spread']:.4f}", f"{f['median']:.4f}", f"{f['p95']:.4f}"]
+        plus_minus = "" if f["spread"] is None else f" ± {f['spread']:.4f}"
+        return [f"{f['mean']:.4f}{plus_minus}", f"{f['median']:.4f}", f"{f['p95']:.4f}"]
 
     def rate(name: str) -> str:
         return "-" if result[name] is None else f"{100 * result[name]:.2f}%"

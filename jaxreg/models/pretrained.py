@@ -55,8 +55,8 @@ def load_pretrained(network: Module, source: str) -> Module:
     extractor = network if isinstance(network, ResNeXt) else getattr(network, "extractor", None)
     if not isinstance(extractor, ResNeXt):
         raise ValueError(
-            f"source={source!r} holds weights of a ResNeXt-50, which {type(network).__name__} "
-            "has not; use the network 'resnext'"
+            f"{source!r}: published weights are those of a ResNeXt-50, which "
+            f"{type(network).__name__} has not; use the network 'resnext'"
         )
     load_state_dict(extractor, read_state_dict(source), source)
     return network
@@ -113,10 +113,10 @@ def read_state_dict(source: str) -> dict[str, np.ndarray]:
     path = download() if source == "imagenet" else pathlib.Path(source).expanduser()
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise ValueError(
-            f"source must be 'imagenet' or a .safetensors, .pth or .pt file, got {source!r}"
+            f"the source must be 'imagenet' or a .safetensors, .pth or .pt file, got {source!r}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"source={source!r}: there is no such file")
+        raise FileNotFoundError(f"{source!r}: there is no such file")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
@@ -166,7 +166,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"source={str(path)!r} is not a safetensors file: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a safetensors file: {error}") from error
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -178,10 +178,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         entries = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"source={str(path)!r} holds more than arrays: {error}") from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{str(path)!r} holds more than arrays: {error}") from error
     if not isinstance(entries, dict) or not all(torch.is_tensor(v) for v in entries.values()):
-        raise ValueError(f"source={str(path)!r} must hold a state dict: a dictionary of tensors")
+        raise ValueError(f"{str(path)!r} must hold a state dict: a dictionary of tensors")
     return {key: value.detach().numpy() for key, value in entries.items()}
 
 
@@ -196,6 +198,4 @@ def _refuse(source: str, what: str, keys: Iterable[str]) -> None:
     if found:
         shown = ", ".join(found[:KEYS_SHOWN])
         rest = f" and {len(found) - KEYS_SHOWN} more" if len(found) > KEYS_SHOWN else ""
-        raise ValueError(
-            f"source={source!r} is no state dict of resnext50_32x4d: it {what} {shown}{rest}"
-        )
+        raise ValueError(f"{source!r} is no state dict of resnext50_32x4d: it {what} {shown}{rest}")

@@ -26,12 +26,16 @@ _KEY = "jaxreg"  # under which the metadata hold what `_about` returns
 
 
 def is_trained_network(path: Path) -> bool:
-    """Whether `write_weights` wrote this file; only its metadata are read."""
+    """Whether `write_weights` wrote this file; only its metadata are read.
+
+    Raises:
+      ValueError: it is damaged, or no safetensors file.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return _KEY in (file.metadata() or {})
-    except safetensors.SafetensorError:
-        return False
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is not a safetensors file: {error}") from error
 
 
 def write_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,18 @@ def load_training_images(config: TrainConfig) -> TrainingImages:
 def load_held_out_images(config: TrainConfig) -> np.ndarray:
     """Load the images of the held-out pairs, uint8 ``(N, H, W, 3)``."""
     return _pool(config.eval_data or config.data, "test", config.image_size)
+
+
+def describe_images(images: TrainingImages, held_out: np.ndarray) -> dict[str, list[int]]:
+    """Return number and CRC-32 of a run's images by kind, from arrays on the host.
+
+    >>> black = np.zeros((2, 4, 4, 3), np.uint8)
+    >>> describe_images(TrainingImages(black), black[:1])
+    {'training images': [2, 3136578990], 'held-out images': [1, 4069045141]}
+    """
+    named = {"training images": images.pictures, "places of photographs": images.tiles}
+    arrays = {name: x for name, x in named.items() if x is not None} | {"held-out images": held_out}
+    return {name: [len(x), zlib.crc32(np.ascontiguousarray(x).data)] for name, x in arrays.items()}
 
 
 def _pool(names: tuple[str, ...], split: str, size: int) -> np.ndarray:

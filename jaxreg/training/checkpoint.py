@@ -13,8 +13,7 @@ import dataclasses
 import json
 import os
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +32,30 @@ from jaxreg.training.devices import (
     place,
     value_of_first_process,
 )
-from jaxreg.training.logs import read_metrics
+from jaxreg.training.logs import read_seconds
+from jaxreg.training.seals import (
+    CheckpointError,
+    DamagedError,
+    UnfinishedError,
+    check_seal,
+    seal,
+)
 from jaxreg.training.state import TrainState, abstract_state
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 _PARTS = ("weights", "statistics", "average", "average_statistics", "optimizer")
 _KEPT = 2  # checkpoints; the older one is used if the newer one is damaged
-_SEAL = "checksums.json"
 _LOCK = ".lock"  # never removed, else two runs could lock two files of this name
-_BLOCK = 1 << 22  # bytes that are read at a time for a checksum
 _CONCURRENT_GB = 1  # limit on what is transferred to or from the disk at once
-
-
-class CheckpointError(ValueError):
-    """A folder holds no usable checkpoint, or belongs to another run."""
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint's files differ from what was written."""
-
-
-class UnfinishedError(DamagedError):
-    """A checkpoint was not written completely."""
 
 
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read and an older one is used."""
+
+
+class ChangedDataWarning(UserWarning):
+    """A run goes on with other images than it began with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +135,20 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 class CheckpointStore:
-    """The checkpoints of one working folder, of which the newest two are kept."""
+    """The checkpoints of one working folder, of which the newest two are kept.
 
-    def __init__(self, workdir: Path, read_only: bool = False):
+    Args:
+      workdir: the folder.
+      read_only: whether the folder is left as it is.
+      data: number and checksum of the run's images, see
+        `jaxreg.training.batches.describe_images`; saved with each checkpoint.
+    """
+
+    def __init__(
+        self, workdir: Path, read_only: bool = False, data: Mapping[str, list[int]] | None = None
+    ):
         self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+        self._data = data
         self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -179,6 +185,7 @@ class CheckpointStore:
             "key": np.asarray(jax.random.key_data(state.key)).tolist(),
             "key_type": str(jax.random.key_impl(state.key)),
             "best": dataclasses.asdict(best) if best.step >= 0 else None,
+            "data": dict(self._data or {}),
         }
         items: dict[str, Any] = {p: ocp.args.PyTreeSave(arrays) for p, arrays in parts.items()}
         arguments = ocp.args.Composite(about=ocp.args.JsonSave(about), **items)
@@ -186,7 +193,7 @@ class CheckpointStore:
             self._manager.save(step, args=arguments)
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
-                _seal(self._folder / str(step))
+                seal(self._folder / str(step))
         except (OSError, ValueError) as error:  # tensorstore's error on a full disk is the latter
             raise OSError(f"no checkpoint written at step {step}: {error}") from error
 
@@ -195,7 +202,7 @@ class CheckpointStore:
 
         A newer one that is damaged is skipped with a warning. It is deleted once an older one is
         read, so that the run can write its step again. A lone checkpoint that is incomplete is
-        deleted too.
+        deleted too. A `ChangedDataWarning` says if the run had other images.
 
         Args:
           abstract: shapes, dtypes and shardings of the state's arrays.
@@ -279,7 +286,20 @@ class CheckpointStore:
         small = {"step": np.asarray(about["step"], np.int32), "key": key}
         small = place(abstract.step.sharding.mesh, small)  # type: ignore[attr-defined]
         best = Best(**about["best"]) if about["best"] else Best()
+        self._compare_data(about.get("data", {}))  # checkpoints of older versions have none
         return TrainState(**small, **trees), best
+
+    def _compare_data(self, saved: Mapping[str, list[int]]) -> None:
+        """Warn, in the first process, if the images are not those of a checkpoint."""
+        changes = []
+        for name, (count, checksum) in (self._data or {}).items():
+            before, *rest = saved.get(name, (count, checksum))
+            if (before, *rest) != (count, checksum):
+                how = " with other contents" if before == count else ""
+                changes.append(f"{name}: {before:,} -> {count:,}{how}")
+        if changes and jax.process_index() == 0:
+            text = f"the run goes on with other data than so far ({'; '.join(changes)})"
+            warnings.warn(text, ChangedDataWarning, stacklevel=2)
 
     def _read(self, step: int, abstract: dict[str, Tree]) -> tuple[dict[str, Tree], dict]:
         """Check and read the named parts of a checkpoint, and its ``about``."""
@@ -306,14 +326,14 @@ class CheckpointStore:
         return trees, about
 
     def _check(self, step: int, parts: Iterable[str]) -> None:
-        """Let the first process run `_check_seal`, and raise its error in all processes.
+        """Let the first process run `check_seal`, and raise its error in all processes.
 
         All must read the same step, but a network file system may show them different files.
         """
         problem: Exception | None = None
         if jax.process_index() == 0:
             try:
-                _check_seal(self._folder / str(step), parts)
+                check_seal(self._folder / str(step), parts)
             except (DamagedError, OSError) as error:
                 problem = error
         problem = value_of_first_process(problem)
@@ -333,46 +353,6 @@ def _flat(tree: Tree) -> dict[str, Any]:
     """Return a pytree's arrays by path, such as ``0.mu.lstm.kernel``, in the tree's order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _checksums(folder: Path) -> dict[str, int]:
-    """Return the CRC-32 of every file below a checkpoint's folder, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL)
-    return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
-
-
-def _checksum(path: Path) -> int:
-    total = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            total = zlib.crc32(block, total)
-    return total
-
-
-def _seal(folder: Path) -> None:
-    """Write the checksums of a complete checkpoint; without them it counts as incomplete."""
-    text = json.dumps(_checksums(folder))
-    with replacing(folder / _SEAL) as file:
-        file.write(text.encode())
-
-
-def _check_seal(folder: Path, parts: Iterable[str]) -> None:
-    """Raise DamagedError unless all files of these parts match their checksums."""
-    try:
-        expected = json.loads((folder / _SEAL).read_text())
-    except FileNotFoundError:
-        if not folder.exists():
-            raise
-        raise UnfinishedError("it was never finished") from None
-    except ValueError:
-        raise DamagedError(f"{_SEAL} cannot be read") from None
-    for name, checksum in expected.items():
-        if name.split("/")[0] in parts:
-            path = folder / name
-            if not path.is_file():
-                raise DamagedError(f"{name} is missing")
-            if _checksum(path) != checksum:
-                raise DamagedError(f"{name} is not as it was written")
 
 
 def load_network(folder: str | os.PathLike) -> TrainedNetwork:
@@ -402,6 +382,4 @@ def load_network(folder: str | os.PathLike) -> TrainedNetwork:
         store.close()
     weights, statistics = jax.tree.map(lambda array: array.addressable_data(0), arrays)
     parts = network_structure(config.network)[0], weights, statistics
-    rows = [row for row in read_metrics(folder) if int(row["step"]) <= step]
-    seconds = float(rows[-1]["seconds"]) if rows else None
-    return TrainedNetwork(config.network, parts, config, step, seconds)
+    return TrainedNetwork(config.network, parts, config, step, read_seconds(folder, step))

@@ -284,6 +284,7 @@ CONFIGS: dict[str, TrainConfig] = {
         warmup_steps=0,
         clip_norm=0.0,
         steps=1_000_000,
+        steps_per_dispatch=1000,  # pairs in a row of metrics, about as in lstm_cifar10
     ),
     # A CPU core trains this network to a plateau in an hour or two.
     "lstm256_cifar10": dataclasses.replace(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 DATA_AXIS = "data"  # the mesh's only axis, over which batches are spread
 
@@ -141,3 +142,9 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def say(text: str) -> None:
+    """Print a line above the progress bar, in the first process only."""
+    if jax.process_index() == 0:
+        tqdm.write(text)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from absl import flags
-
-from jaxreg.command_line import complain
+from jaxreg.command_line import ERRORS, complain
 from jaxreg.training.loop import Interrupted, NonFiniteError
 
 # Exceptions that end a training early and are not bugs.
-ENDINGS = (
-    NonFiniteError,
-    Interrupted,
-    KeyboardInterrupt,
-    flags.Error,
-    ValueError,
-    OSError,
-    ImportError,
-)
+ENDINGS = (NonFiniteError, Interrupted, KeyboardInterrupt, *ERRORS)
 
 
 def failed(name: str, error: BaseException) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import socket
 import time
 from pathlib import Path
@@ -31,6 +32,9 @@ class MetricsLog:
 
     A row is about the steps since the previous row. ``seconds`` is the time spent in steps, over
     all starts of the run.
+
+    Raises:
+      ValueError: the file that a restart continues is damaged, see `read_metrics`.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -112,12 +116,64 @@ class _Board:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, str]]:
-    """Read the rows of ``metrics.csv``, without an incomplete last one of a killed run."""
+    """Read the rows of ``metrics.csv``, without an incomplete last one of a killed run.
+
+    Returns:
+      The cells of each row by column; none if there is no file.
+
+    Raises:
+      ValueError: the file is damaged or was edited: it has other columns, a row has another number
+        of cells, or a cell is no number.
+      OSError: the file cannot be read.
+    """
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        lines = file.read().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    rows = csv.DictReader(whole)
-    return [row for row in rows if None not in row.values() and row["seconds"]]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = file.read().splitlines(keepends=True)
+        return _parsed([line for line in lines if line.endswith("\n")])
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is not as a jaxreg.train run wrote it ({error}): restore it, or remove it, "
+            "and the run goes on with a new one"
+        ) from error
+
+
+def _parsed(lines: list[str]) -> list[dict[str, str]]:
+    """Convert the lines of the file to rows, and check that their cells are numbers."""
+    if not lines:
+        return []
+    header, *body = csv.reader(lines)
+    if tuple(header) != METRICS_COLUMNS:
+        raise ValueError(f"its columns are {','.join(header)}")
+    rows = []
+    for number, cells in enumerate(body, 2):
+        if len(cells) != len(METRICS_COLUMNS):
+            raise ValueError(f"row {number} has {len(cells)} cells")
+        row = dict(zip(METRICS_COLUMNS, cells, strict=True))
+        for name, text in row.items():
+            _check_cell(number, name, text)
+        rows.append(row)
+    return rows
+
+
+def _check_cell(number: int, name: str, text: str) -> None:
+    """Raise ValueError unless a cell is a number, or empty: not all rows have an evaluation."""
+    must = name in ("step", "seconds")
+    try:
+        value = int(text) if name == "step" else float(text or ("nan" if must else 0))
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"row {number} has {text!r} as {name}")
+
+
+def read_seconds(workdir: Path, step: int) -> float | None:
+    """Read the seconds of training up to a step; None if no log of it can be read."""
+    try:
+        rows = read_metrics(workdir)
+    except (OSError, ValueError):
+        return None
+    seconds = [float(row["seconds"]) for row in rows if int(row["step"]) <= step]
+    return seconds[-1] if seconds else None

@@ -15,24 +15,27 @@ from types import FrameType
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxreg.atomic import write_text
 from jaxreg.geometry import RigidTransform
-from jaxreg.models.network import Tree, network_structure, split_network
-from jaxreg.models.weights import is_trained_network
 from jaxreg.pairs import Pairs
-from jaxreg.training.batches import TrainingImages, load_held_out_images, load_training_images
+from jaxreg.training.batches import (
+    TrainingImages,
+    describe_images,
+    load_held_out_images,
+    load_training_images,
+)
 from jaxreg.training.checkpoint import Best, CheckpointStore, lock_workdir, settle_config
-from jaxreg.training.configs import TrainConfig, changed_fields
+from jaxreg.training.configs import TrainConfig
 from jaxreg.training.devices import (
     any_process,
     data_mesh,
     flag_of_first_process,
     place,
     same_on_all_processes,
+    say,
 )
 from jaxreg.training.heldout import (
     Errors,
@@ -41,7 +44,7 @@ from jaxreg.training.heldout import (
     held_out_pairs,
     make_estimate,
 )
-from jaxreg.training.loading import load
+from jaxreg.training.initial import initial_arrays
 from jaxreg.training.logs import METRICS_FILE, MetricsLog
 from jaxreg.training.state import (
     TrainState,
@@ -108,6 +111,8 @@ def _share(error: float, constant: float) -> str:
 def train(config: TrainConfig, workdir: str | Path) -> Summary:
     """Train a network, or continue a run that was interrupted.
 
+    If the images are not those that the run began with, a `ChangedDataWarning` says so.
+
     Args:
       config: the configuration; to continue a run, that of the run.
       workdir: the run's folder. The run writes ``config.json``, ``checkpoints/``, ``metrics.csv``,
@@ -118,8 +123,8 @@ def train(config: TrainConfig, workdir: str | Path) -> Summary:
         unreadable checkpoints, or files of no run, or another run is training in it.
       NonFiniteError: loss, gradient or weights became non-finite; the last good state is saved.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
-      ValueError: processes have different configurations, or an image source or ``init_from`` is
-        not usable.
+      ValueError: processes have different configurations, an image source or ``init_from`` is not
+        usable, or the ``metrics.csv`` of a run to continue is damaged.
       OSError: the folder cannot be written, or an image source or ``init_from`` cannot be read.
     """
     workdir = Path(os.path.expanduser(workdir))
@@ -132,9 +137,8 @@ def _train(config: TrainConfig, workdir: Path) -> Summary:
         raise ValueError("the processes were given different flags; all fields must be the same")
     settle_config(workdir, config, (METRICS_FILE, SUMMARY_FILE, _EXAMPLES_FILE, _CURVE_FILE))
     mesh = data_mesh(config.batch_size)
-    images = place(mesh, load_training_images(config))
-    pairs = held_out_pairs(config, load_held_out_images(config), mesh)
-    store = CheckpointStore(workdir)
+    images, pairs, data = _load(config, mesh)
+    store = CheckpointStore(workdir, data=data)
     try:
         state, best = _start(config, mesh, store)
         run = _Run(config, workdir, mesh, images, pairs, store, best)
@@ -144,49 +148,24 @@ def _train(config: TrainConfig, workdir: Path) -> Summary:
         store.close()
 
 
+def _load(config: TrainConfig, mesh: Mesh) -> tuple[TrainingImages, Pairs, dict[str, list[int]]]:
+    """Load the images to the devices; returns also the held-out pairs, and `describe_images`."""
+    images, held_out = load_training_images(config), load_held_out_images(config)
+    data = describe_images(images, held_out)
+    return place(mesh, images), held_out_pairs(config, held_out, mesh), data
+
+
 def _start(config: TrainConfig, mesh: Mesh, store: CheckpointStore) -> tuple[TrainState, Best]:
     """Restore the newest state on disk, or create one."""
     restored = store.restore(abstract_state(config, mesh))
     if restored is not None:
-        _say(f"going on from step {int(restored[0].step)}")
+        say(f"going on from step {int(restored[0].step)}")
         return restored
     if not config.init_from:
         return create_state(config, mesh), Best()
-    arrays = _initial_arrays(config)
-    _say(f"weights from {config.init_from}")
+    arrays = initial_arrays(config)
+    say(f"weights from {config.init_from}")
     return place(mesh, fresh_state(config, *arrays)), Best()
-
-
-def _initial_arrays(config: TrainConfig) -> list[Tree]:
-    """Load the weights and statistics that ``init_from`` names."""
-    if _published(config.init_from):
-        from jaxreg.models.pretrained import load_pretrained
-
-        network = config.network.build(nnx.Rngs(config.seed))
-        _, *arrays = split_network(load_pretrained(network, config.init_from))
-        return arrays
-    source = load(config.init_from)
-    _, *expected = network_structure(config.network)
-    arrays = [*source.arrays]
-    if jax.tree.map(np.shape, expected) != jax.tree.map(np.shape, arrays):
-        raise ValueError(
-            f"init_from={config.init_from} holds {source.config.network}, "
-            f"whose weights do not fit {config.network}"
-        )
-    here = dataclasses.replace(source.config, network=config.network)
-    if changes := changed_fields(source.config, here):
-        _say(f"init_from={config.init_from} is of another network, {'; '.join(changes)}")
-    return arrays
-
-
-def _published(source: str) -> bool:
-    """Whether ``source`` names published weights, not a network that jaxreg trained."""
-    if not source.endswith((".safetensors", ".pth", ".pt")):
-        return source == "imagenet"
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"init_from={source}: there is no such file")
-    return not is_trained_network(path)
 
 
 def next_stop(step: int, config: TrainConfig) -> int:
@@ -236,7 +215,7 @@ class _Run:
         """
         config, step = self.config, int(state.step)
         constant = errors_of(constant_predictor(self.truth), self.truth, config.translation_weight)
-        _say(
+        say(
             f"{sum(x.size for x in jax.tree.leaves(state.weights)):,} weights, {self.images}, "
             f"{self.mesh.size} {self.mesh.devices.flat[0].device_kind} device(s); "
             f"best constant: {constant}"
@@ -261,7 +240,7 @@ class _Run:
         config, step = self.config, int(state.step)
         started = time.perf_counter()
         dispatch = compile_dispatch(config, self.mesh, state, self.images)
-        _say(f"compiled in {time.perf_counter() - started:.1f} s")
+        say(f"compiled in {time.perf_counter() - started:.1f} s")
         bar = tqdm(
             total=config.steps,
             initial=step,
@@ -284,7 +263,7 @@ class _Run:
                 if stop == 1 or stop % config.eval_every == 0 or stop == config.steps:
                     errors, _ = self._evaluated(state)
                     values |= {f"eval_{k}": v for k, v in dataclasses.asdict(errors).items()}
-                    _say(f"step {stop}: held out {errors}")
+                    say(f"step {stop}: held out {errors}")
                 if log:
                     log.write(stop, values, seconds)
                 rate = (stop - step) / seconds
@@ -358,8 +337,8 @@ class _Run:
         write_curve(self.workdir / _CURVE_FILE, self.workdir, summary.constant)
         text = json.dumps(dataclasses.asdict(summary), indent=2)
         write_text(self.workdir / SUMMARY_FILE, text + "\n")
-        _say(f"checkpoint, metrics and pictures: {self.workdir}")
-        _say(str(summary))
+        say(f"checkpoint, metrics and pictures: {self.workdir}")
+        say(str(summary))
 
 
 @contextmanager
@@ -373,7 +352,7 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _say(f"{signal.Signals(number).name}: saving after the steps under way")
+        say(f"{signal.Signals(number).name}: saving after the steps under way")
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, note) for number in numbers}
@@ -382,9 +361,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say(text: str) -> None:
-    """Print a line above the progress bar, in the first process only."""
-    if jax.process_index() == 0:
-        tqdm.write(text)

@@ -69,15 +69,16 @@ def write_curve(path: Path, workdir: Path, constant: Errors) -> None:
     titles = {"loss": "loss", "translation": "translation, px", "rotation": "rotation, degrees"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for split, style in (("train", "-"), ("eval", "o-")):
-            texts = [(int(row["step"]), row[f"{split}_{name}"]) for row in rows]
-            points = [(step, float(text)) for step, text in texts if text]
+            cells = [(int(row["step"]), row[f"{split}_{name}"]) for row in rows]
+            points = [(step, float(text)) for step, text in cells if text]
             if points:
                 label = "training" if split == "train" else "held out (Eq. 5)"
                 axis.plot(*zip(*points, strict=True), style, markersize=3, label=label)
         axis.axhline(getattr(constant, name), color="grey", linestyle=":", label="constant (Eq. 5)")
         axis.set_title(title)
         axis.set_xlabel("step")
-        if all(float(row[f"train_{name}"]) > 0 for row in rows):  # a likelihood may be negative
+        texts = [row[f"train_{name}"] for row in rows]
+        if all(float(text) > 0 for text in texts if text):  # a likelihood may be negative
             axis.set_yscale("log")
     axes[0].legend()
     _write(path, figure)
