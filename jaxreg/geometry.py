@@ -103,13 +103,14 @@ def _check_together(batch_shape: Shape, shape: Shape, name: str, what: str) -> N
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RigidTransform:
     """A rotation about the image centre, followed by a shift; a pytree.
 
     Fields are scalars, or arrays of one shape for a batch of transforms; a scalar among arrays
     holds for the whole batch. Every method works on one transform and on batches, and under
-    ``jit``, ``vmap`` and ``grad``.
+    ``jit``, ``vmap`` and ``grad``. ``==`` and ``hash`` go by identity; to compare values, compare
+    `as_array`.
 
     Attributes:
       tx: shift to the right, in pixels.

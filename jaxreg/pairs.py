@@ -18,7 +18,7 @@ from jaxreg.warping import warp
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
     """A batch of image pairs with their true transforms.
 

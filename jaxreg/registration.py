@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.compute.batching import OnePair, Options, compiler_options, map_batches, map_pairs
+from jaxreg.compute.batching import (
+    OnePair,
+    Options,
+    compiler_options,
+    map_batches,
+    map_pairs,
+    runs_on_cpu,
+)
 from jaxreg.direct.align import align, align_near
 from jaxreg.direct.settings import DirectOptions, Kernel, share_of_side
 from jaxreg.geometry import RigidTransform, check_transform
@@ -104,7 +111,7 @@ def register(
     >>> [round(float(v), 2) for v in r.transform.as_array()], bool(r.success)
     ([2.25, -1.5, 100.0], True)
     """
-    pair = check_pair(fixed, moving, fixed_mask, moving_mask)
+    pair = check_pair(*map(_on_host, (fixed, moving, fixed_mask, moving_mask)))
     limits = share_of_side(max_shift, pair[0].shape), max_rotation
     options = _options(method, *limits, interpolation, initial, masked=len(pair) > 2)
     if method == "direct":
@@ -141,7 +148,9 @@ def register_batch(
 
     Each pair is registered as by `register`. Pairs are processed in chunks of a fixed size, so
     memory does not grow with their number; but under ``jit`` an accelerator takes all pairs at
-    once. NaN or infinite values in an image give ``success`` False for its own pair only.
+    once, and every device gathers all pairs of a sharded stack, unless `jax.shard_map` maps the
+    call over the shards. NaN or infinite values in an image give ``success`` False for its own
+    pair only.
 
     Args:
       fixed: ``(N, H, W)`` or ``(N, H, W, C)``, with the dtypes, sizes and units of `register`. Or
@@ -231,6 +240,17 @@ def _options(
 def _float32(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """The array in float32. Even a conversion that changes nothing costs JAX a small kernel."""
     return array if array.dtype == np.float32 else array.astype(np.float32)
+
+
+def _on_host(array: Any) -> Any:
+    """A JAX array in the memory of one CPU as a NumPy view, anything else as it is.
+
+    JAX would compile another program for each mixture of committed and other arrays.
+    """
+    if not isinstance(array, jax.Array) or are_traced(array) or not runs_on_cpu():
+        return array
+    first, *others = array.devices()
+    return array if others or first.platform != "cpu" else np.asarray(array)
 
 
 def _known(

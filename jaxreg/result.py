@@ -71,13 +71,13 @@ def raised(doubt: Doubt, holds: jax.Array) -> jax.Array:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Registration:
     """The registration of one pair of images, or of a batch of pairs; a pytree.
 
     The fields of a batch have the batch axis in front; ``rs[i]``, ``rs[mask]`` and iteration select
     pairs. A pair that cannot be registered raises no error: ``success`` is False and all numbers
-    are finite.
+    are finite. ``==`` and ``hash`` go by identity; to compare values, compare fields.
 
     Attributes:
       transform: the estimated `RigidTransform` from fixed to moving.

@@ -65,12 +65,18 @@ def sample(
     """
     check_interpolation(interpolation)
     image = jnp.asarray(real_array(image, "image"), jnp.float32)
-    if image.ndim == 2:
-        return sample(image[..., None], points, interpolation)[..., 0]
-    if image.ndim != 3:
+    if image.ndim not in (2, 3):
         raise ValueError(f"image must be (H, W) or (H, W, C), got shape {image.shape}")
+    return _sampled(image, as_points(points), interpolation)
+
+
+# Jitted also outside a caller's program: operation by operation it takes 100 times as long.
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+@allow_rank_promotion
+def _sampled(image: jax.Array, points: jax.Array, interpolation: Interpolation) -> jax.Array:
+    if image.ndim == 2:
+        return _sampled(image[..., None], points, interpolation)[..., 0]
     height, width, channels = image.shape
-    points = as_points(points)
     if interpolation == "spline":
         # The spline continues mirrored outside. So it is held at the rim, and faded to blend with
         # zeros.

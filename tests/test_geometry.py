@@ -150,6 +150,14 @@ def test_a_batch_is_indexed_like_an_array():
     np.testing.assert_array_equal(jax.jit(lambda b, i: b[i])(batch, 3).as_array(), parameters[3])
 
 
+def test_batches_are_equal_by_identity():
+    """The truth value of a comparison of arrays would be ambiguous."""
+    one, other = (RigidTransform.identity((2,)) for _ in range(2))
+    assert one != other
+    assert [other, one].index(one) == 1
+    assert {other: 0, one: 1}[one] == 1
+
+
 def test_a_scalar_among_arrays_is_that_of_all():
     some, shifts = RigidTransform(np.arange(3.0), 2, 30.0), np.arange(3.0)
     whole = RigidTransform(shifts, np.full(3, 2.0), np.full(3, 30.0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.geometry import RigidTransform
-from jaxreg.registration import register_batch
+from jaxreg.registration import register, register_batch
 from jaxreg.warping import warp
 from tests.compilation_support import quickly_compiled
 from tests.registration_support import texture
@@ -72,6 +72,19 @@ def test_gradients_of_a_pair_that_fits_exactly_are_those_of_all_its_pixels():
     assert np.median(off) < 0.15
 
 
+@jax.jit
+def both_ways(fixed, moving):
+    """Derivatives of transform and score of one pair, in reverse and in forward mode."""
+
+    def parameters(fixed, moving):
+        found = register(fixed, moving)
+        return jnp.append(found.transform.as_array(), found.score)
+
+    pair = fixed, moving
+    along = jax.jvp(parameters, pair, (fixed - moving, jnp.ones_like(moving)))[1]
+    return jax.jacrev(parameters, argnums=(0, 1))(*pair), along
+
+
 @quickly_compiled()
 def test_gradients_of_hopeless_pairs_are_finite():
     flat = np.full((24, 24, 1), 9.0, np.float32)
@@ -86,3 +99,7 @@ def test_gradients_of_hopeless_pairs_are_finite():
     for pair in [(0 * flat, picture), (picture, 0 * flat), edges]:
         for gradient in jacobian(*pair)[0]:  # of the transform: what is open has none
             np.testing.assert_array_equal(gradient[:3], 0.0)
+    sevens = np.full_like(flat, 7.0)
+    for pair in [(sevens, picture), (0 * flat, picture), (picture, sevens), (picture, 0 * flat)]:
+        for gradient in jax.tree.leaves(both_ways(*pair)):
+            assert np.isfinite(np.asarray(gradient)).all()

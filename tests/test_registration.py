@@ -99,12 +99,16 @@ def test_neither_dtypes_nor_ranks_need_be_promoted(x64):
     calls = (
         lambda i, m: register(i, i, fixed_mask=m),
         lambda i, _: register_batch(i[None], i[None]),
+        lambda i, _: register(i, i, method="compact"),
         lambda i, _: register(i, i, method="compact+refine"),
+        lambda i, _: jax.vmap(register)(i[None], i[None]),
     )
     strict = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
     with jax.enable_x64(x64), strict[0], strict[1]:
         for call in calls:
             assert jax.eval_shape(call, image, mask).score.dtype == jnp.float32
+            along = jax.grad(lambda i, m, call=call: call(i, m).transform.as_array().sum())
+            assert jax.eval_shape(along, image, mask).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,10 @@ def test_a_second_pair_of_a_shape_compiles_nothing():
     assert size
     register(fixed[::-1], fixed.astype(np.uint8))
     register(fixed, fixed, max_shift=19, max_rotation=30, interpolation="spline")
+    committed = jax.device_put(fixed, jax.devices()[0])
+    register(jnp.asarray(fixed), committed)
+    register(committed, fixed)
+    register(committed, jnp.asarray(committed, jnp.bfloat16))
     assert program._cache_size() == size
 
 
@@ -267,6 +275,10 @@ def test_other_methods_by_name():
         (
             lambda i: jax.eval_shape(lambda limit: register(i, i, max_rotation=limit), 5.0),
             "max_rotation must be a number, got .*; under jit make it a static argument",
+        ),
+        (
+            lambda i: jax.vmap(lambda limit: register(i, i, max_shift=limit))(jnp.ones(2)),
+            "max_shift must be a number, got .* under vmap a Python or NumPy number",
         ),
         (lambda i: register(i, i, method=None), "method must be a name, got None"),
     ],

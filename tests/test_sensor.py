@@ -69,3 +69,30 @@ def test_part_of_a_program_and_of_any_dtype():
             scene_mask(unfit)
     with pytest.raises(ValueError, match="frames must hold real numbers"):
         scene_mask("movie.tif")
+
+
+def test_the_tolerance_is_checked():
+    stack = np.where(BORDERS["bars"], 0, frames())
+    for unfit in (-0.01, np.nan, np.inf, [0.02, 0.02], None, "wide"):
+        with pytest.raises(ValueError, match="tolerance must"):
+            scene_mask(stack, unfit)
+    traced = jax.jit(scene_mask)(stack, 0.02)  # a traced number has no value to check
+    np.testing.assert_array_equal(traced, scene_mask(stack, np.float64(0.02)))
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("border", [None, "bars"])
+def test_pixels_that_are_not_finite_are_left_out(border, channels):
+    """As in frames that are warped onto each other and filled with NaN."""
+    stack = frames(channels=channels)
+    if border:
+        stack[:, BORDERS[border]] = 0
+    stack[:, 20, 15] += 300  # hot
+    expected = np.array(scene_mask(stack))
+    assert not expected[20, 15]
+    stack[0, :, :3] = np.nan
+    stack[1, 5, 7], stack[2, 30, 25] = np.inf, -np.inf
+    unseen = ~np.isfinite(stack).reshape(*stack.shape[:3], -1).all((0, 3))
+    expected &= ~unseen
+    np.testing.assert_array_equal(scene_mask(stack), expected)
+    assert not np.asarray(scene_mask(stack * np.nan)).any()

@@ -233,6 +233,13 @@ def test_overlap_is_where_a_white_image_stays_white():
     np.testing.assert_array_equal(np.asarray(overlap((32, 32), t)), white > 1 - 1e-3)
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic", "spline"])
+def test_a_sample_may_be_taken_where_broadcasting_is_forbidden(interpolation):
+    picture, points = image((16, 16, 3)), np.ones((4, 5, 2))
+    with jax.numpy_rank_promotion("raise"):
+        assert sample(picture, points, interpolation).shape == (4, 5, 3)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="nearest, linear, cubic, spline, got 'lanczos'"):
         warp(image(), RigidTransform.identity(), "lanczos")

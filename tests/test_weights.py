@@ -1,6 +1,7 @@
 """Trained networks in one file: what comes back, what the package holds, what is refused."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 import jaxreg
 from jaxreg import export
 from jaxreg.methods import find_method
-from jaxreg.network_files import SHIPPED, shipped_names
+from jaxreg.models import trained
+from jaxreg.models.weights import read_weights
+from jaxreg.network_files import SHIPPED, SUFFIX, shipped_names
 from jaxreg.training.checkpoint import Best, CheckpointStore, load_network, settle_config
 from jaxreg.training.configs import CONFIGS
 from jaxreg.training.devices import data_mesh
@@ -109,6 +112,22 @@ def test_shipped_networks_are_what_their_configuration_trains(name):
     assert network.config == CONFIGS[name]
     assert network.step == network.config.steps
     assert network.training_seconds > 0
+
+
+def test_copies_of_a_network_share_one_program():
+    """Loaded again, or sent to another process."""
+    file = SHIPPED / f"compact32{SUFFIX}"
+    first, again = read_weights(file), read_weights(file)
+    copy = pickle.loads(pickle.dumps(first))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32)).astype(np.float32)
+    answer = first.register(*images)
+    size = trained._registration._cache_size()
+    for network in (again, copy):
+        jax.tree.map(np.testing.assert_array_equal, network.register(*images), answer)
+    assert trained._registration._cache_size() == size
+    gradient = jax.grad(lambda image: first.register(image, images[1]).transform.tx)
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(gradient, images[0])
 
 
 def test_trainings_start_from_what_load_takes(run):

@@ -35,7 +35,7 @@ _GREY_WITH_ALPHA = 4  # PNG's colour type, in byte 25
 _FEW_COLOURS = (".gif", ".pbm")  # cannot store the shades that warping makes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
     """The content of an image file.
 

@@ -24,7 +24,7 @@ _HALF = 0.5  # share of a working pixel's area that must count for the pixel to 
 _NO_MASKS: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class WorkingPair:
     """Two images of one shape, ready to register.
 

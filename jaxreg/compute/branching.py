@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from jaxreg.compute.pytrees import allow_rank_promotion
+
 T = TypeVar("T")
 # A rare branch runs on blocks of at least `_BLOCK` elements, or 1 / `_SHARE` of the batch. Small
 # blocks waste little work on padding; large ones outweigh the cost of launching a kernel.
@@ -159,7 +161,9 @@ def _batched_by(batch: Callable[..., T], one: Callable[..., T], *operands: objec
     """Call ``one(*operands)``; under `vmap` call ``batch`` on the stacked operands instead."""
     run = custom_vmap(lambda operands: one(*operands))
 
+    # Rules are traced later than ``one``, outside of the settings around this call.
     @run.def_vmap
+    @allow_rank_promotion
     def _(size: int, batched: list, operands: tuple) -> tuple[T, T]:
         spread = lambda v, is_: v if is_ else jnp.broadcast_to(v, (size, *jnp.shape(v)))  # noqa: E731
         result = batch(*jax.tree.map(spread, operands, batched[0]))
@@ -173,6 +177,7 @@ def _derived_by(plain: Callable[..., T], one: Callable[..., T], *operands: objec
     run = jax.custom_jvp(one)
 
     @run.defjvp
+    @allow_rank_promotion
     def _(primals: tuple, tangents: tuple) -> tuple[T, T]:
         return jax.jvp(plain, primals, tangents)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxreg.compute.branching import run_long_rarely
 from jaxreg.compute.products import dots, mean_once, product
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.compute.small_systems import solve, swept_inverse
 from jaxreg.direct.instruments import aliased, instruments
 from jaxreg.direct.intensity import Fit, fit_intensity, gradient_magnitude, weigh
@@ -178,6 +179,8 @@ def differentiable(pair: Pair, end: Optimum, linear: jax.Array) -> RigidTransfor
     derivative. The theorem needs the residual's own derivative by the transform, where the
     iteration uses that of a denoised image.
 
+    If no optimum was near the start, the transform is the start, and its derivative is zero.
+
     Only first derivatives are right. Weights, filters and the positions of the points are constants
     to them, so that a second derivative is finite but not the curvature.
     """
@@ -185,25 +188,30 @@ def differentiable(pair: Pair, end: Optimum, linear: jax.Array) -> RigidTransfor
     return end.unknowns.transform
 
 
+# Rules are traced after the function that they belong to, and after the settings around it.
 @differentiable.defjvp
+@allow_rank_promotion
 def _differentiable_jvp(primals: tuple, tangents: tuple) -> tuple:
     pair, end, linear = primals
+    found = end.unknowns
+    # Where the iteration did not settle, gain and bias may have diverged.
+    gain, bias = jnp.where(end.settled, found.gain, 1.0), jnp.where(end.settled, found.bias, 0.0)
+    end = end._replace(unknowns=Unknowns(found.transform, gain, bias))
     points, value, fit = agreement(pair, end, linear)
-    gain = end.unknowns.gain
     right = design_matrix(slopes(interpolant(pair.source, linear), points, linear), value)
     normal = normal_matrix(end.system.instruments, model_jacobian(right, gain), fit.weight)
-    inverse = damped_inverse(normal, end.changed)
+    inverse = jnp.where(end.settled, damped_inverse(normal, end.changed), 0.0)
     steep = _steepness(value, pair.target, linear)
 
     def step(source: jax.Array, target: jax.Array) -> jax.Array:
         value = pull(interpolant(source, linear), points, linear)
-        residual = flat(target) - gain * value - end.unknowns.bias
+        residual = flat(target) - gain * value - bias
         changed = pair._replace(source=source, target=target)
         left = instruments(changed, points, value, fit, steep, linear).columns
         return product(inverse, projections(left, fit.weight, residual))[:3]
 
     moved = jax.jvp(step, pair[:2], tangents[0][:2])[1]
-    return end.unknowns.transform, RigidTransform(moved[0], moved[1], moved[2])
+    return found.transform, RigidTransform(moved[0], moved[1], moved[2])
 
 
 def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit: int) -> _State:

@@ -68,7 +68,10 @@ def prepare(fixed: jax.Array, moving: jax.Array, masks: Masks | None = None) -> 
     """
     pair = jnp.stack([fixed, moving])
     finite = jnp.isfinite(pair).all()
-    pair, lowest, highest, deviation = _without_lone_pixels(jnp.where(finite, pair, 0.0))
+    pair, *measures = _without_lone_pixels(jnp.where(finite, pair, 0.0))
+    lowest, highest, deviation = jax.lax.stop_gradient(measures)
+    # The answer to a pair with a flat image has no derivative, nor has a spread of zero.
+    pair = jnp.where((lowest == highest).any(), jax.lax.stop_gradient(pair), pair)
     grain_of, border = jax.lax.stop_gradient(pair), None
     if masks is None:
         pair, border = without_still_border(pair, deviation)
@@ -143,6 +146,7 @@ def _largest(images: jax.Array) -> jax.Array:
 
 def _in_units(pair: jax.Array, offset: jax.Array, scale: jax.Array) -> jax.Array:
     """Subtract offsets ``(2, C)`` from images ``(2, H, W, C)`` and divide by spreads ``(2,)``."""
+    offset, scale = jax.lax.stop_gradient((offset, scale))  # whose square may be zero in float32
     return (pair - offset[:, None, None]) / scale[:, None, None, None]
 
 

@@ -124,4 +124,5 @@ def _number(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         traced = isinstance(value, jax.core.Tracer)
         hint = "; under jit make it a static argument" if traced else ""
+        hint += ", and under vmap a Python or NumPy number, one for all pairs" if traced else ""
         raise ValueError(f"{name} must be a number, got {value!r}{hint}") from None

@@ -28,7 +28,7 @@ _CPU_BATCHES = (1, 16, 64, 256, 1024)
 _ACCELERATOR_BATCHES = (*_CPU_BATCHES, 4096, 16384)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
     """The answers of one method to the N pairs of one suite, one row for each pair.
 
@@ -57,7 +57,7 @@ class Rows:
     bound: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Answer:
     """The fields of a batch's `Registration`, as arrays with one row for each pair."""
 

@@ -79,7 +79,7 @@ def draw_parameters(pairs: int, max_shift: float, seed: int) -> tuple[np.ndarray
     return ((2.0 * place - 1.0) * reach).astype(np.float32), condition
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SuiteData:
     """The pairs of a suite, in the host's memory.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxreg.compute.batching import map_batches
+from jaxreg.compute.pytrees import allow_rank_promotion
 from jaxreg.geometry import RigidTransform
 from jaxreg.images import check_grey_levels, check_pair, check_stacks
 from jaxreg.models.network import Network, NetworkConfig, Tree
@@ -23,6 +25,18 @@ def network_transform(
     network: Network = nnx.merge(structure, weights, statistics)
     network.eval()
     return network(fixed, moving)
+
+
+# One program for all networks of a structure. The weights are an argument: a closure would copy
+# them into the compiled program.
+@functools.partial(jax.jit, static_argnums=0)
+@allow_rank_promotion
+def _registration(
+    structure: nnx.GraphDef, arrays: tuple[Tree, ...], fixed: jax.Array, moving: jax.Array
+) -> Registration:
+    network: Network = nnx.merge(structure, *arrays)
+    network.eval()
+    return network.estimate(*(jnp.broadcast_to(i, (*i.shape[:3], 3)) for i in (fixed, moving)))
 
 
 class TrainedNetwork:
@@ -51,17 +65,8 @@ class TrainedNetwork:
         self.step = step
         self.training_seconds = training_seconds
         self.image_size = network.image_size
-        structure, *arrays = parts
+        self._structure, *arrays = parts
         self.arrays = tuple(arrays)
-
-        def registration(arrays: tuple, fixed: jax.Array, moving: jax.Array) -> Registration:
-            network: Network = nnx.merge(structure, *arrays)
-            network.eval()
-            widened = (jnp.broadcast_to(i, (*i.shape[:3], 3)) for i in (fixed, moving))
-            return network.estimate(*widened)
-
-        # The weights are an argument: a closure would copy them into the compiled program.
-        self._registration = jax.jit(registration)
 
     def __repr__(self) -> str:
         return f"TrainedNetwork({self.network}, step={self.step})"
@@ -88,7 +93,7 @@ class TrainedNetwork:
                 f"got images of shape {fixed.shape[1:]}; resize them, or train a network with "
                 "--network.image_size"
             )
-        return self._registration(self.arrays, fixed, moving)
+        return _registration(self._structure, self.arrays, fixed, moving)
 
     def register(self, fixed: ArrayLike, moving: ArrayLike) -> Registration:
         """Register one pair of images ``(H, W)`` or ``(H, W, C)``, see `register_batch`."""

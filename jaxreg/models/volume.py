@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.compute.pytrees import allow_rank_promotion
+
 GRID = 16  # cells along each side of a feature map
 
 
+@allow_rank_promotion  # also in the derivative, which is traced later
 def _gather(x: jax.Array, index: np.ndarray, weight: np.ndarray) -> jax.Array:
     """``out[..., j] = sum_i weight[j, i] * x[..., index[j, i]]``."""
     # One fused loop over the taps, unrolled: a sum over a gathered axis is ten times slower.

@@ -17,7 +17,7 @@ from jaxreg.training.configs import TrainConfig
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainingImages:
     """The images that pairs are drawn from; a pytree, an argument of the compiled step.
 

@@ -21,7 +21,7 @@ _PAIRS_STREAM = 2**32 - 1
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainState:
     """The whole state of a run; a pytree of arrays only.
 

@@ -24,7 +24,7 @@ from jaxreg.training.state import TrainState, make_optimizer, update_average
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StepMetrics:
     """The metrics of a step, or their sums over the steps of a dispatch; float32 scalars."""
 
@@ -40,7 +40,7 @@ class StepMetrics:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DispatchReport:
     """The results of a dispatch that the host reads.
 
