@@ -137,4 +137,6 @@ def _windows(size: int) -> np.ndarray:
     """``(size + 3, size)``: each row sums a window of pixels, so that all have a norm of one."""
     first = np.arange(1 - _WINDOW, size)[:, None]
     pixel = np.arange(size)
-    return ((pixel >= first) & (pixel < first + _WINDOW)).astype(np.float32) / np.sqrt(_WINDOW)
+    return ((pixel >= first) & (pixel < first + _WINDOW)).astype(np.float32) * np.float32(
+        _WINDOW**-0.5
+    )

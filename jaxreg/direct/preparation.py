@@ -33,6 +33,7 @@ _FAR = 3.0  # spreads: padding is darker than the mean of the rest by more than 
 # larger share of the pixels does.
 _LONE, _FEW = 10.0, 0.01
 _FAR_OUT = 10.0  # mean deviations: 1% of the pixels ten ranges out either way are beyond 11
+_COARSE = 0.1  # spreads: smallest step of what counts as few grey levels
 _COARSEST = 2.0  # spreads: upper limit of the step, that of half black and half white pixels
 
 
@@ -168,9 +169,10 @@ def _grain(images: jax.Array, scale: jax.Array, masks: Masks | None) -> jax.Arra
         counts = jnp.stack(masks) > 0.0
         differ &= (counts[:, :, 1:] & counts[:, :, :-1])[..., None]
     of_rows = jnp.where(differ, steps, jnp.inf).reshape(*steps.shape[:2], -1).min(2)
-    # In three rows running, or it is that of a stuck pixel.
-    step = jnp.maximum(jnp.maximum(of_rows[:, :-2], of_rows[:, 1:-1]), of_rows[:, 2:]).min(1)
-    step = (step / scale).min()
+    of_rows /= scale[:, None]
+    # Of few levels, three rows running have the step; a smaller one is that of a stuck pixel.
+    of_three = jnp.maximum(jnp.maximum(of_rows[:, :-2], of_rows[:, 1:-1]), of_rows[:, 2:]).min(1)
+    step = jnp.where(of_three > _COARSE, of_three, of_rows.min(1)).min()
     return jnp.square(jnp.where(jnp.isfinite(step), jnp.minimum(step, _COARSEST), 0.0)) / 6.0
 
 

@@ -103,7 +103,9 @@ def doubts_about(
     )
     precise = (largest < _LARGEST_ERROR * min(shape)) & (errors[2] < _LARGEST_TURN_ERROR)
     held = jnp.less(rotation_free, 1.0)
-    turned = cond_rarely(held, _turned, lambda *_: jnp.zeros_like(held), source, target, weight)
+    planes = jax.lax.stop_gradient((source, target, weight))
+    unknown = lambda source, *_: jnp.zeros_like(source[0, 0], bool)  # noqa: E731
+    turned = cond_rarely(held, _turned, unknown, *planes)
     detail, places = _detail(source, target, weight)
     everywhere, kept = _unexplained(source, target, jnp.stack([end.inside, end.weight]))
     ratio, few = _COINCIDENCES.T
