@@ -59,7 +59,9 @@ def register(
     ``moving``; `jaxreg.geometry` says what the numbers of T mean. The direct method searches all
     rotations up to ``max_rotation`` and all shifts up to ``max_shift``. The images may differ in
     brightness and contrast, and may be partly hidden. Only their overlap is compared, so content
-    that leaves the frame does not count against an alignment.
+    that leaves the frame does not count against an alignment. A constant border that both images
+    share, such as letterbox bars, does not count either; `jaxreg.scene_mask` finds what else stays
+    with the sensor.
 
     A pair that cannot be registered raises no error: its ``success`` is False, its ``reasons`` say
     why, and all numbers are finite.

@@ -26,6 +26,8 @@ def scene_mask(frames: ArrayLike, tolerance: float = 0.02) -> jax.Array:
     out from all their neighbours in every frame. It also leaves out pixels that are NaN or infinite
     in any frame, such as those that `jaxreg.warp` filled with NaN.
 
+    `jaxreg.register` leaves out a border without noise by itself; a mask is more reliable.
+
     The black background around an object that hardly moves looks like a border, and a star sharper
     than a pixel looks like a hot pixel. They are left out too, and answers are then less precise.
 
