@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.compute.branching import cond_rarely
-from jaxreg.direct.masking import fill
+from jaxreg.direct.masking import eroded, fill
 
 _TOLERANCE = 0.1  # by which pixels of a border may differ, in mean deviations of their image
 _TEXTURED = 0.03  # mean deviation of what is beside a border, at least, in that of the whole image
@@ -99,20 +99,14 @@ def _paint(images: jax.Array, deviation: jax.Array) -> tuple[Border, jax.Array]:
     ]
     there = _same(jnp.moveaxis(corners, 0, 1), tolerance) & jnp.stack([*map(_stays, borders)])
     border = (jnp.stack(borders).all(1) & there[:, None, None]).any(0)
-    seen = _eroded((~border).astype(jnp.float32), _RIM)
-    clear = _eroded(seen, _REACH)
+    seen = eroded((~border).astype(jnp.float32), _RIM)
+    clear = eroded(seen, _REACH)
     # A silhouette has nothing but its outline to register; identical images need no such care.
     there = there.any() & (images[0] != images[1]).any()
     there &= clear.sum() >= _COMPACT * seen.sum()
     there &= (_deviation(images, seen) >= _TEXTURED * deviation).all()
     seen, clear = (jnp.where(there, v, 1.0) for v in (seen, clear))
     return Border(there, seen, clear), fill(images, jnp.stack([seen, seen]))
-
-
-def _eroded(mask: jax.Array, reach: int) -> jax.Array:
-    """A mask ``(H, W)`` of ones, without those that have a zero within so many pixels."""
-    window = (2 * reach + 1,) * 2
-    return jax.lax.reduce_window(mask, jnp.float32(1.0), jax.lax.min, window, (1, 1), "SAME")
 
 
 def _stays(border: jax.Array) -> jax.Array:

@@ -27,8 +27,8 @@ from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.result import inverse_with_covariance
 
 # px: residuals of pixels this far apart count as independent of each other. With 5, 7 and 9 px the
-# noise of the estimate grows: error^2 / variance of 512 training pairs with noise 10 is 1.01 with
-# 4, then 1.03, 1.11 and 1.19.
+# noise of the estimate grows: error^2 / variance of 512 training pairs with noise 10, the mean of
+# tx, ty and theta, is 1.01 with 4, then 1.03, 1.11 and 1.19.
 _WINDOW = 4
 
 
@@ -137,6 +137,5 @@ def _windows(size: int) -> np.ndarray:
     """``(size + 3, size)``: each row sums a window of pixels, so that all have a norm of one."""
     first = np.arange(1 - _WINDOW, size)[:, None]
     pixel = np.arange(size)
-    return ((pixel >= first) & (pixel < first + _WINDOW)).astype(np.float32) * np.float32(
-        _WINDOW**-0.5
-    )
+    inside = (pixel >= first) & (pixel < first + _WINDOW)
+    return inside.astype(np.float32) * np.float32(_WINDOW**-0.5)

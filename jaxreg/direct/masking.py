@@ -36,15 +36,7 @@ class Masks(NamedTuple):
 
     def without_rim(self) -> Masks:
         """Mask the neighbours of the source's masked pixels too, which a spline mixes with them."""
-        neighbours = jax.lax.reduce_window(
-            jax.lax.stop_gradient(self.source),
-            jnp.float32(1.0),
-            jax.lax.min,
-            (3, 3),
-            (1, 1),
-            "SAME",
-        )
-        return Masks(neighbours, self.target)
+        return Masks(eroded(jax.lax.stop_gradient(self.source), 1), self.target)
 
     def coarser(self, factor: float) -> Masks:
         """Downsample to pixels ``factor`` times as large; one counts if half of it does."""
@@ -102,6 +94,12 @@ class Pair(NamedTuple):
     def without_rim(self) -> Pair:
         """Apply `Masks.without_rim`, if there are masks."""
         return self._replace(masks=self.masks and self.masks.without_rim())
+
+
+def eroded(mask: jax.Array, reach: int) -> jax.Array:
+    """A mask ``(H, W)`` float32, 0 as well within ``reach`` px of where it is 0."""
+    window = (2 * reach + 1,) * 2
+    return jax.lax.reduce_window(mask, jnp.float32(1.0), jax.lax.min, window, (1, 1), "SAME")
 
 
 def fill(images: jax.Array, masks: jax.Array) -> jax.Array:

@@ -58,7 +58,6 @@ class Optimum(NamedTuple):
 
     Attributes:
       unknowns: at the optimum.
-      counts: further weights, see `Pair`.
       system: the normal equations.
       common: ``(3, U)``, from projections to the transform, by the signal that the images share.
       slow: scalar, the residual's slow share, see `slow_share`.
@@ -81,6 +80,7 @@ class _Problem(NamedTuple):
       image: the source, see `interpolant`.
       target: ``(P, C)``.
       masks: which pixels count, if not all do.
+      counts: further weights, see `Pair`.
       system: the normal equations.
       outlier: scalar, number of scales from which a residual is an outlier.
       steep: ``(P,)``, gradient magnitude with which the scale grows, see `_steepness`.

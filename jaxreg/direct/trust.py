@@ -236,11 +236,10 @@ def _turned(source: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Arra
     rows = jnp.stack([rotation, u, v, source, jnp.ones_like(source)]).reshape(5, -1)
     weighted = rows * weight.reshape(1, -1)
     normal = times(weighted, rows)
-    normal += jnp.diag(1e-6 * jnp.diagonal(normal) + 1e-12)
+    inverse = swept_inverse(normal + jnp.diag(1e-6 * jnp.diagonal(normal) + 1e-12))
     left_over = (target - source).reshape(-1)
-    step = product(swept_inverse(normal), product(weighted, left_over))
-    left_over -= product(step, rows)
-    moves = product(swept_inverse(normal)[0], weighted) * left_over
+    step = product(inverse, product(weighted, left_over))
+    moves = product(inverse[0], weighted) * (left_over - product(step, rows))
     error = jnp.sqrt(dots(moves, moves))
     return (jnp.abs(step[0]) > _TURNED_FAR) & (jnp.abs(step[0]) > _TURNED * error)
 
