@@ -90,7 +90,7 @@ def _prefilter_matrix(n: int) -> np.ndarray:
 
 
 @functools.cache
-def _rimmed_prefilter(n: int, rim: int) -> np.ndarray:
+def coefficient_matrix(n: int, rim: int) -> np.ndarray:
     """``(n + 2 rim, n)``: `_prefilter_matrix` with ``rim`` coefficients beyond each end."""
     index = np.abs(np.arange(-rim, n + rim))
     return _prefilter_matrix(n)[np.where(index > n - 1, 2 * (n - 1) - index, index)]
@@ -99,7 +99,7 @@ def _rimmed_prefilter(n: int, rim: int) -> np.ndarray:
 @functools.cache
 def derivative_matrix(n: int) -> np.ndarray:
     """``(n, n)`` matrix from samples to the derivative of their cubic spline at the samples."""
-    coefficients = _rimmed_prefilter(n, 1)
+    coefficients = coefficient_matrix(n, 1)
     return 0.5 * (coefficients[2:] - coefficients[:-2])
 
 
@@ -121,5 +121,5 @@ def spline_coefficients(image: jax.Array, rim: int = 0) -> jax.Array:
     Returns:
       ``(H + 2 rim, W + 2 rim, C)``.
     """
-    rows, columns = (_rimmed_prefilter(size, rim) for size in image.shape[:2])
+    rows, columns = (coefficient_matrix(size, rim) for size in image.shape[:2])
     return apply_separable(rows, image, columns)

@@ -26,9 +26,10 @@ def stacked(*transforms):
     return RigidTransform.from_array(np.stack([t.as_array() for t in transforms]))
 
 
-def test_local_evidence_is_that_of_correlations_within_gaussian_neighbourhoods():
+@pytest.mark.parametrize("sigma", [2.0, 3.0, 4.5])  # neighbourhoods 1, 2 and 3 px apart
+def test_local_evidence_is_that_of_correlations_within_gaussian_neighbourhoods(sigma):
     source, target = texture((24, 20), seed=1), texture((24, 20), seed=2)
-    sigma, t = 2.0, RigidTransform(2.0, 3.0, 0.0)
+    t = RigidTransform(2.0, 3.0, 0.0)
     moved, inside = np.asarray(warp(source, t)), np.asarray(overlap(source.shape, t), float)
 
     def mean(values):

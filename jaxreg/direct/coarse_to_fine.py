@@ -158,12 +158,19 @@ def _search_finer(found: _Found, widest: float) -> Best:
     its candidates on its own images.
     """
     assert found.limits is not None  # there was a search
+    limits, of_inverse = found.limits, jnp.asarray(found.limits.of_inverse)
     levels = _pyramid(found.pair, _FINER)
     zoom, pair = _factors(found.pair)[0] / levels[0].factor, levels[0].pair
     given = _zoomed(found.candidates, zoom)
     both = jax.tree.map(lambda *v: jnp.stack(v), pair, pair.each(local_contrast))
     # If the limits are those of the inverse, shifts may be longer along the rotated axes.
-    search_one = functools.partial(_candidates, limits=found.limits, widest=2**0.5 * widest)
+    narrow, wide = (
+        functools.partial(_searched, widest=reach) for reach in (widest, 2**0.5 * widest)
+    )
+
+    def search_one(pair: Pair) -> RigidTransform:
+        return _improved(pair, cond_rarely(of_inverse, wide, narrow, pair, limits))
+
     # In a loop, so that the search is compiled once.
     more = jax.lax.map(search_one, both)
     candidates = jax.tree.map(lambda v, new: jnp.concatenate([v, new.reshape(-1)]), given, more)
@@ -207,7 +214,16 @@ def _slid(pair: Pair, ranked: Ranked, sigma: float) -> Ranked:
 
 
 def _candidates(pair: Pair, limits: Limits, widest: float) -> RigidTransform:
-    """Search a grid for candidates and refine them on the same images.
+    """Search a grid for candidates and refine them on the same images; see `_searched`."""
+    return _improved(pair, _searched(pair, limits, widest))
+
+
+def _improved(pair: Pair, found: RigidTransform) -> RigidTransform:
+    return gauss_newton(pair, found, iterations=4)
+
+
+def _searched(pair: Pair, limits: Limits, widest: float) -> RigidTransform:
+    """Search a grid for candidates.
 
     Args:
       pair: planes of the grid, grey values or local contrast.
@@ -218,9 +234,7 @@ def _candidates(pair: Pair, limits: Limits, widest: float) -> RigidTransform:
     limits = limits._replace(shift=limits.shift * side)
     # Steps of 10 degrees at 16 pixels: half a step moves the rim by 0.7 pixels.
     angles = 4 * round(9 / 16 * max(side, 16))
-    reach = max(round(widest * side), 1)
-    found = search(pair, angles, reach, _CANDIDATES, limits)
-    return gauss_newton(pair, found, iterations=4)
+    return search(pair, angles, max(round(widest * side), 1), _CANDIDATES, limits)
 
 
 def _ranked(pair: Pair, transforms: RigidTransform, sigma: float) -> Ranked:

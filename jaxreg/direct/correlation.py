@@ -18,7 +18,6 @@ import numpy as np
 from jaxreg.compute.products import contract, product
 from jaxreg.direct.masking import Masks, Pair
 from jaxreg.geometry import RigidTransform
-from jaxreg.warping import sample
 
 
 @functools.cache
@@ -41,18 +40,40 @@ def rotated_discs(image: jax.Array, angles: int) -> jax.Array:
       ``(angles, S, S)`` with ``S = min(H, W)``, zero outside the disc; entry k is rotated by
       ``360 k / angles`` degrees.
     """
-    height, width = image.shape
-    side = min(height, width)
+    quarter = _first_quarter(image, angles)
+    return jnp.concatenate([jnp.rot90(quarter, -k, axes=(1, 2)) for k in range(4)])
+
+
+def _first_quarter(image: jax.Array, angles: int) -> jax.Array:
+    """``(angles / 4, S, S)``: the first quarter of `rotated_discs`."""
+    width, flat = image.shape[1], image.reshape(-1)
+    first, weights = _bilinear(image.shape, angles)
+    pixels = [flat.at[first + step].get(mode="promise_in_bounds") for step in (0, 1)]
+    pixels += [flat.at[first + width + step].get(mode="promise_in_bounds") for step in (0, 1)]
+    return sum(weight * pixel for weight, pixel in zip(weights, pixels, strict=True))
+
+
+@functools.lru_cache(maxsize=8)  # 1 MB for the largest grid
+def _bilinear(shape: tuple[int, int], angles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where `_first_quarter` reads, and the weights of four neighbours, zero outside the disc.
+
+    Returns:
+      ``(angles / 4, S, S)`` int32, index of the upper left neighbour; and ``(4, angles / 4, S, S)``
+      float32, the weights of it, the next, and the two below them.
+    """
+    height, width = shape
+    side = min(shape)
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     theta = np.deg2rad(90.0 * np.arange(angles // 4) / (angles // 4))[:, None, None]
     cos, sin = np.cos(theta), np.sin(theta)
-    source = np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)
     # Rounding may put points of the disc just outside the frame; those off the disc do not count.
-    source = np.clip(source, -(side - 1) / 2, (side - 1) / 2)
-    points = source + np.array([(width - 1) / 2, (height - 1) / 2])
-    quarter = sample(image, points.astype(np.float32)) * _disc(side)
-    turns = [jnp.rot90(quarter, -k, axes=(1, 2)) for k in range(4)]
-    return jnp.concatenate(turns)
+    u = np.clip(cos * x + sin * y + (width - 1) / 2, 0, width - 1)
+    v = np.clip(cos * y - sin * x + (height - 1) / 2, 0, height - 1)
+    column, row = np.minimum(np.floor(u), width - 2), np.minimum(np.floor(v), height - 2)
+    right, down = u - column, v - row
+    weights = [a * b for a in (1 - down, down) for b in (1 - right, right)]
+    first = (row * width + column).astype(np.int32)
+    return first, (np.stack(weights) * _disc(side)).astype(np.float32)
 
 
 def _start(size: int, side: int) -> int:
@@ -60,18 +81,62 @@ def _start(size: int, side: int) -> int:
     return (size - side) // 2
 
 
-def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
-    """``((2 reach + 1)^2, side^2)``: windows at all shifts (dy major), zero outside the image."""
+def _columns(image: jax.Array, side: int, reach: int) -> jax.Array:
+    """``(2 reach + 1, side + 2 reach, side)``: the columns of a window at all shifts to the right.
+
+    Beyond the image they are zero.
+    """
     height, width = image.shape
     top, left = reach - _start(height, side), reach - _start(width, side)
     top, left = max(top, 0), max(left, 0)
     padded = jnp.pad(image, ((top, top), (left, left)))
     y0 = _start(height, side) + top - reach
     x0 = _start(width, side) + left - reach
-    span = 2 * reach + 1
-    columns = jnp.stack([padded[:, x0 + dx : x0 + dx + side] for dx in range(span)])
-    windows = jnp.stack([columns[:, y0 + dy : y0 + dy + side] for dy in range(span)])
+    lines = padded[y0 : y0 + side + 2 * reach]
+    return jnp.stack([lines[:, x0 + dx : x0 + dx + side] for dx in range(2 * reach + 1)])
+
+
+def _windows(image: jax.Array, side: int, reach: int) -> jax.Array:
+    """``((2 reach + 1)^2, side^2)``: windows at all shifts (dy major), zero outside the image."""
+    columns, span = _columns(image, side, reach), 2 * reach + 1
+    windows = jnp.stack([columns[:, dy : dy + side] for dy in range(span)])
     return windows.reshape(span * span, side * side)
+
+
+def _correlations(image: jax.Array, turned: jax.Array, reach: int) -> jax.Array:
+    """Sum the products of an image's windows at all shifts and templates of the full circle.
+
+    Windows and templates are split into parts that are even and odd under half a turn. A part has
+    half of the pixels; and the templates of the second half of the circle, which are those of the
+    first after half a turn, have the same even parts and the opposite odd ones.
+
+    Args:
+      image: ``(H, W)``.
+      turned: ``(angles / 2, S, S)``, the templates of the first half of the circle.
+      reach: largest shift.
+
+    Returns:
+      ``((2 reach + 1)^2, angles)``, dy major.
+    """
+    side, span = turned.shape[1], 2 * reach + 1
+    rows = -(-side // 2)
+    columns = _columns(image, side, reach)
+    after = columns[:, ::-1, ::-1]  # half a turn
+    halves = [
+        (columns[:, dy : dy + rows], after[:, 2 * reach - dy : 2 * reach - dy + rows])
+        for dy in range(span)
+    ]
+    share = np.full((rows, 1), 0.5, np.float32)
+    if side % 2:
+        share[-1] = 0.25  # the middle row has both pixels of each pair
+
+    def part(sign: float) -> jax.Array:
+        window = jnp.stack([one + sign * other for one, other in halves])
+        template = share * (turned[:, :rows] + sign * turned[:, ::-1, ::-1][:, :rows])
+        return product(window.reshape(span * span, -1), template.reshape(len(turned), -1).T)
+
+    even, odd = part(1.0), part(-1.0)
+    return jnp.concatenate([even + odd, even - odd], axis=1)
 
 
 @functools.cache
@@ -84,18 +149,48 @@ def _in_frame(size: int, side: int, reach: int, mirrored: bool) -> np.ndarray:
     return ((line >= 0) & (line < size)).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=8)  # few: they are large for elongated images
-def _shifted_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
-    """``((2 reach + 1)^2, H W)``: 1 where the disc covers the frame at each shift (dy major)."""
-    span = 2 * reach + 1
-    place = np.zeros((span, span, *shape), np.float32)
-    for shift in np.ndindex(span, span):
-        # The rows and columns of the square that are in the frame, and their place in the frame.
-        first = [_start(size, side) + s - reach for size, s in zip(shape, shift, strict=True)]
-        disc = tuple(slice(max(-f, 0), min(side, n - f)) for f, n in zip(first, shape, strict=True))
-        frame = tuple(slice(max(f, 0), min(f + side, n)) for f, n in zip(first, shape, strict=True))
-        place[shift][frame] = _disc(side)[disc]
-    return place.reshape(span * span, -1)
+@functools.cache
+def _lines_of_disc(shape: tuple[int, int], side: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the sums over the disc's part of the frame at all shifts, see `_sums_in_disc`.
+
+    Returns:
+      ``(H K, 2 reach + 1)``, 1 where a row of the frame lies in a line of the disc of one of K
+      lengths; and ``(W, K (2 reach + 1))``, 1 where a column does.
+    """
+    disc = _disc(side)
+    _, line, kind = np.unique(disc.sum(1), return_index=True, return_inverse=True)
+    of_kind = (kind == np.arange(len(line))[:, None]).astype(np.float32)
+
+    def shifted(lines: np.ndarray, size: int) -> np.ndarray:  # (size, K, shifts)
+        place = np.arange(size)[:, None] - _start(size, side) + reach - np.arange(2 * reach + 1)
+        inside = (place >= 0) & (place < side)
+        return np.moveaxis(np.where(inside, lines[:, np.clip(place, 0, side - 1)], 0.0), 0, 1)
+
+    rows, columns = (shifted(*v) for v in zip((of_kind, disc[line]), shape, strict=True))
+    return rows.reshape(-1, 2 * reach + 1), columns.reshape(shape[1], -1)
+
+
+def _sums_in_disc(planes: jax.Array, side: int, reach: int) -> jax.Array:
+    """Sum planes ``(N, H, W)`` over the disc's part of the frame at each shift.
+
+    All lines of the disc that have the same length are summed at once, first across and then down.
+
+    Returns:
+      ``(N, (2 reach + 1)^2)``, dy major.
+    """
+    count, height, width = planes.shape
+    rows, columns = _lines_of_disc((height, width), side, reach)
+    lines = product(planes.reshape(-1, width), columns).reshape(count, len(rows), -1)
+    return jnp.stack([product(rows.T, plane) for plane in lines]).reshape(count, -1)
+
+
+@functools.cache
+def _pixels_in_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
+    """``((2 reach + 1)^2, 1)``: how many pixels of the disc are in the frame at each shift."""
+    rows, columns = _lines_of_disc(shape, side, reach)
+    lines = columns.sum(0).reshape(1, -1, 2 * reach + 1)  # of a row
+    lines = np.broadcast_to(lines, (shape[0], *lines.shape[1:]))
+    return (rows.T @ lines.reshape(len(rows), -1)).reshape(-1, 1)
 
 
 def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> jax.Array:
@@ -211,18 +306,16 @@ def _sums_over_frame(pair: Pair, angles: int, reach: int) -> _Sums:
     """Sums where all pixels count: most of them are then separable products."""
     source, target = pair.source, pair.target
     side = min(source.shape)
-    template = rotated_discs(source - source.mean(), angles)
+    quarter = _first_quarter(source - source.mean(), angles)
     target = target - target.mean()
-    window = _windows(target, side, reach)
-    disc = _shifted_disc(target.shape, side, reach)
-    count = disc.sum(1, keepdims=True)
-    sums = _sums_in_frame(template[: angles // 4], target.shape, reach)
-    template_sum, template_energy = (sums[:, :, k].reshape(-1, angles) for k in range(2))
-    flat = target.reshape(-1)
-    window_sum, window_energy = (product(disc, v)[:, None] for v in (flat, flat**2))
-    # Windows times templates is two to three times as fast on CPUs as templates times windows.
-    both = product(window, template.reshape(angles, -1).T)
-    return _Sums(count, template_sum, template_energy, window_sum, window_energy, both)
+    count = _pixels_in_disc(target.shape, side, reach)
+    of_template = _sums_in_frame(quarter, target.shape, reach)
+    template, template_energy = (of_template[:, :, k].reshape(-1, angles) for k in range(2))
+    of_window = _sums_in_disc(jnp.stack([target, target**2]), side, reach)
+    window, window_energy = of_window[0, :, None], of_window[1, :, None]
+    turned = jnp.concatenate([quarter, jnp.rot90(quarter, -1, axes=(1, 2))])
+    both = _correlations(target, turned, reach)
+    return _Sums(count, template, template_energy, window, window_energy, both)
 
 
 def _sums_over_masks(pair: Pair, masks: Masks, angles: int, reach: int) -> _Sums:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.compute.products import mix, product, separable, times
+from jaxreg.interpolation import coefficient_matrix, derivative_matrix
 
 # Radial bands of frequencies, each with one gain: few enough for a stable estimate of the power in
 # each of them on a 32x32 image. No comparison of values is on record.
@@ -39,21 +40,13 @@ def _bands(height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(one_hot.reshape(-1, _BANDS).T)
 
 
-def cosine_blur(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
-    """``(size, size)``: Gaussian blur of a line that is mirrored at its ends.
+def _falloff(size: int, sigma: jax.typing.ArrayLike) -> jax.Array:
+    """``(size,)``: what a Gaussian blur of ``sigma`` px, which may be traced, leaves of cosines.
 
-    Args:
-      size: pixels of the line.
-      sigma: standard deviation in px; may be traced.
-
-    >>> bool(jnp.allclose(cosine_blur(8, 0.0), jnp.eye(8), atol=1e-6))
-    True
+    It is the blur of a line that is mirrored at its ends.
     """
-    cosines = _cosines(size)
-    kept = jnp.exp(
-        -0.5 * jnp.square(sigma * np.float32(np.pi) * np.arange(size, dtype=np.float32) / size)
-    )
-    return product(cosines.T * kept, cosines)
+    frequency = np.float32(np.pi) * np.arange(size, dtype=np.float32) / size
+    return jnp.exp(-0.5 * jnp.square(sigma * frequency))
 
 
 @functools.lru_cache(maxsize=16)
@@ -85,23 +78,31 @@ def covariance_at_lags(cross_power: jax.Array, shape: tuple[int, ...], spline: b
     return product(waves.reshape(-1, _BANDS), cross_power).reshape(waves.shape[:2])
 
 
-def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+def wiener(
+    image: jax.Array, noise: jax.Array, blur: jax.typing.ArrayLike = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Denoise an image: shrink the bands of frequencies that its white noise dominates.
+
+    The result is a spectrum, because what is wanted of it, its `interpolant` or its values and
+    gradient, are products with it that would otherwise follow its way back.
 
     Differentiation treats the filter as a constant, because its eigenvectors have no derivative
     where channels have equal power.
 
     Args:
       image: ``(H, W, C)``.
-      noise: ``(C, C)`` covariance of the noise in the channels of a pixel. With zero the image is
-        returned, except that bands with about a millionth of the strongest band's power are damped.
+      noise: ``(C, C)`` covariance of the noise in the channels of a pixel. With zero the image's
+        own spectrum is returned, except that bands with about a millionth of the strongest band's
+        power are damped.
+      blur: standard deviation in px of a Gaussian blur of the result; may be traced.
 
     Returns:
-      ``(H, W, C)``, with the channel means unchanged; and ``(B,)``, the cross power of the noise
-      and the same noise denoised in each band: noise variance times gain, summed over the channels.
+      ``(C, H, W)`` orthonormal cosines of the result, whose channel means are the image's; and
+      ``(B,)``, the cross power of the noise and the same noise denoised in each band, before the
+      blur: noise variance times gain, summed over the channels.
     """
     height, width, channels = image.shape
-    rows, columns, bands = _cosines(height), _cosines(width), _bands(height, width)
+    bands = _bands(height, width)
     planes = jnp.moveaxis(image, -1, 0).reshape(channels, -1)
     mean = planes.mean(1, keepdims=True)
     centred = planes - mean
@@ -109,12 +110,54 @@ def wiener(image: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     basis = jnp.linalg.eigh(times(centred, centred))[1] if channels > 1 else alone
     basis = jax.lax.stop_gradient(basis)
     shape = (channels, height, width)
-    spectrum = separable(rows, mix(basis.T, centred).reshape(shape), columns)
-    spectrum = spectrum.reshape(channels, -1)
+    mixed = mix(basis.T, centred).reshape(shape)
+    spectrum = separable(_cosines(height), mixed, _cosines(width)).reshape(channels, -1)
     power = times(bands, jnp.square(spectrum)) / np.maximum(bands.sum(1), 1.0)
     own = (basis * product(noise, basis)).sum(0)[:, None]
     signal = jnp.maximum(power - own, 0.0)
     gain = jax.lax.stop_gradient(signal / (signal + own + 1e-6 * power.max() + 1e-12))
-    spectrum = mix(basis, spectrum * gain[:, bands.argmax(0)]).reshape(shape)
-    planes = separable(rows.T, spectrum, columns.T) + mean[..., None]
-    return jnp.moveaxis(planes, 0, -1), (own * gain).sum(0)
+    blurred = _falloff(height, blur)[:, None] * _falloff(width, blur)
+    kept = gain[:, bands.argmax(0)] * blurred.reshape(-1)
+    spectrum = mix(basis, spectrum * kept).at[:, 0].set(np.sqrt(height * width) * mean[:, 0])
+    return spectrum.reshape(shape), (own * gain).sum(0)
+
+
+def interpolant_of(spectrum: jax.Array, linear: bool | jax.Array) -> jax.Array:
+    """`jaxreg.direct.resampling.interpolant` of an image given by its cosines ``(C, H, W)``."""
+    rows, columns = (
+        jnp.where(linear, _padded(size), _coefficients(size)) for size in spectrum.shape[1:]
+    )
+    return jnp.moveaxis(separable(rows, spectrum, columns), 0, -1)
+
+
+def with_gradient(spectrum: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """An image given by its cosines ``(C, H, W)``, and its `spline_gradient` down and right.
+
+    Returns:
+      Three arrays ``(H, W, C)``.
+    """
+    channels, height, width = spectrum.shape
+    value, slope = _cosines(height).T, _derivatives(height)
+    across = np.concatenate([_cosines(width).T, _derivatives(width)])
+    lines = product(spectrum.reshape(-1, width), across.T).reshape(channels, height, 2 * width)
+    image, right = jnp.split(jnp.stack([product(value, plane) for plane in lines]), 2, axis=-1)
+    down = jnp.stack([product(slope, plane[:, :width]) for plane in lines])
+    return jnp.moveaxis(image, 0, -1), jnp.moveaxis(down, 0, -1), jnp.moveaxis(right, 0, -1)
+
+
+@functools.cache
+def _padded(size: int) -> np.ndarray:
+    """``(size + 2, size)``: from cosines to pixels with a rim of zeros."""
+    return np.pad(_cosines(size).T, ((1, 1), (0, 0)))
+
+
+@functools.cache
+def _coefficients(size: int) -> np.ndarray:
+    """``(size + 2, size)``: from cosines to spline coefficients with a rim of one."""
+    return (coefficient_matrix(size, 1) @ _cosines(size).T.astype(np.float64)).astype(np.float32)
+
+
+@functools.cache
+def _derivatives(size: int) -> np.ndarray:
+    """``(size, size)``: from cosines to derivatives at the pixels."""
+    return (derivative_matrix(size) @ _cosines(size).T.astype(np.float64)).astype(np.float32)

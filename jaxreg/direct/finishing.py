@@ -20,8 +20,8 @@ from jaxreg.direct.border import Border
 from jaxreg.direct.intensity import Fit, finest_detail
 from jaxreg.direct.kernel_choice import choose
 from jaxreg.direct.masking import Pair
-from jaxreg.direct.optimum import Optimum, agreement, differentiable, find_optimum, flat
-from jaxreg.direct.resampling import sampled
+from jaxreg.direct.optimum import Optimum, agreement, differentiable, find_optimum
+from jaxreg.direct.resampling import flat, sampled
 from jaxreg.direct.settings import AUTO
 from jaxreg.geometry import RigidTransform, wrap_degrees
 from jaxreg.result import inverse_with_covariance

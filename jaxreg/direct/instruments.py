@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.compute.products import apply_separable, dots, mean_once, product
-from jaxreg.direct.denoising import cosine_blur, wiener
+from jaxreg.direct.denoising import interpolant_of, wiener, with_gradient
 from jaxreg.direct.intensity import Fit
 from jaxreg.direct.masking import Pair
 from jaxreg.direct.normal_equations import after_a_small_move, design_matrix
@@ -20,7 +20,7 @@ from jaxreg.direct.pyramid import blurring_matrix
 from jaxreg.direct.resampling import (
     Points,
     by_kernel,
-    interpolant,
+    flat,
     noise_gain,
     noise_slopes,
     pull,
@@ -81,18 +81,21 @@ def instruments(
       linear: the kernel, see `by_kernel`.
     """
     seen = _seen(pair, points, value, fit)
+    down, right = spline_gradient(seen)
+    model = design_matrix(_slopes_of_target(down, right, points), flat(seen))
+    white = lambda _, __, fit, steep: (jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))  # noqa: E731
+    inside = points.inside.reshape(*pair.source.shape[:2], 1)
+    trust, slow = by_kernel(linear, white, _look_for_aliasing, model[:3], inside, fit, steep)
     power, of_target = jnp.square(fit.gain), pair.noise_of_target(fit.gain)
     noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
-    source, left = wiener(pair.source, noise)
-    target, _ = wiener(seen, noise * of_target / power)
-    model = design_matrix(*_of_target(seen, points))
-    denoised = _Denoised(source, target, jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))
-    as_it_is = lambda denoised, *_: denoised  # noqa: E731
-    operands = denoised, model[:3], points.inside, fit, steep
-    source, target, trust, slow = by_kernel(linear, as_it_is, _against_aliasing, *operands)
-    image = interpolant(source, linear)
+    blur = _ALIASING_BLUR * aliased(slow)
+    source, left = wiener(pair.source, noise, blur)
+    target, _ = wiener(seen, noise * of_target / power, blur)
+    image = interpolant_of(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
-    slope_of_target, level_of_target = _of_target(target, points)
+    image_of_target, down, right = with_gradient(target)
+    slope_of_target = _slopes_of_target(down, right, points)
+    level_of_target = flat(image_of_target)
     mean = design_matrix(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
     # A residual that is aliasing is no noise.
     share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
@@ -102,28 +105,19 @@ def instruments(
     return Instruments(spread * mean, spread * slope.reshape(3, -1), model, slow, noise_alone)
 
 
-class _Denoised(NamedTuple):
-    """Source and target ``(H, W, C)``, trust in each pixel ``(P,)``, and `slow_share`."""
+def _look_for_aliasing(
+    slope: jax.Array, inside: jax.Array, fit: Fit, steep: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Trust in each pixel ``(P,)``, less in steep ones as far as the residual is aliasing.
 
-    source: jax.Array
-    target: jax.Array
-    trust: jax.Array
-    slow: jax.Array
-
-
-def _against_aliasing(
-    denoised: _Denoised, slope: jax.Array, inside: jax.Array, fit: Fit, steep: jax.Array
-) -> _Denoised:
-    """Blur both images and trust steep pixels less, as far as the residual is aliasing."""
+    Also `slow_share`.
+    """
     # The part that a small move would explain vanishes at the optimum.
     slope = jax.lax.stop_gradient(slope)  # trust and blur are constants to derivatives
     rest, _ = after_a_small_move(slope, fit.weight, fit.residual)
-    slow = slow_share((inside[:, None] * rest).reshape(denoised.source.shape))
-    sigma = _ALIASING_BLUR * aliased(slow)
-    rows, across = (cosine_blur(size, sigma) for size in denoised.source.shape[:2])
-    source, target = (apply_separable(rows, image, across) for image in denoised[:2])
-    trust = precision(jnp.sqrt(mean_once(jnp.square(rest))), fit.weight, steep, aliased(slow))
-    return _Denoised(source, target, trust, slow)
+    slow = slow_share(inside * rest.reshape(*inside.shape[:2], -1))
+    size = jnp.sqrt(mean_once(jnp.square(rest)))
+    return precision(size, fit.weight, steep, aliased(slow)), slow
 
 
 def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
@@ -133,11 +127,9 @@ def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
     return (jnp.where(inside > 0, pair.target, expected) - fit.bias) / fit.gain
 
 
-def _of_target(image: jax.Array, points: Points) -> tuple[jax.Array, jax.Array]:
-    """Slopes ``(3, P, C)`` and values ``(P, C)`` of an image on the target's grid."""
-    pixels = image.reshape(-1, image.shape[-1])
-    v, u = (g.reshape(pixels.shape) for g in spline_gradient(image))
-    return slopes_by_gradient(u, v, points.lever), pixels
+def _slopes_of_target(down: jax.Array, right: jax.Array, points: Points) -> jax.Array:
+    """Slopes ``(3, P, C)`` of an image on the target's grid, from its gradient ``(H, W, C)``."""
+    return slopes_by_gradient(flat(right), flat(down), points.lever)
 
 
 def precision(

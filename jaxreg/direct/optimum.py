@@ -36,7 +36,15 @@ from jaxreg.direct.normal_equations import (
     secant,
 )
 from jaxreg.direct.refinement import clip_step
-from jaxreg.direct.resampling import Points, by_kernel, interpolant, pull, slopes, source_points
+from jaxreg.direct.resampling import (
+    Points,
+    by_kernel,
+    flat,
+    interpolant,
+    pull,
+    slopes,
+    source_points,
+)
 from jaxreg.geometry import RigidTransform
 
 # px: width of the source's rim over which weights fall to zero, except with the bilinear kernel.
@@ -242,11 +250,6 @@ def _descend(problem: _Problem, state: _State, *, shape: tuple[int, ...], limit:
 
     moves = lambda state: (state.moved > _CONVERGED) & (state.taken < limit)  # noqa: E731
     return jax.lax.while_loop(moves, step, state)
-
-
-def flat(image: jax.Array) -> jax.Array:
-    """``(P, C)`` pixels of an image ``(H, W, C)``."""
-    return image.reshape(-1, image.shape[-1])
 
 
 def _points(pair: Pair, transform: RigidTransform, linear: jax.Array) -> Points:

@@ -23,6 +23,8 @@ from jaxreg.metrics import rotation_error, translation_error
 # Share of the target's mean square that is added to the local variances: a neighbourhood with less
 # counts as flat. No comparison of values is on record, nor for the next two.
 _FAINT = 0.002
+# Distance of the centres of neighbourhoods, in their standard deviations and at least a pixel.
+_SPACING = 2 / 3
 # Alignments that differ by less than both are the same one.
 _SAME_SHIFT = 2.0  # px of their pyramid level
 _SAME_TURN = 6.0  # degrees
@@ -76,7 +78,8 @@ class Standing(NamedTuple):
 def local_evidence(pair: Pair, transform: RigidTransform, sigma: float) -> Evidence:
     """Average over the frame the `evidence` of correlations within Gaussian neighbourhoods.
 
-    Pixels beyond the overlap add nothing.
+    Neighbourhoods overlap, so they need not be centred at every pixel. Those whose centre is beyond
+    the overlap add nothing.
 
     Args:
       pair: planes ``(H, W)``.
@@ -90,20 +93,27 @@ def local_evidence(pair: Pair, transform: RigidTransform, sigma: float) -> Evide
     value, inside = jax.lax.map(sample, transform)
     s, t = inside * value, inside * flat
     planes = jnp.stack([inside, s, t, s * value, t * flat, s * t])
-    rows, columns = (blurring_matrix(size, sigma) for size in (height, width))
+    down, right = (_centres(size, sigma) for size in (height, width))
+    rows, columns = blurring_matrix(height, sigma)[down], blurring_matrix(width, sigma)[right]
     planes = product(planes.reshape(-1, width), columns.T)
     # With the rows as the first axis the blur along the other axis is one matrix product, too.
-    planes = jnp.moveaxis(planes.reshape(-1, height, width), 0, 1)
+    planes = jnp.moveaxis(planes.reshape(-1, height, len(columns)), 0, 1)
     planes = product(rows, planes.reshape(height, -1))
-    planes = planes.reshape(height, 6, -1, width)
+    planes = planes.reshape(len(rows), 6, -1, len(columns))
     count = jnp.maximum(planes[:, 0], 1e-3)
     s, t, ss, tt, st = (planes[:, k] / count for k in range(1, 6))
     floor = _FAINT * jnp.square(flat).mean() + 1e-12
     spread = (jnp.maximum(ss - s * s, 0.0) + floor) * (jnp.maximum(tt - t * t, 0.0) + floor)
     ncc = (st - s * t) * jax.lax.rsqrt(spread)
     seen = inside.sum(-1)
-    inside = jnp.moveaxis(inside.reshape(-1, height, width), 0, 1)
+    inside = jnp.moveaxis(inside.reshape(-1, height, width)[:, down, right], 0, 1)
     return Evidence(evidence(ncc, inside).mean((0, 2)), seen)
+
+
+def _centres(size: int, sigma: float) -> slice:
+    """Centres of neighbourhoods along a line of pixels, in its middle."""
+    step = max(int(_SPACING * sigma + 1e-6), 1)
+    return slice((size - 1) % step // 2, None, step)
 
 
 def same_alignment(a: RigidTransform, b: RigidTransform) -> jax.Array:

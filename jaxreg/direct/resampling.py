@@ -68,6 +68,11 @@ def by_kernel(
     return cond_where_any(linear, bilinear, spline, *operands)
 
 
+def flat(image: jax.Array) -> jax.Array:
+    """``(P, C)`` pixels of an image ``(H, W, C)``."""
+    return image.reshape(-1, image.shape[-1])
+
+
 def interpolant(source: jax.Array, linear: bool | jax.Array) -> jax.Array:
     """The array that `pull` samples: the image or its spline coefficients, padded by one pixel.
 
