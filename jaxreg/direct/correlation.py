@@ -19,6 +19,11 @@ from jaxreg.compute.products import contract, product
 from jaxreg.direct.masking import Masks, Pair
 from jaxreg.geometry import RigidTransform
 
+# Number of values in all windows from which they are made in a loop. It writes them faster than a
+# program of one copy for each shift, which takes longer to compile, but each of its steps costs 3
+# us on a CPU: 121 windows of 16x16 take 50 instead of 30 us, 289 of 24x24 57 instead of 98.
+_LOOP = 65_536
+
 
 @functools.cache
 def _disc(side: int) -> np.ndarray:
@@ -122,20 +127,25 @@ def _correlations(image: jax.Array, turned: jax.Array, reach: int) -> jax.Array:
     rows = -(-side // 2)
     columns = _columns(image, side, reach)
     after = columns[:, ::-1, ::-1]  # half a turn
-    halves = [
-        (columns[:, dy : dy + rows], after[:, 2 * reach - dy : 2 * reach - dy + rows])
-        for dy in range(span)
-    ]
+
+    def parts_at(dy: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+        one = jax.lax.dynamic_slice_in_dim(columns, dy, rows, axis=1)
+        other = jax.lax.dynamic_slice_in_dim(after, 2 * reach - dy, rows, axis=1)
+        return one + other, one - other
+
+    if span**2 * side**2 > _LOOP:
+        parts = jax.lax.map(parts_at, np.arange(span, dtype=np.int32))
+    else:
+        parts = jax.tree.map(lambda *v: jnp.stack(v), *map(parts_at, range(span)))
     share = np.full((rows, 1), 0.5, np.float32)
     if side % 2:
         share[-1] = 0.25  # the middle row has both pixels of each pair
-
-    def part(sign: float) -> jax.Array:
-        window = jnp.stack([one + sign * other for one, other in halves])
-        template = share * (turned[:, :rows] + sign * turned[:, ::-1, ::-1][:, :rows])
-        return product(window.reshape(span * span, -1), template.reshape(len(turned), -1).T)
-
-    even, odd = part(1.0), part(-1.0)
+    own, opposite = turned[:, :rows], turned[:, ::-1, ::-1][:, :rows]
+    templates = share * (own + opposite), share * (own - opposite)
+    even, odd = (
+        product(part.reshape(span * span, -1), template.reshape(len(turned), -1).T)
+        for part, template in zip(parts, templates, strict=True)
+    )
     return jnp.concatenate([even + odd, even - odd], axis=1)
 
 
