@@ -44,9 +44,11 @@ def test_the_blur_is_scipys(sigma):
 def test_what_is_made_of_a_spectrum_is_what_is_made_of_its_image(linear):
     spectrum, _ = wiener(texture((24, 33, 2)), 25.0 * jnp.eye(2))
     image, *gradient = with_gradient(spectrum)
-    np.testing.assert_allclose(
-        interpolant_of(spectrum, linear), interpolant(image, linear), atol=FLOAT32_INTENSITY
+    found, expected = (
+        np.asarray(v)[1:-1, 1:-1] if linear else v  # no bilinear kernel reads the rim
+        for v in (interpolant_of(spectrum, linear), interpolant(image, linear))
     )
+    np.testing.assert_allclose(found, expected, atol=FLOAT32_INTENSITY)
     for found, expected in zip(gradient, spline_gradient(image), strict=True):
         np.testing.assert_allclose(found, expected, atol=FLOAT32_INTENSITY)
 

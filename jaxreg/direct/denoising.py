@@ -8,6 +8,7 @@ frequencies is multiplied by the share of its power that is not noise.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,13 +79,25 @@ def covariance_at_lags(cross_power: jax.Array, shape: tuple[int, ...], spline: b
     return product(waves.reshape(-1, _BANDS), cross_power).reshape(waves.shape[:2])
 
 
+class Spectrum(NamedTuple):
+    """An image in the cosine domain.
+
+    What is wanted of a denoised image, its `interpolant` or its gradient, are products with it;
+    taken of the spectrum, they include the way back.
+
+    Attributes:
+      cosines: ``(C, H, W)``, coefficients of the image without its mean.
+      mean: ``(C,)``; apart, so that a flat image stays flat to the last bit.
+    """
+
+    cosines: jax.Array
+    mean: jax.Array
+
+
 def wiener(
     image: jax.Array, noise: jax.Array, blur: jax.typing.ArrayLike = 0.0
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Spectrum, jax.Array]:
     """Denoise an image: shrink the bands of frequencies that its white noise dominates.
-
-    The result is a spectrum, because what is wanted of it, its `interpolant` or its values and
-    gradient, are products with it that would otherwise follow its way back.
 
     Differentiation treats the filter as a constant, because its eigenvectors have no derivative
     where channels have equal power.
@@ -97,9 +110,9 @@ def wiener(
       blur: standard deviation in px of a Gaussian blur of the result; may be traced.
 
     Returns:
-      ``(C, H, W)`` orthonormal cosines of the result, whose channel means are the image's; and
-      ``(B,)``, the cross power of the noise and the same noise denoised in each band, before the
-      blur: noise variance times gain, summed over the channels.
+      The result, whose channel means are the image's; and ``(B,)``, the cross power of the noise
+      and the same noise denoised in each band, before the blur: noise variance times gain, summed
+      over the channels.
     """
     height, width, channels = image.shape
     bands = _bands(height, width)
@@ -115,34 +128,38 @@ def wiener(
     power = times(bands, jnp.square(spectrum)) / np.maximum(bands.sum(1), 1.0)
     own = (basis * product(noise, basis)).sum(0)[:, None]
     signal = jnp.maximum(power - own, 0.0)
-    gain = jax.lax.stop_gradient(signal / (signal + own + 1e-6 * power.max() + 1e-12))
+    gain = signal / (signal + own + 1e-6 * power.max() + 1e-12)
     blurred = _falloff(height, blur)[:, None] * _falloff(width, blur)
-    kept = gain[:, bands.argmax(0)] * blurred.reshape(-1)
-    spectrum = mix(basis, spectrum * kept).at[:, 0].set(np.sqrt(height * width) * mean[:, 0])
-    return spectrum.reshape(shape), (own * gain).sum(0)
+    gain, blurred = jax.lax.stop_gradient((gain, blurred))
+    spectrum = mix(basis, spectrum * gain[:, bands.argmax(0)] * blurred.reshape(-1))
+    return Spectrum(spectrum.reshape(shape), mean[:, 0]), (own * gain).sum(0)
 
 
-def interpolant_of(spectrum: jax.Array, linear: bool | jax.Array) -> jax.Array:
-    """`jaxreg.direct.resampling.interpolant` of an image given by its cosines ``(C, H, W)``."""
+def interpolant_of(spectrum: Spectrum, linear: bool | jax.Array) -> jax.Array:
+    """`jaxreg.direct.resampling.interpolant` of a spectrum's image; the rim may differ."""
     rows, columns = (
-        jnp.where(linear, _padded(size), _coefficients(size)) for size in spectrum.shape[1:]
+        jnp.where(linear, _padded(size), _coefficients(size)) for size in spectrum.cosines.shape[1:]
     )
-    return jnp.moveaxis(separable(rows, spectrum, columns), 0, -1)
+    planes = separable(rows, spectrum.cosines, columns)
+    return jnp.moveaxis(planes, 0, -1) + spectrum.mean
 
 
-def with_gradient(spectrum: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """An image given by its cosines ``(C, H, W)``, and its `spline_gradient` down and right.
+def with_gradient(spectrum: Spectrum) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A spectrum's image and its `spline_gradient` down and right.
 
     Returns:
       Three arrays ``(H, W, C)``.
     """
-    channels, height, width = spectrum.shape
+    channels, height, width = spectrum.cosines.shape
     value, slope = _cosines(height).T, _derivatives(height)
     across = np.concatenate([_cosines(width).T, _derivatives(width)])
-    lines = product(spectrum.reshape(-1, width), across.T).reshape(channels, height, 2 * width)
+    lines = product(spectrum.cosines.reshape(-1, width), across.T).reshape(
+        channels, height, 2 * width
+    )
     image, right = jnp.split(jnp.stack([product(value, plane) for plane in lines]), 2, axis=-1)
     down = jnp.stack([product(slope, plane[:, :width]) for plane in lines])
-    return jnp.moveaxis(image, 0, -1), jnp.moveaxis(down, 0, -1), jnp.moveaxis(right, 0, -1)
+    image, down, right = (jnp.moveaxis(planes, 0, -1) for planes in (image, down, right))
+    return image + spectrum.mean, down, right
 
 
 @functools.cache
