@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxreg.direct import correlation
+from jaxreg.direct import correlation, discs
 from jaxreg.direct.correlation import Limits, evidence, within
 from jaxreg.direct.masking import Masks, Pair
 from jaxreg.geometry import RigidTransform
@@ -19,7 +19,7 @@ SHAPES = [(16, 16), (16, 19), (18, 15), (14, 20)]
 # Each compiled as one: they are dozens of operations.
 correlation_volume = jax.jit(correlation.correlation_volume, static_argnames=("angles", "reach"))
 search = jax.jit(correlation.search, static_argnames=("angles", "reach", "count"))
-rotated_discs = jax.jit(correlation.rotated_discs, static_argnames="angles")
+rotated_discs = jax.jit(discs.rotated_discs, static_argnames="angles")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.compute.products import contract, product
+from jaxreg.direct.discs import disc, first_quarter, rotated_discs
 from jaxreg.direct.masking import Masks, Pair
 from jaxreg.geometry import RigidTransform
 
@@ -23,62 +24,6 @@ from jaxreg.geometry import RigidTransform
 # program of one copy for each shift, which takes longer to compile, but each of its steps costs 3
 # us on a CPU: 121 windows of 16x16 take 50 instead of 30 us, 289 of 24x24 57 instead of 98.
 _LOOP = 65_536
-
-
-@functools.cache
-def _disc(side: int) -> np.ndarray:
-    """``(side, side)`` float32: 1 inside the inscribed disc, else 0."""
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    return (np.hypot(x, y) <= side / 2).astype(np.float32)
-
-
-def rotated_discs(image: jax.Array, angles: int) -> jax.Array:
-    """Rotate the central disc of an image by ``angles`` evenly spaced angles of the full circle.
-
-    Only the first quarter is interpolated; the others are exact rotations of it by 90 degrees.
-
-    Args:
-      image: ``(H, W)``.
-      angles: number of angles, a multiple of 4.
-
-    Returns:
-      ``(angles, S, S)`` with ``S = min(H, W)``, zero outside the disc; entry k is rotated by
-      ``360 k / angles`` degrees.
-    """
-    quarter = _first_quarter(image, angles)
-    return jnp.concatenate([jnp.rot90(quarter, -k, axes=(1, 2)) for k in range(4)])
-
-
-def _first_quarter(image: jax.Array, angles: int) -> jax.Array:
-    """``(angles / 4, S, S)``: the first quarter of `rotated_discs`."""
-    width, flat = image.shape[1], image.reshape(-1)
-    first, weights = _bilinear(image.shape, angles)
-    pixels = [flat.at[first + step].get(mode="promise_in_bounds") for step in (0, 1)]
-    pixels += [flat.at[first + width + step].get(mode="promise_in_bounds") for step in (0, 1)]
-    return sum(weight * pixel for weight, pixel in zip(weights, pixels, strict=True))
-
-
-@functools.lru_cache(maxsize=8)  # 1 MB for the largest grid
-def _bilinear(shape: tuple[int, int], angles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where `_first_quarter` reads, and the weights of four neighbours, zero outside the disc.
-
-    Returns:
-      ``(angles / 4, S, S)`` int32, index of the upper left neighbour; and ``(4, angles / 4, S, S)``
-      float32, the weights of it, the next, and the two below them.
-    """
-    height, width = shape
-    side = min(shape)
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    theta = np.deg2rad(90.0 * np.arange(angles // 4) / (angles // 4))[:, None, None]
-    cos, sin = np.cos(theta), np.sin(theta)
-    # Rounding may put points of the disc just outside the frame; those off the disc do not count.
-    u = np.clip(cos * x + sin * y + (width - 1) / 2, 0, width - 1)
-    v = np.clip(cos * y - sin * x + (height - 1) / 2, 0, height - 1)
-    column, row = np.minimum(np.floor(u), width - 2), np.minimum(np.floor(v), height - 2)
-    right, down = u - column, v - row
-    weights = [a * b for a in (1 - down, down) for b in (1 - right, right)]
-    first = (row * width + column).astype(np.int32)
-    return first, (np.stack(weights) * _disc(side)).astype(np.float32)
 
 
 def _start(size: int, side: int) -> int:
@@ -167,8 +112,8 @@ def _lines_of_disc(shape: tuple[int, int], side: int, reach: int) -> tuple[np.nd
       ``(H K, 2 reach + 1)``, 1 where a row of the frame lies in a line of the disc of one of K
       lengths; and ``(W, K (2 reach + 1))``, 1 where a column does.
     """
-    disc = _disc(side)
-    _, line, kind = np.unique(disc.sum(1), return_index=True, return_inverse=True)
+    lines = disc(side)
+    _, line, kind = np.unique(lines.sum(1), return_index=True, return_inverse=True)
     of_kind = (kind == np.arange(len(line))[:, None]).astype(np.float32)
 
     def shifted(lines: np.ndarray, size: int) -> np.ndarray:  # (size, K, shifts)
@@ -176,7 +121,7 @@ def _lines_of_disc(shape: tuple[int, int], side: int, reach: int) -> tuple[np.nd
         inside = (place >= 0) & (place < side)
         return np.moveaxis(np.where(inside, lines[:, np.clip(place, 0, side - 1)], 0.0), 0, 1)
 
-    rows, columns = (shifted(*v) for v in zip((of_kind, disc[line]), shape, strict=True))
+    rows, columns = (shifted(*v) for v in zip((of_kind, lines[line]), shape, strict=True))
     return rows.reshape(-1, 2 * reach + 1), columns.reshape(shape[1], -1)
 
 
@@ -308,7 +253,7 @@ def correlation_volume(pair: Pair, angles: int, reach: int) -> jax.Array:
     floor = 1e-6 * jnp.max(energy) + 1e-12
     ncc = covariance * jax.lax.rsqrt(jnp.maximum(energy, floor))
     span = 2 * reach + 1
-    share = sums.number / _disc(min(pair.source.shape)).sum()
+    share = sums.number / disc(min(pair.source.shape)).sum()
     return evidence(ncc, share).reshape(span, span, -1)
 
 
@@ -316,7 +261,7 @@ def _sums_over_frame(pair: Pair, angles: int, reach: int) -> _Sums:
     """Sums where all pixels count: most of them are then separable products."""
     source, target = pair.source, pair.target
     side = min(source.shape)
-    quarter = _first_quarter(source - source.mean(), angles)
+    quarter = first_quarter(source - source.mean(), angles)
     target = target - target.mean()
     count = _pixels_in_disc(target.shape, side, reach)
     of_template = _sums_in_frame(quarter, target.shape, reach)
