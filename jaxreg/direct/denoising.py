@@ -144,22 +144,17 @@ def interpolant_of(spectrum: Spectrum, linear: bool | jax.Array) -> jax.Array:
     return jnp.moveaxis(planes, 0, -1) + spectrum.mean
 
 
-def with_gradient(spectrum: Spectrum) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A spectrum's image and its `spline_gradient` down and right.
-
-    Returns:
-      Three arrays ``(H, W, C)``.
-    """
+def with_gradient(spectrum: Spectrum) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """A spectrum's image and its `spline_gradient`, ``(down, right)``; each ``(H, W, C)``."""
     channels, height, width = spectrum.cosines.shape
     value, slope = _cosines(height).T, _derivatives(height)
     across = np.concatenate([_cosines(width).T, _derivatives(width)])
-    lines = product(spectrum.cosines.reshape(-1, width), across.T).reshape(
-        channels, height, 2 * width
-    )
+    lines = product(spectrum.cosines.reshape(-1, width), across.T)
+    lines = lines.reshape(channels, height, 2 * width)
     image, right = jnp.split(jnp.stack([product(value, plane) for plane in lines]), 2, axis=-1)
     down = jnp.stack([product(slope, plane[:, :width]) for plane in lines])
     image, down, right = (jnp.moveaxis(planes, 0, -1) for planes in (image, down, right))
-    return image + spectrum.mean, down, right
+    return image + spectrum.mean, (down, right)
 
 
 @functools.cache

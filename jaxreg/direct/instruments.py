@@ -81,22 +81,20 @@ def instruments(
       linear: the kernel, see `by_kernel`.
     """
     seen = _seen(pair, points, value, fit)
-    down, right = spline_gradient(seen)
-    model = design_matrix(_slopes_of_target(down, right, points), flat(seen))
+    model = design_matrix(_slopes_of_target(spline_gradient(seen), points), flat(seen))
     white = lambda _, __, fit, steep: (jnp.ones_like(steep), jnp.full_like(fit.gain, WHITE))  # noqa: E731
     inside = points.inside.reshape(*pair.source.shape[:2], 1)
     trust, slow = by_kernel(linear, white, _look_for_aliasing, model[:3], inside, fit, steep)
+    blur = _ALIASING_BLUR * aliased(slow)
     power, of_target = jnp.square(fit.gain), pair.noise_of_target(fit.gain)
     noise = fit.covariance() / (of_target + power * noise_gain(points, linear))
-    blur = _ALIASING_BLUR * aliased(slow)
     source, left = wiener(pair.source, noise, blur)
     target, _ = wiener(seen, noise * of_target / power, blur)
     image = interpolant_of(source, linear)
     slope, level = slopes(image, points, linear), pull(image, points, linear)
-    image_of_target, down, right = with_gradient(target)
-    slope_of_target = _slopes_of_target(down, right, points)
-    level_of_target = flat(image_of_target)
-    mean = design_matrix(0.5 * (slope + slope_of_target), 0.5 * (level + level_of_target))
+    denoised, gradient = with_gradient(target)
+    slope_of_target = _slopes_of_target(gradient, points)
+    mean = design_matrix(0.5 * (slope + slope_of_target), 0.5 * (level + flat(denoised)))
     # A residual that is aliasing is no noise.
     share = jnp.where(linear, 1.0, 1.0 - aliased(slow))
     shared = -0.5 * fit.gain * share * noise_slopes(points, pair.source.shape, left, linear)
@@ -108,9 +106,13 @@ def instruments(
 def _look_for_aliasing(
     slope: jax.Array, inside: jax.Array, fit: Fit, steep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Trust in each pixel ``(P,)``, less in steep ones as far as the residual is aliasing.
+    """Compute trust in each pixel ``(P,)``, less in steep ones under aliasing, and `slow_share`.
 
-    Also `slow_share`.
+    Args:
+      slope: ``(3, P * C)``, the target's derivatives by the transform.
+      inside: ``(H, W, 1)`` weight of the overlap.
+      fit: of the target by the source.
+      steep: ``(P,)`` `gradient_magnitude`.
     """
     # The part that a small move would explain vanishes at the optimum.
     slope = jax.lax.stop_gradient(slope)  # trust and blur are constants to derivatives
@@ -127,9 +129,10 @@ def _seen(pair: Pair, points: Points, value: jax.Array, fit: Fit) -> jax.Array:
     return (jnp.where(inside > 0, pair.target, expected) - fit.bias) / fit.gain
 
 
-def _slopes_of_target(down: jax.Array, right: jax.Array, points: Points) -> jax.Array:
-    """Slopes ``(3, P, C)`` of an image on the target's grid, from its gradient ``(H, W, C)``."""
-    return slopes_by_gradient(flat(right), flat(down), points.lever)
+def _slopes_of_target(gradient: tuple[jax.Array, jax.Array], points: Points) -> jax.Array:
+    """Slopes ``(3, P, C)`` of an image on the target's grid, from its `spline_gradient`."""
+    v, u = map(flat, gradient)
+    return slopes_by_gradient(u, v, points.lever)
 
 
 def precision(
