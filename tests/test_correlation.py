@@ -66,6 +66,15 @@ def test_volume_agrees_with_brute_force(shape, angle):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_windows_made_in_a_loop_are_the_same(shape, monkeypatch):
+    pair = Pair(texture(shape, seed=1), texture(shape, seed=2))
+    at_once = correlation_volume(pair, angles=8, reach=4)
+    monkeypatch.setattr(correlation, "_LOOP", 0)
+    volume = jax.jit(lambda pair: correlation.correlation_volume(pair, angles=8, reach=4))
+    np.testing.assert_allclose(volume(pair), at_once, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_volume_of_masked_images_agrees_with_brute_force(shape):
     fixed, moving = texture(shape, seed=1), texture(shape, seed=2)
     masks = Masks(*(np.float32(texture(shape, seed=s) > 110) for s in (3, 4)))
