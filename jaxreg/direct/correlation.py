@@ -143,9 +143,8 @@ def _sums_in_disc(planes: jax.Array, side: int, reach: int) -> jax.Array:
 def _pixels_in_disc(shape: tuple[int, int], side: int, reach: int) -> np.ndarray:
     """``((2 reach + 1)^2, 1)``: how many pixels of the disc are in the frame at each shift."""
     rows, columns = _lines_of_disc(shape, side, reach)
-    lines = columns.sum(0).reshape(1, -1, 2 * reach + 1)  # of a row
-    lines = np.broadcast_to(lines, (shape[0], *lines.shape[1:]))
-    return (rows.T @ lines.reshape(len(rows), -1)).reshape(-1, 1)
+    of_a_row = columns.sum(0).reshape(-1, 2 * reach + 1)
+    return (rows.T @ np.tile(of_a_row, (shape[0], 1))).reshape(-1, 1)
 
 
 def _sums_in_frame(quarter: jax.Array, shape: tuple[int, ...], reach: int) -> jax.Array:
